@@ -1,0 +1,8 @@
+"""The one exception that jclip raises for a user's mistake."""
+
+
+class ClipError(RuntimeError):
+    """A file, text, picture or device that jclip cannot use; the message is one line (or a list below one line).
+
+    A RuntimeError, because that is what OpenAI's `clip` raises for an unknown model or an over-long text.
+    """
