@@ -9,9 +9,60 @@
     logits_per_image, logits_per_text = model(image, text)
     print(logits_per_image.softmax(dim=-1).numpy())
 """
+from __future__ import annotations
+
+from pathlib import Path
+
 from . import runtime
 from .errors import ClipError
 
-runtime.prepare()
+__all__ = ["ClipError", "available_models", "load", "tokenize"]
 
-__all__ = ["ClipError"]
+runtime.prepare()  # so that `import jittor` works wherever it stands below `import jclip`
+
+
+def available_models() -> list[str]:
+    """Names of the official models that `load` can download."""
+    from .download import OFFICIAL
+
+    return list(OFFICIAL)
+
+
+def load(name_or_path, device: str = "auto"):
+    """Load CLIP.
+
+    Parameters
+    ----------
+    name_or_path : a file in any of the formats of `jclip.weights`, or a name from `available_models()`, whose file is
+        downloaded to ~/.cache/clip unless it is there
+    device : "auto", "cpu" or "cuda"; auto takes CUDA where it works
+
+    Returns
+    -------
+    model : jclip.model.CLIP, computing in float32
+    preprocess : turns a PIL image into a Var of shape (3, model.visual.input_resolution, …)
+
+    Raises ClipError for an unknown name, a file that cannot be used and a device that is not there.
+    """
+    from . import download, weights
+    from .preprocess import Preprocess
+
+    path = Path(name_or_path)
+    if str(name_or_path) in download.OFFICIAL and not path.is_file():
+        path = download.download(str(name_or_path))
+    if not path.is_file():
+        raise ClipError(f"no weights at {path}; expected a file or one of {', '.join(available_models())}. "
+                        "To make one: python convert_weights.py ViT-B/32")
+    state = weights.read(path)
+    runtime.use(device)
+    from .model import build_model
+
+    model = build_model(state)
+    return model, Preprocess(model.visual.input_resolution)
+
+
+def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = False):
+    """Token ids as a Jittor Var, int32 (n, context_length); `jclip.tokenizer.tokenize` says more."""
+    from .tokenizer import tokenize
+
+    return runtime.jittor().array(tokenize(texts, context_length, truncate)).stop_grad()
