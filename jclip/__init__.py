@@ -16,6 +16,8 @@ from pathlib import Path
 from . import runtime
 from .errors import ClipError
 
+__version__ = "0.1.0"
+
 __all__ = ["ClipError", "available_models", "load", "tokenize"]
 
 runtime.prepare()  # so that `import jittor` works wherever it stands below `import jclip`

@@ -1,0 +1,116 @@
+"""The five likeliest classes of photographs.
+
+Bare, it classifies output/test.npz with output/adapter.npz and writes result.txt (one line a photograph: its name and
+five labels, best first) and result.zip. Given photographs or folders, it prints each one's classes and probabilities,
+from the trained adapter or, with --classes, zero-shot: no training and no data set at all.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+import cli
+from fewshot import artifacts, data, metrics, prompts
+from fewshot.errors import TaskError
+from tip_adapter_utils import predict_logits
+
+
+def parse(argv) -> argparse.Namespace:
+    p = cli.parser(__doc__, "--output", "--weights", "--device")
+    p.add_argument("photos", nargs="*", type=Path, metavar="PHOTO_OR_FOLDER", help="classify these, and print; needs --weights")
+    p.add_argument("--classes", metavar="LIST", help='zero-shot among these, for example "cat, dog, car"; needs photographs')
+    p.add_argument("--result", type=Path, default=Path("result.txt"), metavar="FILE", help="what to write; a .zip of it stands beside it (default: result.txt)")
+    p.add_argument("--topk", type=cli.at_least(1), default=5, metavar="K", help="classes a photograph (default: 5)")
+    a = p.parse_args(argv)
+    if a.classes is not None and not a.photos:
+        p.error("--classes needs photographs or folders to classify")
+    return a
+
+
+@cli.script
+def main(argv=None):
+    a = parse(argv)
+    if a.photos:
+        print_photos(a)
+    else:
+        write_result(a)
+
+
+def write_result(a) -> None:
+    """test.npz and adapter.npz -> result.txt, result.zip and, where labels are known, figures."""
+    adapter = artifacts.read(a.output / "adapter.npz", artifacts.Adapter)
+    test = artifacts.read(a.output / "test.npz", artifacts.Split)
+    artifacts.check_together(adapter, test)
+    ranked = metrics.top_classes(predict_logits(adapter, test.features), max(5, a.topk))
+    order = sorted(range(len(test.names)), key=lambda i: data.natural_key(test.names[i]))
+    lines = [" ".join([test.names[i], *map(str, ranked[i, : a.topk])]) + "\n" for i in order]
+    write_text_and_zip(a.result, "".join(lines).encode())
+    print(f"{a.result}: {len(lines)} photographs, {min(a.topk, len(adapter.names))} classes each, by {adapter.method}; the same in {zip_beside(a.result)}")
+    if (test.labels >= 0).any():
+        figures = metrics.score(ranked, test.labels, adapter.names, prompts.groups(adapter.names))
+        record_test(a.output / "metrics.json", figures)
+        print(f"test: top-1 {figures['top1']:.1%}, top-5 {figures['top5']:.1%} of {figures['n']} labelled photographs")
+
+
+def write_text_and_zip(path: Path, content: bytes) -> None:
+    with artifacts.written_whole(path) as file:
+        file.write(content)
+    with artifacts.written_whole(zip_beside(path)) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(zipfile.ZipInfo(path.name), content, zipfile.ZIP_DEFLATED)  # its fixed date keeps the bytes the same
+
+
+def zip_beside(path: Path) -> Path:
+    return path.with_suffix(".zip")
+
+
+def record_test(path: Path, figures: dict) -> None:
+    """Put the test figures into metrics.json beside what train_adapter.py wrote."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise TaskError(f"{path}: not JSON ({error}); run train_adapter.py again") from None
+    metrics.write_json(path, {**known, "test": figures})
+
+
+def print_photos(a) -> None:
+    """Print the classes and probabilities of the given photographs."""
+    from encoder import Encoder
+
+    paths = [path for given in a.photos for path in data.photographs(given)]
+    adapter = None if a.classes else artifacts.read(a.output / "adapter.npz", artifacts.Adapter)
+    encoder = Encoder.load(a.weights, a.device, batch_size=32)
+    adapter = adapter or zero_shot_adapter(encoder, a.classes)
+    trained_on = adapter.meta.get("weights_sha256", encoder.weights_sha256)
+    if trained_on != encoder.weights_sha256:
+        raise TaskError(f"{a.output / 'adapter.npz'} was trained on features of other weights (SHA-256 {trained_on[:12]}…) than {a.weights} "
+                        f"({encoder.weights_sha256[:12]}…); name those with --weights or run extract_feature.py and train_adapter.py again")
+    probabilities = softmax(predict_logits(adapter, encoder.photos(paths, "photographs")))
+    for path, row, best in zip(paths, probabilities, metrics.top_classes(probabilities, a.topk)):
+        print(path)
+        for label in best:
+            print(f"  {row[label]:6.1%}  {adapter.names[label]}")
+
+
+def zero_shot_adapter(encoder, listed: str) -> artifacts.Adapter:
+    """An adapter without a cache for classes given by name, separated by commas."""
+    names = [name.strip() for name in listed.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names):
+        raise TaskError(f'--classes {listed!r}: expected different names separated by commas, such as "cat, dog, car"')
+    text = encoder.prompts(prompts.sentences(names))
+    none = np.zeros((0, encoder.width), np.float32), np.zeros((0, len(names)), np.float32)
+    return artifacts.Adapter("zero-shot", np.array(names), text, encoder.scale, *none, 0.0, 0.0, {"weights_sha256": encoder.weights_sha256})
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of each row's classes; logits and result (m, C)."""
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""jclip against what OpenAI's own code answered (golden/record_clip.py says how), stage by stage."""
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jclip
+from conftest import GOLDEN
+from jclip import features, runtime, weights
+from jclip.preprocess import pixels
+from jclip.tokenizer import tokenize
+
+TOLERANCE = 1e-5  # relative L2 error of a stage; the whole must stay within 1e-4
+
+
+def error(found, expected):
+    """The largest relative L2 error of any row."""
+    return (np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)).max()
+
+
+@pytest.fixture(scope="module")
+def jt():
+    runtime.use("cpu")
+    return runtime.jittor()
+
+
+@pytest.fixture(scope="module")
+def model(jt):
+    return jclip.load(GOLDEN / "clip_weights.npz", "cpu")[0]
+
+
+@pytest.fixture(scope="module")
+def stages():
+    return dict(np.load(GOLDEN / "clip_stages.npz"))
+
+
+@pytest.mark.parametrize("text, ids, truncated", json.loads((GOLDEN / "tokens.json").read_text()))
+def test_token_ids_are_openais(text, ids, truncated):
+    row = tokenize(text, truncate=truncated)[0]
+    assert row.tolist() == ids + [0] * (77 - len(ids))
+
+
+def test_an_over_long_text_is_refused_unless_truncated():
+    with pytest.raises(jclip.ClipError, match="102 tokens is too long for a context of 77"):
+        tokenize("word " * 100)
+
+
+@pytest.mark.parametrize("number", range(13))
+def test_preprocessing_is_torchvisions(number):
+    golden = np.load(GOLDEN / "preprocess.npz")
+    found = pixels(Image.open(io.BytesIO(golden[f"file_{number}"].tobytes())), 64)
+    assert found.shape == (3, 64, 64) and found.dtype == np.float32
+    np.testing.assert_allclose(found, golden[f"pixels_{number}"], atol=1e-6, err_msg=str(golden["modes"][number]))
+
+
+@pytest.mark.parametrize("stage", ["visual.ln_pre", "visual", "ln_final",
+                                   *[f"{tower}resblocks.{i}" for tower in ("visual.transformer.", "transformer.") for i in range(2)]])
+def test_each_stage_is_openais(jt, model, stages, stage):
+    module = model
+    for part in stage.split("."):
+        module = getattr(module, part)
+    with jt.no_grad():
+        found = module(jt.array(stages[f"{stage}.in"])).numpy()
+    assert error(found, stages[f"{stage}.out"]) < TOLERANCE
+
+
+def test_features_and_logits_are_openais(jt, model, stages):
+    with jt.no_grad():
+        text = model.encode_text(jt.array(stages["tokens"].astype(np.int32))).numpy()
+        per_image, per_text = model(jt.array(stages["image"]), jt.array(stages["tokens"].astype(np.int32)))
+    assert error(text, stages["text_features"]) < TOLERANCE
+    np.testing.assert_allclose(per_image.numpy(), stages["logits_per_image"], atol=1e-4)
+    np.testing.assert_allclose(per_text.numpy(), stages["logits_per_text"], atol=1e-4)
+
+
+def test_layer_norm_keeps_its_digits_far_from_zero(jt):
+    from jclip.kernels import layer_norm
+
+    x = np.random.default_rng(0).normal(100, 1, (4, 512)).astype(np.float32)
+    exact = x.astype(np.float64)
+    exact = (exact - exact.mean(1, keepdims=True)) / np.sqrt(exact.var(1, keepdims=True) + 1e-5)
+    found = layer_norm(jt.array(x), jt.ones((512,)), jt.zeros((512,))).numpy()
+    assert np.abs(found - exact).max() < 1e-4  # jittor.nn.LayerNorm is off by 0.02 here
+
+
+def test_a_text_does_not_depend_on_its_batch(jt, model, stages):
+    tokens = stages["tokens"].astype(np.int32)
+    with jt.no_grad():
+        together = model.encode_text(tokens).numpy()
+        alone = np.concatenate([model.encode_text(tokens[i : i + 1]).numpy() for i in range(len(tokens))])
+    assert error(alone, together) < TOLERANCE
+
+
+def test_the_snippet_of_every_clip_readme_runs(jt, tmp_path):
+    import jclip as clip
+
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 100, 3), np.uint8)).save(tmp_path / "CLIP.png")
+    model, preprocess = clip.load(str(GOLDEN / "clip_weights.npz"))
+    image = preprocess(Image.open(tmp_path / "CLIP.png")).unsqueeze(0)
+    text = clip.tokenize(["!", "a"], context_length=77) % 300  # the tiny model knows 300 tokens
+    with jt.no_grad():
+        assert model.encode_image(image).shape == (1, 48) and model.encode_text(text).shape == (2, 48)
+        logits_per_image, logits_per_text = model(image, text)
+        probs = logits_per_image.softmax(dim=-1).numpy()
+    assert probs.shape == (1, 2) and probs.sum() == pytest.approx(1, abs=1e-6) and logits_per_text.shape == (2, 1)
+    assert model.visual.input_resolution == preprocess.resolution == 64
+
+
+@pytest.mark.parametrize("wrong", [np.array([[298, 300, 299]]), np.array([[298, -1, 299]]), np.zeros((1, 78), int), np.zeros((2, 3)), np.zeros(5, int)])
+def test_tokens_that_the_model_does_not_know_are_refused(model, wrong):
+    with pytest.raises(jclip.ClipError, match="encode_text"):
+        model.encode_text(wrong)
+
+
+def test_images_of_another_size_are_refused(jt, model):
+    with pytest.raises(jclip.ClipError, match=r"\(n, 3, 64, 64\), found \(3, 64, 64\)"):
+        model.encode_image(jt.zeros((3, 64, 64)))
+
+
+def test_gradients_reach_every_parameter(jt, model, stages):
+    """The towers can be trained, not only run."""
+    per_image, _ = model(jt.array(stages["image"]), jt.array(stages["tokens"].astype(np.int32)))
+    state = {name: value for name, value in model.state_dict().items() if name != "token_embedding.weight"}
+    grads = jt.grad((per_image * jt.array(np.float32([1, 2, 3, 4]))).sum(), list(state.values()))
+    assert [name for name, grad in zip(state, grads) if not np.abs(grad.numpy()).max() > 0] == []
+
+
+def test_image_features_keep_the_order_and_do_not_depend_on_threads(jt, model):
+    images = np.random.default_rng(0).normal(size=(11, 3, 64, 64)).astype(np.float32)
+    slowly = [np.concatenate(list(features.image_features(model, range(11), lambda i: images[i], batch_size=4, threads=n))) for n in (1, 4)]
+    with jt.no_grad():
+        expected = features.unit(model.encode_image(jt.array(images)).numpy())
+    np.testing.assert_array_equal(slowly[0], slowly[1])
+    np.testing.assert_allclose(slowly[0], expected, atol=1e-6)
+
+
+def test_image_features_raise_what_the_reader_raises(model):
+    def pixels(i):
+        if i == 5:
+            raise ValueError("photograph 5")
+        return np.zeros((3, 64, 64), np.float32)
+
+    rows = features.image_features(model, range(9), pixels, batch_size=2, threads=2)
+    with pytest.raises(ValueError, match="photograph 5"):
+        list(rows)
+
+
+def test_the_prompt_ensemble_is_the_direction_of_the_mean():
+    a, b, c = np.eye(3, dtype=np.float32)
+    rows = features.prompt_ensemble(np.stack([a, b, c]), [2, 1])
+    np.testing.assert_allclose(rows, [[0.5**0.5, 0.5**0.5, 0], [0, 0, 1]], atol=1e-7)
+
+
+def test_names_of_the_model_are_those_of_the_weights(model):
+    state = weights.read(GOLDEN / "clip_weights.npz")
+    assert {name: tuple(value.shape) for name, value in model.state_dict().items() if name != "logit_scale"} == {
+        name: value.shape for name, value in state.items() if name != "logit_scale"}
