@@ -75,7 +75,10 @@ def jittor():
     prepare()
     if not importlib.util.find_spec("jittor"):
         raise ClipError("Jittor is not installed; run: pip install -r requirements.txt")
-    if not any(Path.home().glob(".cache/jittor/*/**/jittor_core*.so")):
+    if not (os.environ.get("cc_path") or shutil.which("g++") or shutil.which("clang++")):
+        raise ClipError("g++ is missing, with which Jittor compiles itself; install it (Debian, Ubuntu: apt install g++)")
+    # one folder each for the versions of Jittor, g++, Python, the kernel, the CPU, the install path, and the cache's name
+    if not any(Path.home().glob(".cache/jittor/*/*/*/*/*/*/*/jittor_core*.so")):
         print("Jittor compiles its core on its first use: about 3 minutes, once.", file=sys.stderr)
     interrupt = signal.getsignal(signal.SIGINT)
     try:
