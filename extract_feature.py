@@ -38,7 +38,7 @@ def main(argv=None):
     a = parse(argv)
     views = augment.parse_views(a.views)
     task = data.read_task(a.data, a.split)
-    sentences = prompts.sentences(task.classes)
+    sentences = read_prompts(task.classes)
     encoder = Encoder.load(a.weights, a.device, a.batch_size)
     a.output.mkdir(parents=True, exist_ok=True)
     made_by = {"program": f"jittor-tip-adapter {jclip.__version__}", "weights_sha256": encoder.weights_sha256,
@@ -51,6 +51,17 @@ def main(argv=None):
     artifacts.write(a.output / "test.npz", split_of(task.test, rows, {**made_by, "list_sha256": fingerprint([p.name for p in task.test])}))
     print(f"{a.output}: text of {len(task.classes)} classes and {sum(map(len, sentences))} sentences, {len(task.test)} test photographs. "
           f"Next: python train_adapter.py")
+
+
+def read_prompts(classes: Sequence[str]) -> list[list[str]]:
+    """Each class's sentences; says on stderr, once, what the prompt files lack and what in them matches no class."""
+    read = prompts.read(classes)
+    if read.without:
+        print(f"{len(read.without)} of {len(classes)} classes have no sentences of their own in prompts/ and live from their group's templates "
+              f"(the first: {read.without[0]})", file=sys.stderr)
+    if read.strangers:
+        print(f"{len(read.strangers)} entries in prompts/ match no class here (the first: {read.strangers[0]})", file=sys.stderr)
+    return read.sentences
 
 
 def write_shots(a, train: Sequence[data.Photo], views: list[str], encoder: Encoder, made_by: dict) -> None:

@@ -101,7 +101,7 @@ def zero_shot_adapter(encoder, listed: str) -> artifacts.Adapter:
     names = [name.strip() for name in listed.split(",") if name.strip()]
     if not names or len(set(names)) < len(names):
         raise TaskError(f'--classes {listed!r}: expected different names separated by commas, such as "cat, dog, car"')
-    text = encoder.prompts(prompts.sentences(names))
+    text = encoder.prompts(prompts.read(names).sentences)
     none = np.zeros((0, encoder.width), np.float32), np.zeros((0, len(names)), np.float32)
     return artifacts.Adapter("zero-shot", np.array(names), text, encoder.scale, *none, 0.0, 0.0, {"weights_sha256": encoder.weights_sha256})
 

@@ -1,0 +1,92 @@
+"""Seeded views of one photograph: each a pure function of a PIL image and a numpy Generator.
+
+The strengths are those usual for few-shot work on CLIP; `crop` is the one that Tip-Adapter builds its cache from
+(arXiv:2207.09519; RandomResizedCrop with scale 0.5 to 1, and a random flip).
+"""
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from fewshot.errors import TaskError
+
+DEFAULT_VIEWS = "plain,flip,jitter,crop"
+CROP_AREA = (0.5, 1.0)  # of the photograph's area
+CROP_RATIO = (3 / 4, 4 / 3)  # width to height
+CROP_TRIES = 10  # torchvision's; a very long photograph holds no box of these shapes
+
+
+def plain(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The photograph as it is."""
+    return image
+
+
+def flip(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Mirrored left to right, brightness and contrast changed by up to 20 %."""
+    return _enhanced(ImageOps.mirror(image.convert("RGB")), rng, 0.2, ImageEnhance.Brightness, ImageEnhance.Contrast)
+
+
+def jitter(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Brightness, contrast and saturation changed by up to 40 %, hue turned by up to a tenth of the circle."""
+    image = _enhanced(image.convert("RGB"), rng, 0.4, ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    hue, saturation, value = image.convert("HSV").split()
+    turn = int(round(rng.uniform(-0.1, 0.1) * 256))
+    hue = hue.point([(level + turn) % 256 for level in range(256)])
+    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+
+
+def crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A box of half to all of the photograph, 3:4 to 4:3, pressed into a square, mirrored in half of all cases.
+
+    The square's side is the box's longer one; CLIP's preprocessing brings it to the model's resolution.
+    """
+    image = image.convert("RGB")
+    box = _random_box(*image.size, rng)
+    side = max(box[2] - box[0], box[3] - box[1])
+    image = image.resize((side, side), Image.BICUBIC, box=box)
+    return ImageOps.mirror(image) if rng.random() < 0.5 else image
+
+
+VIEWS = {"plain": plain, "flip": flip, "jitter": jitter, "crop": crop}
+
+
+def parse_views(listed: str) -> list[str]:
+    """["plain", "crop", "crop"] of "plain,crop:2"; raises TaskError for an unknown view or where plain is not first."""
+    views: list[str] = []
+    for part in listed.split(","):
+        name, _, times = part.strip().partition(":")
+        if name not in VIEWS or not (times or "1").isdecimal() or int(times or 1) < 1:
+            raise TaskError(f"--views {listed!r}: {part.strip()!r} is no view; expected {', '.join(VIEWS)}, or crop:7 for seven")
+        views += [name] * int(times or 1)
+    if views[0] != "plain" or views.count("plain") > 1:
+        raise TaskError(f"--views {listed!r}: expected plain first, once, such as {DEFAULT_VIEWS}")
+    return views
+
+
+def view_rng(seed: int, name: str, number: int) -> np.random.Generator:
+    """The randomness of one view of one photograph, whatever else is computed before it or beside it."""
+    digest = hashlib.sha256(f"{seed}\0{number}\0{name}".encode("utf-8", "surrogateescape")).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "little"))
+
+
+def _enhanced(image: Image.Image, rng: np.random.Generator, strength: float, *enhancers) -> Image.Image:
+    for enhancer in enhancers:
+        image = enhancer(image).enhance(rng.uniform(1 - strength, 1 + strength))
+    return image
+
+
+def _random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """left, top, right, bottom of a random box, drawn as in Szegedy et al., arXiv:1409.4842, section 6."""
+    for _ in range(CROP_TRIES):
+        area = width * height * rng.uniform(*CROP_AREA)
+        ratio = math.exp(rng.uniform(math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+            return left, top, left + w, top + h
+    w, h = min(width, max(1, round(height * CROP_RATIO[1]))), min(height, max(1, round(width / CROP_RATIO[0])))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h

@@ -1,0 +1,196 @@
+"""The files between the stages: checked when read, written whole or not at all. docs/design.md has their table.
+
+Letters: C classes, N shots, V views, D feature width, M rows of a split.
+"""
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Iterator, TypeVar
+
+import numpy as np
+
+from .errors import TaskError
+
+DEFAULT_SCALE = 100.0  # exp(logit_scale) of all of OpenAI's models
+NORM_TOLERANCE = 1e-2  # of a row's L2 norm; wide enough for rows that were stored as float16
+
+
+def _array(dims: str, kind: str, unit: bool = False, default=None):
+    """A field that stands in the .npz: its axes by letter, its kind ("f" float32, "i" int64, "U" text), unit-norm rows."""
+    return field(metadata={"dims": dims, "kind": kind, "unit": unit, "default": default})
+
+
+@dataclass(frozen=True)
+class Text:
+    """text.npz: one row a class."""
+
+    features: np.ndarray = _array("CD", "f", unit=True)
+    names: np.ndarray = _array("C", "U")
+    scale: float = _array("", "f", default=DEFAULT_SCALE)
+    meta: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Support:
+    """support.npz: V views of each shot, view 0 the plain photograph."""
+
+    features: np.ndarray = _array("NVD", "f", unit=True)
+    labels: np.ndarray = _array("N", "i")
+    names: np.ndarray = _array("N", "U")
+    meta: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Split:
+    """val.npz and test.npz; the label of a photograph whose class is not known is -1."""
+
+    features: np.ndarray = _array("MD", "f", unit=True)
+    labels: np.ndarray = _array("M", "i")
+    names: np.ndarray = _array("M", "U")
+    meta: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """adapter.npz: all that a prediction needs. Keys need not be of unit norm: fine-tuned ones are not."""
+
+    method: str = _array("", "U")
+    names: np.ndarray = _array("C", "U")
+    text: np.ndarray = _array("CD", "f", unit=True)
+    scale: float = _array("", "f")
+    keys: np.ndarray = _array("ND", "f")
+    values: np.ndarray = _array("NC", "f")
+    alpha: float = _array("", "f")
+    beta: float = _array("", "f")
+    meta: dict = field(default_factory=dict)
+
+
+MADE_BY = {Text: "extract_feature.py", Support: "extract_feature.py", Split: "extract_feature.py", Adapter: "train_adapter.py"}
+Artifact = TypeVar("Artifact", Text, Support, Split, Adapter)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator:
+    """A binary file that becomes `path` when the block ends well; when it does not, what was at `path` stays.
+
+    The content is on disk before the name is, so that a kill or a power cut leaves the old file or the new one.
+    """
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write(path: Path, artifact) -> None:
+    """Write an artifact, whole or not at all; the same content gives the same bytes."""
+    arrays = {f.name: np.asarray(getattr(artifact, f.name), _DTYPES[f.metadata["kind"]]) for f in _arrays_of(type(artifact))}
+    with written_whole(path) as file:
+        np.savez(file, **arrays, meta=np.array(json.dumps(artifact.meta, sort_keys=True)))
+
+
+def read(path: Path, kind: type[Artifact]) -> Artifact:
+    """Read and check an artifact; raises TaskError for a file that is missing, damaged or of another form.
+
+    Rows that should be of unit norm, and are so but for rounding, are normalised anew.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise TaskError(f"no {path}; run {MADE_BY[kind]} first, or name its folder with --output")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            stored = {name: file[name] for name in file.files}
+        meta = json.loads(str(stored.pop("meta", "{}")))
+    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, AttributeError, MemoryError) as error:
+        raise TaskError(f"{path}: damaged, or not a {kind.__name__.lower()} file of this program ({error}); run {MADE_BY[kind]} again") from None
+    if not isinstance(meta, dict):
+        raise TaskError(f"{path}: meta is {type(meta).__name__}, expected a JSON object; run {MADE_BY[kind]} again")
+    sizes: dict[str, int] = {}
+    values = {f.name: _checked(path, f, stored.get(f.name), sizes) for f in _arrays_of(kind)}
+    return kind(**values, meta=meta)
+
+
+def check_together(*artifacts) -> None:
+    """Raise TaskError unless the artifacts, in the order of the stages, can be of one task.
+
+    They must have the same feature width, their labels must be of the classes that a Text or Adapter among them
+    names, and every fingerprint (a key of `meta` that ends in _sha256) that two of them record must be the same in both.
+    """
+    for i, one in enumerate(artifacts):
+        for other in artifacts[i + 1 :]:
+            _check_pair(one, other)
+
+
+def _check_pair(one, other) -> None:
+    what, of = type(one).__name__.lower(), type(other).__name__.lower()
+    if _width(one) != _width(other):
+        raise TaskError(f"{what} has features of width {_width(one)}, {of} of width {_width(other)}: they come from different weights; run extract_feature.py again")
+    for key in sorted(k for k in one.meta.keys() & other.meta.keys() if k.endswith("_sha256")):
+        if one.meta[key] != other.meta[key]:
+            raise TaskError(f"{what} and {of} were made from different {key[: -len('_sha256')]} ({str(one.meta[key])[:12]}… and {str(other.meta[key])[:12]}…); "
+                            f"run {MADE_BY[Adapter] if isinstance(one, Adapter) else MADE_BY[type(other)]} again")
+    if isinstance(one, (Text, Adapter)) and isinstance(other, (Support, Split)):
+        lowest = 0 if isinstance(other, Support) else -1
+        wrong = other.labels[(other.labels < lowest) | (other.labels >= len(one.names))]
+        if len(wrong):
+            raise TaskError(f"{of} holds label {wrong[0]}, but there are {len(one.names)} classes; labels go from 0 to {len(one.names) - 1}")
+
+
+def _checked(path: Path, f, array, sizes: dict[str, int]):
+    """One array of a file, checked against its field; `sizes` collects the lengths of the axes by letter."""
+    dims, kind = f.metadata["dims"], f.metadata["kind"]
+    if array is None:
+        if f.metadata["default"] is None:
+            raise TaskError(f"{path}: holds no array {f.name!r}")
+        return f.metadata["default"]
+    if array.dtype.kind not in {"f": "fiu", "i": "iu", "U": "U"}[kind]:
+        raise TaskError(f"{path}: {f.name} is of dtype {array.dtype}, expected {_NAMES[kind]}")
+    found = dict(zip(dims, array.shape))
+    if array.ndim != len(dims) or any(sizes.setdefault(letter, n) != n for letter, n in found.items()):
+        expected = ", ".join(f"{letter}={sizes[letter]}" if letter in sizes else letter for letter in dims)
+        raise TaskError(f"{path}: {f.name} is of shape {array.shape}, expected ({expected})")
+    array = array.astype(_DTYPES[kind])
+    if kind == "f" and not np.isfinite(array).all():
+        raise TaskError(f"{path}: {f.name} holds NaN or infinity")
+    if f.metadata["unit"]:
+        array = _unit(path, f.name, array)
+    return array if dims else array.item()
+
+
+def _unit(path: Path, name: str, rows: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
+    off = np.abs(norms - 1)
+    if off.size and off.max() > NORM_TOLERANCE:
+        raise TaskError(f"{path}: {name} has a row of L2 norm {norms.flat[off.argmax()]:.4g}, expected 1; normalise the rows")
+    return rows if not off.size or off.max() < 1e-5 else rows / norms
+
+
+_DTYPES = {"f": np.float32, "i": np.int64, "U": np.str_}
+_NAMES = {"f": "float32", "i": "int64", "U": "text"}
+
+
+def _arrays_of(kind) -> list:
+    return [f for f in fields(kind) if "dims" in f.metadata]
+
+
+def _width(artifact) -> int:
+    return (artifact.text if isinstance(artifact, Adapter) else artifact.features).shape[-1]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

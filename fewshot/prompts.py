@@ -1,0 +1,83 @@
+"""Class name -> the sentences whose mean is the class's text."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple, Sequence
+
+from .errors import TaskError
+
+FOLDER = Path(__file__).parent.parent / "prompts"
+DEFAULT = "default"  # the group of classes whose name begins with no known group
+
+
+class Prompts(NamedTuple):
+    sentences: list[list[str]]  # of each class, templates first
+    without: list[str]  # classes that have templates only, where their group has a prompt file
+    strangers: list[str]  # entries of prompt files that match no class, "file: name"
+
+
+def read(classes: Sequence[str], folder: Path = FOLDER) -> Prompts:
+    """The sentences of each class: its group's templates filled with its name, then those of GROUP_prompt.json.
+
+    Raises TaskError where a file of `folder` is not of its form.
+    """
+    templates = read_templates(folder)
+    named = [split_group(name, templates) for name in classes]
+    own = {group: _read_prompts(Path(folder) / f"{group}_prompt.json") for group in {group for group, _ in named}}
+    sentences = [[template.format(words) for template in templates[group]] + own[group].get(words, []) for group, words in named]
+    known = {(group, words) for group, words in named}
+    return Prompts(sentences,
+                   [name for name, (group, words) in zip(classes, named) if own[group] and words not in own[group]],
+                   [f"{group}_prompt.json: {words}" for group in sorted(own) for words in own[group] if (group, words) not in known])
+
+
+def groups(classes: Sequence[str], folder: Path = FOLDER) -> list[str]:
+    """The group of each class."""
+    templates = read_templates(folder)
+    return [split_group(name, templates)[0] for name in classes]
+
+
+def split_group(name: str, known: Sequence[str]) -> tuple[str, str]:
+    """("Animal", "Polar Bear") of "Animal_Polar_Bear": the longest known group before a "_", and the name in words."""
+    group = max((group for group in known if name.startswith(group + "_") and len(name) > len(group) + 1), key=len, default=None)
+    words = name if group is None else name[len(group) + 1 :]
+    return group or DEFAULT, " ".join(words.replace("_", " ").split())
+
+
+def read_templates(folder: Path = FOLDER) -> dict[str, list[str]]:
+    """Templates of each group from templates.json: a sentence or a list of them, each with one "{}" for the name."""
+    path = Path(folder) / "templates.json"
+    templates = {group: [value] if isinstance(value, str) else value for group, value in _json_object(path).items()}
+    for group, sentences in templates.items():
+        if not _are_sentences(sentences) or any(sentence.count("{}") != 1 or sentence.count("{") != 1 for sentence in sentences):
+            raise TaskError(f'{path}: {group!r}: expected a sentence or a list of them with one {{}} each, such as "a photo of a {{}}."')
+    if DEFAULT not in templates:
+        raise TaskError(f'{path}: no "{DEFAULT}"; expected templates for classes without a group')
+    return templates
+
+
+def _read_prompts(path: Path) -> dict[str, list[str]]:
+    if not path.exists():
+        return {}
+    prompts = _json_object(path)
+    for name, sentences in prompts.items():
+        if not _are_sentences(sentences):
+            raise TaskError(f'{path}: {name!r}: expected a list of sentences, such as ["A bear has round ears."]')
+    return prompts
+
+
+def _are_sentences(value) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(sentence, str) and sentence.strip() for sentence in value)
+
+
+def _json_object(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise TaskError(f"no {path}; it belongs to this program, restore it") from None
+    except (ValueError, RecursionError) as error:
+        raise TaskError(f"{path}: not JSON in UTF-8 ({error})") from None
+    if not isinstance(content, dict):
+        raise TaskError(f"{path}: holds a {type(content).__name__}, expected an object with names as keys")
+    return content
