@@ -1,0 +1,309 @@
+"""CLIP's weights from any of the usual files: recognised by content, renamed by one table per layout, checked strictly.
+
+Everything becomes OpenAI's state dict: name -> array, such as visual.transformer.resblocks.0.attn.in_proj_weight.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from . import unpickle
+from .errors import ClipError
+
+HEAD_WIDTH = 64  # of every head in OpenAI's models; build_model in clip/model.py
+LISTED = 8  # names in an error before "and n more"
+
+# A pattern on the left becomes the name on the right; None: deliberately dropped. The first that fits counts.
+OPENAI = [  # OpenAI's, open_clip's and JCLIP's names; open_clip puts a separate text tower under "text."
+    (r"(?:input_resolution|context_length|vocab_size|(?:.+\.)?attn_mask)", None),
+    (r"text\.(?:(?!text_projection\.)(.+))", r"\1"),
+    (r"(.+)", r"\1"),
+]
+HUGGING_FACE = [
+    (r".+\.position_ids", None),
+    (r"logit_scale", "logit_scale"),
+    (r"visual_projection\.weight", "visual.proj"),
+    (r"text_projection\.weight", "text_projection"),
+    (r"vision_model\.embeddings\.class_embedding", "visual.class_embedding"),
+    (r"vision_model\.embeddings\.patch_embedding\.weight", "visual.conv1.weight"),
+    (r"vision_model\.embeddings\.position_embedding\.weight", "visual.positional_embedding"),
+    (r"vision_model\.pre_layrnorm\.(.+)", r"visual.ln_pre.\1"),
+    (r"vision_model\.post_layernorm\.(.+)", r"visual.ln_post.\1"),
+    (r"vision_model\.encoder\.layers\.(.+)", r"visual.transformer.resblocks.\1"),
+    (r"text_model\.embeddings\.token_embedding\.weight", "token_embedding.weight"),
+    (r"text_model\.embeddings\.position_embedding\.weight", "positional_embedding"),
+    (r"text_model\.final_layer_norm\.(.+)", r"ln_final.\1"),
+    (r"text_model\.encoder\.layers\.(.+)", r"transformer.resblocks.\1"),
+]
+HUGGING_FACE_BLOCK = [  # the rest of a name behind "resblocks.0."
+    (r"self_attn\.([qkv])_proj\.(weight|bias)", r"attn.in_proj_\2.\1"),  # joined below
+    (r"self_attn\.out_proj\.(.+)", r"attn.out_proj.\1"),
+    (r"layer_norm([12])\.(.+)", r"ln_\1.\2"),
+    (r"mlp\.fc1\.(.+)", r"mlp.c_fc.\1"),
+    (r"mlp\.fc2\.(.+)", r"mlp.c_proj.\1"),
+]
+TRANSPOSED = ("visual.proj", "text_projection")  # Hugging Face keeps them as linear layers
+NESTED = ("state_dict", "model_state_dict", "model", "module")  # where training scripts put a state dict
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The sizes of a CLIP with a vision transformer."""
+
+    embed_dim: int
+    image_resolution: int
+    patch_size: int
+    vision_width: int
+    vision_layers: int
+    vision_heads: int
+    context_length: int
+    vocab_size: int
+    text_width: int
+    text_layers: int
+    text_heads: int
+
+    def __str__(self) -> str:
+        return (f"ViT of {self.vision_layers} layers, width {self.vision_width}, {self.image_resolution} px in patches of {self.patch_size}; "
+                f"text of {self.text_layers} layers, width {self.text_width}, {self.context_length} tokens; features of width {self.embed_dim}")
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """OpenAI's state dict from a file, float16 or float32 as stored.
+
+    Reads OpenAI's TorchScript archive, torch state dicts (zip or older format; plain or nested), Hugging Face's and
+    open_clip's safetensors, Jittor's .pkl and .npz. Nothing in the file is run. Raises ClipError where the file is none of
+    these, damaged, of another model, or has missing, extra, misshapen or non-finite tensors, which it lists.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ClipError(f"no weights at {path}; make them with: python convert_weights.py ViT-B/32")
+    try:
+        state = {name: value for name, value in _tensors(_content(path)).items()}
+    except unpickle.DAMAGE as error:
+        raise ClipError(f"{path}: damaged, or no weights of a known format ({error or type(error).__name__})") from None
+    _refuse_other_models(path, state)
+    state = _openai_names(path, state)
+    _check(path, state)
+    return state
+
+
+def architecture(state: dict[str, np.ndarray]) -> Architecture:
+    """All sizes from the shapes of a state dict, as build_model in OpenAI's clip/model.py finds them.
+
+    Raises ClipError where a tensor that tells a size is missing or has another number of dimensions.
+    """
+    def shape(name: str, ndim: int) -> tuple[int, ...]:
+        if name not in state or state[name].ndim != ndim:
+            found = f"of shape {state[name].shape}" if name in state else "missing"
+            raise ClipError(f"{name} is {found}, expected {ndim} dimension{'s' * (ndim > 1)}: no CLIP with a vision transformer")
+        return state[name].shape
+
+    def layers(tower: str) -> int:
+        return len({name.split(".")[tower.count(".")] for name in state if name.startswith(tower)})
+
+    vision_width, _, _, patch = shape("visual.conv1.weight", 4)
+    grid = round((shape("visual.positional_embedding", 2)[0] - 1) ** 0.5)
+    vocabulary, text_width = shape("token_embedding.weight", 2)
+    return Architecture(
+        embed_dim=shape("text_projection", 2)[1], image_resolution=patch * grid, patch_size=patch,
+        vision_width=vision_width, vision_layers=layers("visual.transformer.resblocks."), vision_heads=max(1, vision_width // HEAD_WIDTH),
+        context_length=shape("positional_embedding", 2)[0], vocab_size=vocabulary,
+        text_width=text_width, text_layers=layers("transformer.resblocks."), text_heads=max(1, text_width // HEAD_WIDTH))
+
+
+def expected_shapes(a: Architecture) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a model with these sizes; logit_scale is ()."""
+    def block(prefix: str, width: int) -> dict[str, tuple[int, ...]]:
+        return {prefix + name: shape for name, shape in {
+            "attn.in_proj_weight": (3 * width, width), "attn.in_proj_bias": (3 * width,),
+            "attn.out_proj.weight": (width, width), "attn.out_proj.bias": (width,),
+            "ln_1.weight": (width,), "ln_1.bias": (width,), "ln_2.weight": (width,), "ln_2.bias": (width,),
+            "mlp.c_fc.weight": (4 * width, width), "mlp.c_fc.bias": (4 * width,),
+            "mlp.c_proj.weight": (width, 4 * width), "mlp.c_proj.bias": (width,)}.items()}
+
+    v, t = a.vision_width, a.text_width
+    shapes = {"visual.class_embedding": (v,), "visual.conv1.weight": (v, 3, a.patch_size, a.patch_size),
+              "visual.positional_embedding": ((a.image_resolution // a.patch_size) ** 2 + 1, v),
+              "visual.ln_pre.weight": (v,), "visual.ln_pre.bias": (v,), "visual.ln_post.weight": (v,), "visual.ln_post.bias": (v,),
+              "visual.proj": (v, a.embed_dim), "token_embedding.weight": (a.vocab_size, t), "positional_embedding": (a.context_length, t),
+              "ln_final.weight": (t,), "ln_final.bias": (t,), "text_projection": (t, a.embed_dim), "logit_scale": ()}
+    for layer in range(a.vision_layers):
+        shapes.update(block(f"visual.transformer.resblocks.{layer}.", v))
+    for layer in range(a.text_layers):
+        shapes.update(block(f"transformer.resblocks.{layer}.", t))
+    return shapes
+
+
+def write(state: dict[str, np.ndarray], file: BinaryIO) -> None:
+    """Write float32 arrays as jt.save does, so that jt.load and JCLIP read them: a pickle, its SHA-1, a magic word."""
+    digest = hashlib.sha1()
+
+    class Sink:
+        def write(self, part):
+            digest.update(part)
+            return file.write(part)
+
+    pickler = pickle.Pickler(Sink(), 4)
+    pickler.fast = True  # no memo: it would keep a second copy of every array until the end
+    pickler.dump({name: np.ascontiguousarray(value, np.float32).reshape(value.shape) for name, value in state.items()})
+    file.write(digest.digest() + unpickle.JITTOR_MAGIC)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal, as sha256sum prints it."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for part in iter(lambda: file.read(1 << 20), b""):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _content(path: Path):
+    """Whatever the file holds, by its first bytes."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+        file.seek(0)
+        if start.startswith(b"PK\x03\x04"):
+            with zipfile.ZipFile(file) as archive:
+                if any(name.split("/")[-1] == "data.pkl" for name in archive.namelist()):
+                    return unpickle.read_torch_zip(archive)
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        if start[:1] == b"\x80":
+            return unpickle.read_pickle(file)
+    if start[8:] == b"{":
+        return _safetensors(path)
+    raise ValueError("expected a torch archive or state dict, safetensors, Jittor's .pkl or .npz")
+
+
+def _safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+
+
+def _tensors(content) -> dict[str, np.ndarray]:
+    """The state dict in what a file held: the dict itself, one nested in it, or the attributes of a TorchScript module."""
+    if isinstance(content, unpickle.Inert):
+        return _attributes(content)
+    if not isinstance(content, dict):
+        raise ValueError(f"holds a {type(content).__name__}, expected names and tensors")
+    content = {name: unpickle.plain(value) for name, value in content.items()}
+    if not any(isinstance(value, np.ndarray) for value in content.values()):
+        inner = next((content[name] for name in NESTED if isinstance(content.get(name), dict)), None)
+        if inner is None:
+            raise ValueError("holds no tensors")
+        return _tensors(inner)
+    if all(isinstance(name, str) and name.startswith("module.") for name in content):  # of torch's DataParallel
+        content = {name[len("module.") :]: value for name, value in content.items()}
+    return {str(name): value if isinstance(value, np.ndarray) else np.asarray(value) for name, value in content.items()}
+
+
+def _attributes(module: unpickle.Inert, prefix: str = "") -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for name, value in vars(module).items():
+        if isinstance(value, unpickle.Inert):
+            found.update(_attributes(value, f"{prefix}{name}."))
+        elif isinstance(value, np.ndarray):
+            found[prefix + name] = value
+    return found
+
+
+def _refuse_other_models(path: Path, state: dict) -> None:
+    """A ResNet, or a transformer whose config says what the weights cannot: another activation, other heads."""
+    if any(name.startswith("visual.layer1.") for name in state):
+        raise ClipError(f"{path}: a CLIP with a ResNet image tower; jclip has OpenAI's vision transformers only (ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px)")
+    for config in (path.with_name("config.json"), path.with_name("open_clip_config.json")):
+        if path.suffix == ".safetensors" and config.is_file():
+            try:
+                said = json.loads(config.read_text(encoding="utf-8"))
+            except ValueError:
+                continue
+            wrong = _unlike_openai(said) if isinstance(said, dict) else None
+            if wrong:
+                raise ClipError(f"{path}: {config.name} says {wrong}; jclip computes OpenAI's models only (QuickGELU, heads of width {HEAD_WIDTH})")
+
+
+def _unlike_openai(config: dict) -> str | None:
+    """What a Hugging Face or open_clip config says that jclip does not compute; None where nothing is."""
+    open_clip = config.get("model_cfg")
+    if isinstance(open_clip, dict):
+        if not open_clip.get("quick_gelu", False):
+            return "quick_gelu is off"
+        widths = [open_clip.get(tower, {}).get("head_width", HEAD_WIDTH) for tower in ("vision_cfg",)]
+        return next((f"heads of width {width}" for width in widths if width != HEAD_WIDTH), None)
+    for tower in (config.get("vision_config"), config.get("text_config")):
+        if isinstance(tower, dict):
+            if tower.get("hidden_act", "quick_gelu") != "quick_gelu":
+                return f"hidden_act is {tower['hidden_act']}"
+            width, heads = tower.get("hidden_size"), tower.get("num_attention_heads")
+            if isinstance(width, int) and isinstance(heads, int) and width != heads * HEAD_WIDTH:
+                return f"{heads} heads at width {width}"
+    return None
+
+
+def _openai_names(path: Path, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    hugging_face = any(name.startswith("vision_model.") for name in state)
+    renamed: dict[str, np.ndarray] = {}
+    for name, value in state.items():
+        new = _renamed(name, HUGGING_FACE if hugging_face else OPENAI)
+        if hugging_face and new and ".resblocks." in f".{new}":
+            block, layer, rest = re.fullmatch(r"(.*resblocks\.)([^.]*)\.?(.*)", new).groups()
+            new = f"{block}{layer}.{_renamed(rest, HUGGING_FACE_BLOCK)}"
+        if new in renamed:
+            raise ClipError(f"{path}: two tensors are {new}")
+        if new is not None:
+            renamed[new] = value
+    return _joined(renamed) if hugging_face else renamed
+
+
+def _renamed(name: str, table: list) -> str | None:
+    for pattern, new in table:
+        match = re.fullmatch(pattern, name)
+        if match:
+            return match.expand(new) if new else None
+    return name  # unknown: it will be listed as extra
+
+
+def _joined(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Separate queries, keys and values as one matrix; linear projections as OpenAI keeps them."""
+    for name in [name for name in state if name.endswith(".q")]:
+        parts = [name[:-1] + letter for letter in "qkv"]
+        if all(part in state and state[part].ndim for part in parts) and len({state[part].shape for part in parts}) == 1:
+            state[name[:-2]] = np.concatenate([state.pop(part) for part in parts])
+    return {name: value.T if name in TRANSPOSED else value for name, value in state.items()}
+
+
+def _check(path: Path, state: dict[str, np.ndarray]) -> None:
+    """Raise a ClipError that lists every tensor that is missing, extra, misshapen, not of floats or not finite."""
+    try:
+        expected = expected_shapes(architecture(state))
+    except ClipError as error:
+        raise ClipError(f"{path}: {error}") from None
+    for name, value in state.items():  # 0-d scalars come back from Jittor with one element
+        if value.shape == (1,) and expected.get(name) == ():
+            state[name] = value.reshape(())
+    present = [name for name in expected if name in state]
+    floats = [name for name in present if state[name].dtype.kind == "f"]
+    problems = {
+        "missing": [name for name in expected if name not in state],
+        "extra": [name for name in state if name not in expected],
+        "misshapen": [f"{name} {state[name].shape}, expected {expected[name]}" for name in present if state[name].shape != expected[name]],
+        "not floating point": [f"{name} ({state[name].dtype})" for name in present if name not in floats],
+        "NaN or infinite": [name for name in floats if not np.isfinite(state[name]).all()]}
+    found = [f"{what}: {', '.join(names[:LISTED])}{f' and {len(names) - LISTED} more' if len(names) > LISTED else ''}" for what, names in problems.items() if names]
+    if found:
+        raise ClipError(f"{path}: not the weights of one CLIP; " + "; ".join(found))
