@@ -51,7 +51,7 @@ def load(name_or_path, device: str = "auto"):
 
     path = Path(name_or_path)
     if str(name_or_path) in download.OFFICIAL and not path.is_file():
-        path = download.download(str(name_or_path))
+        path = download.official(str(name_or_path))
     if not path.is_file():
         raise ClipError(f"no weights at {path}; expected a file or one of {', '.join(available_models())}. "
                         "To make one: python convert_weights.py ViT-B/32")

@@ -1,0 +1,38 @@
+"""CLIP weights of any usual format -> Jittor's .pkl, checked; or OpenAI's official file, downloaded first.
+
+SOURCE is a file (OpenAI's .pt archive, a torch state dict, Hugging Face's or open_clip's .safetensors, .pkl, .npz) or an
+official name: ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px. PyTorch is not needed, and nothing in the file is run.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import cli
+from fewshot.artifacts import written_whole
+from jclip import download, weights
+
+
+def parse(argv) -> argparse.Namespace:
+    p = cli.parser(__doc__)
+    p.add_argument("source", metavar="SOURCE", help="a file or an official name such as ViT-B/32")
+    p.add_argument("-o", "--out", type=Path, metavar="FILE", help="what to write (default: SOURCE's name with .pkl, here)")
+    return p.parse_args(argv)
+
+
+@cli.script
+def main(argv=None):
+    a = parse(argv)
+    source = Path(a.source)
+    if a.source in download.OFFICIAL and not source.is_file():
+        source = download.official(a.source)
+    out = a.out or Path(source.name).with_suffix(".pkl")
+    state = weights.read(source)
+    with written_whole(out) as file:
+        weights.write(state, file)
+    print(f"{out}: {weights.architecture(state)}; SHA-256 {weights.sha256(out)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
