@@ -1,0 +1,289 @@
+"""Tip-Adapter: CLIP's zero-shot logits plus a cache of a few labelled photographs, and how its settings are chosen.
+
+Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022, arXiv:2207.09519;
+constants are those of the authors' code, github.com/gaopengcuhk/Tip-Adapter (main_imagenet.py, utils.py, configs/).
+
+Letters: C classes, N shots, V views of each, D feature width, M rows. Features are float32 rows of unit L2 norm. All is
+numpy but the fine-tuning, which imports Jittor.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Iterator, NamedTuple, Optional, Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from fewshot.artifacts import Adapter, Split, Support, Text
+from fewshot.errors import TaskError
+
+# Where nothing can be chosen: the authors' settings for ImageNet.
+DEFAULT_ALPHA, DEFAULT_BETA = 1.17, 1.0
+# Where keys are fine-tuned. The authors take beta 1 and an alpha from 1.17 to 5 set by hand for each data set; docs/log.md
+# has how these were chosen.
+TRAIN_ALPHA, TRAIN_BETA = 4.0, 1.0
+# The authors' grid i·(top − 0.1)/steps + 0.1. They set its top by hand for each data set, beta 7 to 30 and alpha 3 to 30;
+# this one is wide enough for all of ours.
+ALPHAS = 0.1 + np.arange(20) * (10 - 0.1) / 20
+BETAS = 0.1 + np.arange(200) * (20 - 0.1) / 200
+BATCH_SIZE = 256  # of fine-tuning
+CHUNK = 2**18  # numbers worked on at a time: they stay in the processor's cache, and memory stays flat
+
+
+def tip_logits(features, text, scale, keys, values, alpha, beta):
+    """scale·f·Wᵀ + alpha·exp(−beta·(1 − f·Kᵀ))·V: the zero-shot logits plus what the cache says.
+
+    Parameters
+    ----------
+    features : (M, D)
+    text : (C, D), the zero-shot classifier W
+    scale : the logit scale, 100 for OpenAI's models
+    keys, values : (N, D) and (N, C) one-hot, the cache K and V
+    alpha, beta : weight of the cache, sharpness of its affinities
+
+    All numpy arrays or all Jittor Vars; so is the result, (M, C).
+    """
+    distance = 1 - features @ keys.transpose()
+    exp = np.exp if isinstance(distance, np.ndarray) else type(distance).exp
+    return scale * (features @ text.transpose()) + alpha * (exp(-beta * distance) @ values)
+
+
+def predict_logits(adapter: Adapter, features: np.ndarray) -> np.ndarray:
+    """Logits (M, C) of `features` (M, D), float32."""
+    logits = np.empty((len(features), len(adapter.names)), np.float32)
+    for rows in _chunks(len(features), len(adapter.keys) + len(adapter.names)):
+        logits[rows] = tip_logits(features[rows], adapter.text, adapter.scale, adapter.keys, adapter.values, adapter.alpha, adapter.beta)
+    return logits
+
+
+class Cache(NamedTuple):
+    """What the shots are remembered as."""
+
+    keys: np.ndarray  # (N, D)
+    values: np.ndarray  # (N, C) one-hot
+
+
+def cache(features: np.ndarray, labels: np.ndarray, classes: int) -> Cache:
+    """The cache of some shots, features (N, V, D) and labels int (N,): a key is the renormalised mean of a shot's views."""
+    keys = features.mean(axis=1)
+    return Cache(keys / np.linalg.norm(keys, axis=1, keepdims=True), np.eye(classes, dtype=np.float32)[labels])
+
+
+# ---- choosing alpha and beta ----
+
+
+def count_right(features, labels, text, scale, keys, values, alphas: Sequence[float], betas: Sequence[float]) -> np.ndarray:
+    """How many rows each beta and alpha classify rightly: int64 (len(betas), len(alphas)); alphas ascend.
+
+    features (M, D), labels (M,) and the rest as for `tip_logits`. Of classes with equal logits the lowest label wins.
+
+    No alpha is tried: where class c is ahead of the true class by `gap` in zero-shot logits and the true class ahead by
+    `lead` in the cache, the true class wins over c where alpha·lead > gap, so each row wins in one interval of alpha.
+    """
+    classes, order, starts = _keys_by_class(values)
+    keys, alphas = keys[order], np.asarray(alphas, features.dtype)
+    steps = np.zeros((len(betas), len(alphas) + 1), np.int64)  # how the count changes from one alpha to the next
+    for rows in _chunks(len(features), len(keys) + len(text)):
+        of_row = features[rows].T
+        true = labels[rows], np.arange(of_row.shape[1])  # the true class of each row, in arrays (C, rows)
+        gap = _gap(scale * (text @ of_row), true)
+        distance = 1 - keys @ of_row
+        affinity, cached = np.empty_like(distance), np.zeros_like(gap)
+        for step, beta in zip(steps, betas):
+            np.exp(np.multiply(distance, -beta, out=affinity), out=affinity)
+            cached[classes] = np.add.reduceat(affinity, starts, axis=0)
+            first, behind = _winning(gap, cached[true] - cached, alphas)
+            step += np.bincount(first, minlength=len(step)) - np.bincount(behind, minlength=len(step))
+    return steps[:, :-1].cumsum(axis=1)
+
+
+def _keys_by_class(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The classes that have keys, the order that sorts keys by class, and where each class starts in that order."""
+    labels = values.argmax(axis=1)
+    order = np.argsort(labels, kind="stable")
+    classes, starts = np.unique(labels[order], return_index=True)
+    return classes, order, starts
+
+
+def _gap(zero_shot: np.ndarray, true) -> np.ndarray:
+    """How far each class is ahead of the row's true class in zero-shot logits, both (C, rows).
+
+    A tie is decided as argmax does by a few units in the last place: a class of a lower label is put ahead, one of a
+    higher behind. The true class itself is put behind, so that it never stands in its own way.
+    """
+    gap = zero_shot - zero_shot[true]
+    lower = np.sign(true[0] - np.arange(len(gap))[:, None]).astype(gap.dtype)
+    gap += lower * (4 * np.spacing(np.abs(gap)) + gap.dtype.type(1e-20))
+    gap[true] = -1
+    return gap
+
+
+def _winning(gap: np.ndarray, lead: np.ndarray, alphas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The alphas with alpha·lead >= gap in all classes, of each row: index of the first, and of the first behind the last."""
+    with np.errstate(divide="ignore", over="ignore"):
+        bound = gap / lead  # without a lead it is ±infinity: never, or always
+    least = np.where(lead >= 0, bound, -np.inf).max(axis=0)
+    most = np.where(lead < 0, bound, np.inf).min(axis=0)
+    first = np.searchsorted(alphas, least, "left")
+    return first, np.maximum(first, np.searchsorted(alphas, most, "right"))
+
+
+def _chunks(rows: int, width: int) -> Iterator[slice]:
+    size = max(1, CHUNK // max(1, width))
+    return (slice(start, start + size) for start in range(0, rows, size))
+
+
+# ---- the rows on which choices are made ----
+
+
+class Trial(NamedTuple):
+    """Shots to learn from, and rows that judge what was learned."""
+
+    support: Support
+    features: np.ndarray  # (M, D)
+    labels: np.ndarray  # (M,)
+
+
+def trials(support: Support, val: Optional[Split]) -> tuple[list[Trial], str]:
+    """The trials whose rows, all together, make the choices; and how, in words.
+
+    The labelled validation rows judge what all shots teach. Without any, one shot a class is left out in turn and judges
+    what the others teach, by its view 0: the plain photograph, as test photographs are. A class of a single shot is never
+    left out, for nothing of it would be left; so there may be no trial at all.
+    """
+    known = np.zeros(0, bool) if val is None else val.labels >= 0
+    if known.any():
+        return [Trial(support, val.features[known], val.labels[known])], f"on {known.sum()} validation rows"
+    per_class, order = np.bincount(support.labels), np.argsort(support.labels, kind="stable")
+    turn = np.empty(len(order), np.int64)  # a shot's place among those of its class
+    turn[order] = np.arange(len(order)) - np.repeat(np.cumsum(per_class) - per_class, per_class)
+    turn[per_class[support.labels] < 2] = -1
+    left_out = [turn == i for i in range(turn.max(initial=-1) + 1)]
+    if not left_out:
+        return [], "defaults: no labelled validation rows, and no class has two shots"
+    return [Trial(_rows(support, ~out), support.features[out, 0], support.labels[out]) for out in left_out], "leaving one shot a class out in turn"
+
+
+def _rows(support: Support, rows: np.ndarray) -> Support:
+    return replace(support, features=support.features[rows], labels=support.labels[rows], names=support.names[rows])
+
+
+def search(text: Text, judged: Sequence[Trial], caches: Sequence[Cache]) -> dict:
+    """The best alpha and beta of the grid for the trials' caches, with top-1 on their rows, and zero-shot's.
+
+    Of equally good pairs the one of the smallest beta, then alpha, as in the authors' loop.
+    """
+    right = _right(text, judged, caches, ALPHAS, BETAS)
+    beta, alpha = np.unravel_index(right.argmax(), right.shape)
+    rows = sum(len(trial.labels) for trial in judged)
+    return {"alpha": float(ALPHAS[alpha]), "beta": float(BETAS[beta]), "rows": rows, "top1": float(right.max() / rows),
+            "zero_shot_top1": float(_right(text, judged, caches, [0], [1])[0, 0] / rows)}
+
+
+def _right(text: Text, judged: Sequence[Trial], caches: Sequence[Cache], alphas, betas) -> np.ndarray:
+    """`count_right` summed over the trials."""
+    return sum(count_right(trial.features, trial.labels, text.features, text.scale, *cached, alphas, betas) for trial, cached in zip(judged, caches))
+
+
+# ---- fine-tuning ----
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user may set; a method takes from it what it needs."""
+
+    epochs: int = 20
+    lr: float = 1e-3
+    seed: int = 1
+    device: str = "auto"
+
+
+def fine_tune(features, labels, text, scale, keys, values, alpha, beta, *, epochs: int, lr: float, seed: int, device: str) -> Iterator[np.ndarray]:
+    """Fine-tune the keys of a cache by cross-entropy over `tip_logits`; yields them, float32 (N, D), after each
+    epoch.
+
+    features (M, D) and labels (M,) are the rows to learn from, all views of the shots; the rest as for `tip_logits`, and
+    device as for `jclip.runtime.use`. The keys are a linear layer's weight and are not renormalised. Raises ClipError
+    where the device cannot be used, TaskError where the keys become NaN or infinite.
+    """
+    from jclip import runtime
+
+    runtime.use(device)
+    jt = runtime.jittor()
+    text, values, tuned = jt.array(text).stop_grad(), jt.array(values).stop_grad(), jt.array(keys)
+    optimizer = jt.optim.AdamW([tuned], lr, eps=1e-4, betas=(0.9, 0.999), weight_decay=0.01)
+    rng = np.random.default_rng(seed)
+    batches = -(-len(features) // BATCH_SIZE)
+    for epoch in range(epochs):
+        for i, rows in enumerate(np.array_split(rng.permutation(len(features)), range(BATCH_SIZE, len(features), BATCH_SIZE))):
+            optimizer.lr = lr * (1 + np.cos(np.pi * (epoch * batches + i) / (epochs * batches))) / 2
+            logits = tip_logits(jt.array(features[rows]).stop_grad(), text, scale, tuned, values, alpha, beta)
+            optimizer.step(jt.nn.cross_entropy_loss(logits, jt.array(labels[rows].astype(np.int32))))
+        if not np.isfinite(tuned.numpy()).all():
+            raise TaskError(f"fine-tuning diverged in epoch {epoch + 1}; choose an --lr below {lr:g}")
+        yield tuned.numpy()
+
+
+def _runs(text: Text, supports: Sequence[Support], settings: Settings, what: str) -> Iterator[list[Cache]]:
+    """Fine-tune a cache of each of several sets of shots, side by side, on all their views; yields them after each epoch."""
+    caches = [cache(support.features, support.labels, len(text.names)) for support in supports]
+    runs = [fine_tune(support.features.reshape(-1, support.features.shape[2]), support.labels.repeat(support.features.shape[1]),
+                      text.features, text.scale, *cached, TRAIN_ALPHA, TRAIN_BETA,
+                      epochs=settings.epochs, lr=settings.lr, seed=settings.seed, device=settings.device)
+            for support, cached in zip(supports, caches)]
+    for tuned in tqdm(zip(*runs), desc=what, total=settings.epochs, unit=" epoch", disable=None):
+        yield [Cache(keys, cached.values) for keys, cached in zip(tuned, caches)]
+
+
+def _best_epoch(text: Text, judged: Sequence[Trial], settings: Settings) -> tuple[int, list[Cache]]:
+    """The epoch, from 1, after which the trials' rows are classified best, at the alpha and beta of training; its caches."""
+    most = -1
+    for epoch, caches in enumerate(_runs(text, [trial.support for trial in judged], settings, "choosing the epoch"), 1):
+        right = _right(text, judged, caches, [TRAIN_ALPHA], [TRAIN_BETA]).item()
+        if right > most:
+            most, best = right, (epoch, caches)
+    return best
+
+
+# ---- the methods ----
+
+
+def zero_shot(text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
+    """The classes' texts alone (Radford et al. 2021, arXiv:2103.00020): an empty cache."""
+    return _adapter("zero-shot", text, cache(support.features[:0], support.labels[:0], len(text.names)), 0.0, 0.0), {"how": "nothing to choose"}
+
+
+def tip(text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
+    """Tip-Adapter, which trains nothing: the cache as it is, alpha and beta chosen."""
+    judged, how = trials(support, val)
+    caches = [cache(trial.support.features, trial.support.labels, len(text.names)) for trial in judged]
+    chosen = {"how": how, **(search(text, judged, caches) if judged else {"alpha": DEFAULT_ALPHA, "beta": DEFAULT_BETA})}
+    return _adapter("tip", text, cache(support.features, support.labels, len(text.names)), chosen["alpha"], chosen["beta"]), chosen
+
+
+def tip_f(text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
+    """Tip-Adapter-F: keys fine-tuned up to the best epoch, then alpha and beta chosen for them."""
+    judged, how = trials(support, val)
+    chosen, caches = {"how": how, "alpha": TRAIN_ALPHA, "beta": TRAIN_BETA, "epoch": settings.epochs}, []
+    if judged:
+        chosen["epoch"], caches = _best_epoch(text, judged, settings)
+        chosen.update(search(text, judged, caches))
+    if not judged or judged[0].support is not support:  # only validation rows judge a cache of all shots
+        *_, caches = islice(_runs(text, [support], settings, "fine-tuning"), chosen["epoch"])
+    return _adapter("tip-f", text, caches[0], chosen["alpha"], chosen["beta"]), chosen
+
+
+def _adapter(method: str, text: Text, cached: Cache, alpha: float, beta: float) -> Adapter:
+    return Adapter(method, text.names, text.features, text.scale, *cached, alpha, beta)
+
+
+# Each takes (text, support, val or None, settings) and returns the adapter and what was chosen: "how" in words, and figures.
+METHODS = {"zero-shot": zero_shot, "tip": tip, "tip-f": tip_f}
+
+
+def train(method: str, text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
+    """The adapter that a method of METHODS makes, and what it chose; raises TaskError where it needs shots and has none."""
+    if not len(support.labels) and method != "zero-shot":
+        raise TaskError(f"there are no shots for {method} to learn from; give some to extract_feature.py, or choose --method zero-shot, which needs none")
+    return METHODS[method](text, support, val, settings)
