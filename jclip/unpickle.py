@@ -9,6 +9,7 @@ import hashlib
 import pickle
 import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from io import BytesIO
 from typing import BinaryIO, Callable
@@ -20,7 +21,7 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of torch.save before i
 DTYPES = {"HalfStorage": "<f2", "FloatStorage": "<f4", "DoubleStorage": "<f8", "BFloat16Storage": "bfloat16", "LongStorage": "<i8",
           "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "i1", "ByteStorage": "u1", "BoolStorage": "?"}
 # all that these readers raise on a file that is damaged or made to mislead
-DAMAGE = (pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, ValueError, TypeError, AttributeError, LookupError,
+DAMAGE = (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, TypeError, AttributeError, LookupError,
           ArithmeticError, MemoryError, RecursionError, NotImplementedError)
 
 
@@ -41,9 +42,12 @@ def read_torch_zip(archive: zipfile.ZipFile):
 
 def read_pickle(file: BinaryIO):
     """What pickle, jt.save or torch.save (in its older format) wrote, from the start of an open file."""
-    _check_jittor_sum(file)
+    tail = _jittor_tail(file)
     first = _load(file)
-    return _read_legacy_torch(file) if first == LEGACY_MAGIC else first
+    content = _read_legacy_torch(file) if first == LEGACY_MAGIC else first
+    if len(file.read()) != tail:
+        raise pickle.UnpicklingError("it is cut short, or something was put behind its end")
+    return content
 
 
 def _read_legacy_torch(file: BinaryIO):
@@ -152,8 +156,9 @@ STAND_INS = {
     **{(f"numpy.{core}.multiarray", "_reconstruct"): lambda *_: _Array() for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): lambda dtype, content: _from_buffer(content, dtype, ()) for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
-    ("jittor_core", "Var"): _first,
+    ("jittor", "jittor_core.Var"): _first,  # as protocol 4 spells a nested name
     ("jittor.jittor_core", "Var"): _first,
+    ("jittor_core", "Var"): _first,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _first,
     ("torch.storage", "_load_from_bytes"): _typed_storage,
@@ -205,22 +210,26 @@ def _values(content: bytes, kind, numel: int) -> np.ndarray:
     return values[:numel]
 
 
-def _check_jittor_sum(file: BinaryIO) -> None:
-    """Where the file is one of jt.save, compare its SHA-1; the file stands at its start again."""
+def _jittor_tail(file: BinaryIO) -> int:
+    """How many bytes stand behind the pickle in a file of jt.save, whose SHA-1 must fit; 0 in other files.
+
+    The file stands at its start again.
+    """
     size, tail = _size(file), hashlib.sha1().digest_size + len(JITTOR_MAGIC)
-    if size > tail:
-        file.seek(size - tail)
-        end = file.read()
-        file.seek(0)
-        if end.endswith(JITTOR_MAGIC):
-            digest, left = hashlib.sha1(), size - tail
-            while left:
-                part = file.read(min(left, 1 << 20))
-                digest.update(part)
-                left -= len(part)
-            if digest.digest() != end[: -len(JITTOR_MAGIC)]:
-                raise pickle.UnpicklingError("its checksum does not fit its content")
+    file.seek(max(0, size - tail))
+    end = file.read()
     file.seek(0)
+    if not end.endswith(JITTOR_MAGIC) or size < tail:
+        return 0
+    digest, left = hashlib.sha1(), size - tail
+    while left:
+        part = file.read(min(left, 1 << 20))
+        digest.update(part)
+        left -= len(part)
+    if digest.digest() != end[: -len(JITTOR_MAGIC)]:
+        raise pickle.UnpicklingError("its checksum does not fit its content")
+    file.seek(0)
+    return tail
 
 
 def _size(file: BinaryIO) -> int:

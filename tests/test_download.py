@@ -1,0 +1,154 @@
+"""Downloads from a local server that behaves as servers do: well, badly, and not at all."""
+import hashlib
+import http.server
+import shutil
+import ssl
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+import jclip
+from conftest import GOLDEN
+from jclip import download
+
+CONTENT = bytes(range(256)) * 2000
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves CONTENT; notes the Range of each request; `cut` bytes at a time where it hangs up early."""
+
+    daemon_threads = True
+    cut = None
+    ignores_range = False
+
+    def __init__(self):
+        self.ranges = []
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    def url(self, scheme="http"):
+        return f"{scheme}://127.0.0.1:{self.server_address[1]}/ViT-B-32.pt"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        asked = self.headers.get("Range")
+        self.server.ranges.append(asked)
+        if "absent" in self.path:
+            return self.send_error(404)
+        start = int(asked[len("bytes=") : -1]) if asked and not self.server.ignores_range else 0
+        if start >= len(CONTENT):
+            return self.send_error(416)
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(CONTENT) - start))
+        self.end_headers()
+        self.wfile.write(CONTENT[start:][: self.server.cut])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def target(tmp_path):
+    return tmp_path / "cache" / "ViT-B-32.pt"
+
+
+def fetch(server, target, digest=DIGEST):
+    return download.download(server.url(), digest, target)
+
+
+def test_a_file_is_downloaded_once(server, target):
+    assert fetch(server, target) == target and target.read_bytes() == CONTENT
+    fetch(server, target)
+    assert server.ranges == [None] and [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+def test_a_connection_that_ends_early_is_resumed(server, target):
+    server.cut = 100_000
+    with pytest.raises(jclip.ClipError, match="100000 of 512000 bytes.*run the same command again"):
+        fetch(server, target)
+    assert not target.exists() and target.with_name("ViT-B-32.pt.part").stat().st_size == 100_000
+    server.cut = None
+    fetch(server, target)
+    assert target.read_bytes() == CONTENT and server.ranges == [None, "bytes=100000-"]
+
+
+def test_a_server_that_knows_no_ranges_sends_all_again(server, target):
+    target.parent.mkdir()
+    target.with_name("ViT-B-32.pt.part").write_bytes(b"x" * 1000)
+    server.ignores_range = True
+    fetch(server, target)
+    assert target.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("part", [CONTENT, CONTENT + b"more"])
+def test_a_part_that_is_complete_is_taken_and_one_that_is_too_long_is_not(server, target, part):
+    target.parent.mkdir()
+    target.with_name("ViT-B-32.pt.part").write_bytes(part)
+    if part == CONTENT:
+        fetch(server, target)
+        assert target.read_bytes() == CONTENT
+    else:
+        with pytest.raises(jclip.ClipError, match="SHA-256"):
+            fetch(server, target)
+        assert list(target.parent.iterdir()) == []
+
+
+def test_a_wrong_hash_leaves_nothing(server, target):
+    with pytest.raises(jclip.ClipError, match="does not have the SHA-256"):
+        fetch(server, target, "0" * 64)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_file_in_the_way_is_left_alone(server, target):
+    target.parent.mkdir()
+    target.write_text("mine")
+    with pytest.raises(jclip.ClipError, match="not the official file"):
+        fetch(server, target)
+    assert target.read_text() == "mine"
+
+
+def test_an_absent_file_and_an_absent_server_are_clear_errors(server, target):
+    with pytest.raises(jclip.ClipError, match="cannot download .*Not Found"):
+        download.download(server.url().replace("ViT", "absent"), DIGEST, target)
+    with pytest.raises(jclip.ClipError, match="cannot download .*refused"):
+        download.download("http://127.0.0.1:9/ViT-B-32.pt", DIGEST, target)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_tls_is_verified_although_jittor_switches_it_off(server, target, tmp_path, monkeypatch):
+    if not shutil.which("openssl"):
+        pytest.skip("needs openssl, to make a certificate")
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2",
+                    "-keyout", tmp_path / "key.pem", "-out", tmp_path / "certificate.pem"], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "certificate.pem", tmp_path / "key.pem")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    monkeypatch.setattr(ssl, "_create_default_https_context", ssl._create_unverified_context)  # what Jittor does at its import
+    with pytest.raises(jclip.ClipError, match="CERTIFICATE_VERIFY_FAILED"):
+        download.download(server.url("https"), DIGEST, target)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
+    assert download.download(server.url("https"), DIGEST, target).read_bytes() == CONTENT
+
+
+def test_official_names_load_from_the_cache(tmp_path, monkeypatch):
+    """jclip.load("ViT-B/32") takes the verified file; here a tiny one stands for it."""
+    tiny = GOLDEN / "weights" / "release.pt"
+    monkeypatch.setitem(download.OFFICIAL, "ViT-B/32", (hashlib.sha256(tiny.read_bytes()).hexdigest(), "ViT-B-32.pt"))
+    (tmp_path / "ViT-B-32.pt").write_bytes(tiny.read_bytes())
+    assert download.official("ViT-B/32", Path(tmp_path)) == tmp_path / "ViT-B-32.pt"
+    assert "ViT-B/32" in jclip.available_models() and "RN50" not in jclip.available_models()
+
+
+def test_the_table_has_openais_hash():
+    assert download.OFFICIAL["ViT-B/32"][0] == "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
