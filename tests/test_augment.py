@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+import augment
+from fewshot.errors import TaskError
+
+
+def photo(width=60, height=40, mode="RGB"):
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([4 * x % 256, 6 * y % 256, (x + y) % 256], -1).astype(np.uint8)).convert(mode)
+
+
+def seen(name, image, seed=1):
+    return np.asarray(augment.VIEWS[name](image, np.random.default_rng(seed)).convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize("name", list(augment.VIEWS))
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "1", "LA", "I;16"])
+@pytest.mark.parametrize("size", [(60, 40), (1, 1), (500, 2), (3, 700)])
+def test_every_view_takes_every_picture_and_leaves_it_as_it_was(name, mode, size):
+    image = photo(*size) if mode != "I;16" else Image.fromarray(np.asarray(photo(*size, "L")).astype(np.uint16) * 200)
+    image = image if mode == "I;16" else image.convert(mode)
+    before = image.tobytes()
+    view = augment.VIEWS[name](image, np.random.default_rng(1))
+    assert min(view.size) >= 1 and (view.mode == "RGB" or name == "plain") and image.tobytes() == before
+
+
+@pytest.mark.parametrize("name", ["flip", "jitter", "crop"])
+def test_a_view_follows_its_seed_alone(name):
+    np.testing.assert_array_equal(seen(name, photo()), seen(name, photo()))
+    different = {seen(name, photo(), seed).tobytes() for seed in range(8)}
+    assert len(different) == 8
+
+
+def test_flip_is_a_mirror_but_for_the_light():
+    mirrored = np.asarray(ImageOps.mirror(photo())).astype(int)
+    flipped = seen("flip", photo())
+    assert np.corrcoef(flipped.ravel(), mirrored.ravel())[0, 1] > 0.99 > np.corrcoef(flipped.ravel(), np.asarray(photo()).ravel())[0, 1]
+
+
+def test_jitter_keeps_every_thing_in_its_place():
+    grey = Image.fromarray(np.where(np.arange(60) < 30, 40, 200).astype(np.uint8)[None].repeat(40, 0)).convert("RGB")
+    found = seen("jitter", grey)
+    assert found[:, :30].mean() < found[:, 30:].mean() and found[:, :30].std() < 3 and found[:, 30:].std() < 3
+
+
+def test_crop_shows_half_to_all_of_the_photograph():
+    areas = []
+    for seed in range(200):
+        box = augment._random_box(120, 90, np.random.default_rng(seed))
+        width, height = box[2] - box[0], box[3] - box[1]
+        assert 0 <= box[0] and 0 <= box[1] and box[2] <= 120 and box[3] <= 90
+        assert 0.73 < width / height < 1.37
+        areas.append(width * height / (120 * 90))
+    assert 0.49 < min(areas) < 0.55 and max(areas) > 0.9
+
+
+def test_views_are_named_in_a_list():
+    assert augment.parse_views("plain,flip,jitter,crop:3") == ["plain", "flip", "jitter", "crop", "crop", "crop"]
+    assert augment.parse_views(augment.DEFAULT_VIEWS) == ["plain", "flip", "jitter", "crop"]
+
+
+@pytest.mark.parametrize("listed", ["", "flip,plain", "plain,zoom", "plain,crop:0", "plain,crop:x", "plain:2", "plain,,crop", "plain,crop:-1"])
+def test_a_bad_list_of_views_is_refused(listed):
+    with pytest.raises(TaskError, match="--views"):
+        augment.parse_views(listed)
+
+
+def test_a_views_randomness_depends_on_seed_photograph_and_number():
+    streams = {augment.view_rng(seed, name, number).random() for seed in (1, 2) for name in ("a.jpg", "b.jpg") for number in (1, 2)}
+    assert len(streams) == 8
+    assert augment.view_rng(1, "a.jpg", 1).random() == augment.view_rng(1, "a.jpg", 1).random()
+    assert augment.view_rng(1, "TrainSet/a.jpg", 2).random() == 0.5324119809961645  # in every process, on every day

@@ -1,0 +1,119 @@
+"""Lists and folders as people have them, and as they should not be."""
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fewshot import data
+from fewshot.errors import TaskError
+
+
+@pytest.fixture
+def contest(tmp_path):
+    """A tiny contest layout; photographs are empty files, for nobody opens them."""
+    files = ["TrainSet/Animal/Bear/1.jpg", "TrainSet/Animal/Bear/2.jpg", "TrainSet/Food-101/hot_dog/a b.jpeg",
+             "TestSetB/image_10.jpg", "TestSetB/image_2.JPEG", "TestSetB/image_1.png", "TestSetB/notes.txt", "TestSetA/image_1.jpg"]
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    (tmp_path / "classes_b.txt").write_text("Animal_Bear 0\nFood-101_hot_dog 1\nStanford-Cars_Volvo_C30 2")
+    (tmp_path / "classes.txt").write_text("Animal_Bear 0\nFood-101_hot_dog 1\n")
+    (tmp_path / "train.txt").write_text("TrainSet/Animal/Bear/1.jpg 0\nTrainSet/Animal/Bear/2.jpg 0\nTrainSet/Food-101/hot_dog/a b.jpeg 1\n")
+    return tmp_path
+
+
+def test_the_contest_layout(contest):
+    task = data.read_task(contest, "B")
+    assert task.classes == ("Animal_Bear", "Food-101_hot_dog", "Stanford-Cars_Volvo_C30")
+    assert [(photo.name, photo.label) for photo in task.train] == [("TrainSet/Animal/Bear/1.jpg", 0), ("TrainSet/Animal/Bear/2.jpg", 0), ("TrainSet/Food-101/hot_dog/a b.jpeg", 1)]
+    assert [(photo.name, photo.label) for photo in task.test] == [("image_1.png", -1), ("image_2.JPEG", -1), ("image_10.jpg", -1)]
+    assert all(photo.path.is_file() for photo in task.train + task.test)
+    assert [photo.name for photo in data.read_task(contest, "A").test] == ["image_1.jpg"]
+
+
+def test_plain_folders(tmp_path):
+    for file in ["train/dog 2/x.jpg", "train/dog 10/x.jpg", "train/cat/deep/er/x.jpg", "test/cat/1.jpg", "test/loose.jpg", "test/owl/1.jpg"]:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    task = data.read_task(tmp_path, "B")
+    assert task.classes == ("cat", "dog 2", "dog 10", "owl")  # owl has test photographs only
+    assert [(photo.name, photo.label) for photo in task.train] == [("train/cat/deep/er/x.jpg", 0), ("train/dog 2/x.jpg", 1), ("train/dog 10/x.jpg", 2)]
+    assert [(photo.name, photo.label) for photo in task.test] == [("cat/1.jpg", 0), ("loose.jpg", -1), ("owl/1.jpg", 3)]
+
+
+def test_test_folders_of_the_contest_layout_label_what_they_hold(contest):
+    (contest / "TestSetB/Animal_Bear").mkdir()
+    (contest / "TestSetB/Animal_Bear/1.jpg").touch()
+    assert {photo.name: photo.label for photo in data.read_task(contest, "B").test}["Animal_Bear/1.jpg"] == 0
+    (contest / "TestSetB/bear").mkdir()
+    (contest / "TestSetB/bear/1.jpg").touch()
+    with pytest.raises(TaskError, match="bear/1.jpg: its folder is none of the 3 classes"):
+        data.read_task(contest, "B")
+
+
+@pytest.mark.parametrize("line_end", ["\r\n", "\n\n", " \n"])
+def test_lists_of_other_editors(contest, line_end):
+    for name in ("classes_b.txt", "train.txt"):
+        (contest / name).write_bytes(b"\xef\xbb\xbf" + (contest / name).read_text().replace("\n", line_end).encode())
+    task = data.read_task(contest, "B")
+    assert task.classes[2] == "Stanford-Cars_Volvo_C30" and task.train[2].name == "TrainSet/Food-101/hot_dog/a b.jpeg"
+
+
+@pytest.mark.parametrize("file, content, said", [
+    ("classes_b.txt", "a 0\nb 0\n", r"classes_b.txt:2: label 0 is 'a' already"),
+    ("classes_b.txt", "a 0\na 1\n", r"classes_b.txt:2: class 'a' stands twice"),
+    ("classes_b.txt", "a 0\nb 2\n", "2 classes, but none has label 1"),
+    ("classes_b.txt", "a 0\nb -1\n", r":2: 'b -1'; expected a name, a space and a label"),
+    ("classes_b.txt", "a 0\nb\n", r":2: 'b'; expected"),
+    ("classes_b.txt", "a 0\n1\n", r":2: '1'; expected"),
+    ("classes_b.txt", "\n", "classes_b.txt: empty"),
+    ("classes_b.txt", b"a\xff 0\n", "not UTF-8"),
+    ("train.txt", "TrainSet/x.jpg 3\n", r"train.txt:1: label 3, but there are 3 classes \(0 to 2\)"),
+    ("train.txt", "TrainSet/x.jpg 0\n\n../x.jpg 0\n", r"train.txt:3: ../x.jpg leads out of"),
+    ("train.txt", "/etc/x.jpg 0\n", "leads out of"),
+    ("train.txt", "TrainSet/x.jpg\n", "expected a name, a space and a label"),
+])
+def test_a_bad_list_names_file_line_and_remedy(contest, file, content, said):
+    (contest / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(TaskError, match=said) as raised:
+        data.read_task(contest, "B")
+    assert "\n" not in str(raised.value)
+
+
+def test_what_is_not_there_is_said(contest, tmp_path):
+    with pytest.raises(TaskError, match="elsewhere does not exist; expected classes_b.txt.*--data"):
+        data.read_task(tmp_path / "elsewhere", "B")
+    (contest / "train.txt").unlink()
+    with pytest.raises(TaskError, match="no .*train.txt"):
+        data.read_task(contest, "B")
+    (contest / "train.txt").touch()
+    assert data.read_task(contest, "B").train == ()  # classes by their names alone are a task, too
+    for photo in data.read_task(contest, "B").test:
+        photo.path.unlink()
+    with pytest.raises(TaskError, match="TestSetB: no photographs"):
+        data.read_task(contest, "B")
+
+
+def test_a_list_as_long_as_the_contests_is_read_at_once(contest):
+    (contest / "train.txt").write_text("".join(f"TrainSet/Animal/Bear/{i}.jpg {i % 3}\n" for i in range(181_729)))
+    start = time.perf_counter()
+    assert len(data.read_task(contest, "B").train) == 181_729
+    assert time.perf_counter() - start < 15
+
+
+def test_photographs_of_a_folder_or_one(contest):
+    assert [path.name for path in data.photographs(contest / "TestSetB")] == ["image_1.png", "image_2.JPEG", "image_10.jpg"]
+    assert data.photographs(contest / "TestSetB/image_1.png") == [contest / "TestSetB/image_1.png"]
+    with pytest.raises(TaskError, match="no such photograph or folder"):
+        data.photographs(contest / "absent.jpg")
+
+
+@given(st.lists(st.integers(0, 10**6), unique=True))
+def test_natural_order_counts(numbers):
+    assert sorted((f"image_{n}.jpg" for n in numbers), key=data.natural_key) == [f"image_{n}.jpg" for n in sorted(numbers)]
+
+
+@given(st.lists(st.text(max_size=8), unique=True))
+def test_natural_order_is_one_order_whatever_the_names(names):
+    assert sorted(names, key=data.natural_key) == sorted(reversed(names), key=data.natural_key)

@@ -1,0 +1,60 @@
+import warnings
+
+import numpy as np
+import pytest
+
+from fewshot import support
+
+LABELS = np.array([2, 0, 0, 1, 0, 2, 0, 0, 2, 2, 2, 0])  # six of class 0, one of class 1, five of class 2
+
+
+def features(seed=0):
+    rows = np.random.default_rng(seed).normal(size=(len(LABELS), 16)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("how", support.SELECT)
+@pytest.mark.parametrize("shots", [1, 3, 9])
+def test_every_class_gets_its_shots_or_all_it_has(how, shots):
+    chosen = support.choose(LABELS, shots, how, 1, features())
+    assert np.bincount(LABELS[chosen], minlength=3).tolist() == [min(shots, 6), 1, min(shots, 5)]
+    assert len(set(chosen)) == len(chosen) and (np.diff(chosen) > 0).all()
+    np.testing.assert_array_equal(chosen, support.choose(LABELS, shots, how, 1, features()))
+
+
+def test_first_takes_the_first_and_random_draws_by_the_seed():
+    assert support.choose(LABELS, 2, "first", 1).tolist() == [0, 1, 2, 3, 5]
+    drawn = {tuple(support.choose(LABELS, 2, "random", seed)) for seed in range(20)}
+    assert len(drawn) > 5
+
+
+def test_kmeans_takes_one_of_each_kind():
+    kinds = np.repeat(np.eye(3, 8, dtype=np.float32), 4, axis=0) + 0.01 * np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)
+    chosen = support.choose(np.zeros(12, int), 3, "kmeans", 1, kinds)
+    assert (chosen // 4).tolist() == [0, 1, 2]
+    centres = kinds.reshape(3, 4, 8).mean(axis=1)
+    assert chosen.tolist() == [4 * k + np.linalg.norm(kinds[4 * k : 4 * k + 4] - centres[k], axis=1).argmin() for k in range(3)]
+
+
+def test_copies_of_one_photograph_still_give_the_shots_without_a_warning():
+    rows = np.repeat(np.eye(2, 8, dtype=np.float32), 3, axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(set(support.choose(np.zeros(6, int), 4, "kmeans", 1, rows))) == 4
+
+
+def test_one_class_does_not_change_what_is_drawn_of_another():
+    more = np.append(LABELS, [1, 1, 1])
+    kept = support.choose(more, 2, "random", 1)
+    assert [row for row in kept if more[row] != 1] == [row for row in support.choose(LABELS, 2, "random", 1) if LABELS[row] != 1]
+
+
+def test_a_cap_bounds_each_class():
+    assert support.looked_at(LABELS, None, 1).tolist() == list(range(12))
+    assert np.bincount(LABELS[support.looked_at(LABELS, 3, 1)], minlength=3).tolist() == [3, 1, 3]
+    assert support.looked_at(LABELS, 0, 1).tolist() == []
+
+
+def test_no_photographs_give_no_shots():
+    none = np.zeros(0, np.int64)
+    assert support.choose(none, 4, "kmeans", 1, np.zeros((0, 8))).tolist() == support.looked_at(none, 3, 1).tolist() == []
