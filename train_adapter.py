@@ -45,8 +45,8 @@ def main(argv=None):
     figures = {**asked, "chosen": chosen, "seconds": round(seconds, 2), **on_validation(text, support, val, adapter), "meta": adapter.meta}
     artifacts.write(a.output / "adapter.npz", adapter)
     metrics.write_json(a.output / "metrics.json", figures)
-    print(summary(figures))
-    print(f"{a.output / 'adapter.npz'} and metrics.json: {a.method}, {len(adapter.names)} classes, {len(adapter.keys)} shots, {seconds:.1f} s. Next: python predict.py")
+    print(*summary(figures), f"{a.output / 'adapter.npz'} and metrics.json: {a.method}, {len(adapter.names)} classes, {len(adapter.keys)} shots, "
+          f"{seconds:.1f} s. Next: python predict.py", sep="\n")
 
 
 def read_task(folder) -> tuple:
@@ -71,8 +71,8 @@ def on_validation(text, support, val, adapter) -> dict:
     return {"val": {**score(adapter), "zero_shot": score(zero_shot)}}
 
 
-def summary(figures: dict) -> str:
-    """What a user wants to know: is it better than no training, and what was chosen how."""
+def summary(figures: dict) -> list[str]:
+    """Lines that say what a user wants to know: is it better than no training, and what was chosen how."""
     chosen, lines = figures["chosen"], []
     if "val" in figures:
         for name, score in {"zero-shot": figures["val"]["zero_shot"], figures["method"]: figures["val"]}.items():
@@ -80,7 +80,7 @@ def summary(figures: dict) -> str:
     elif "top1" in chosen:
         lines.append(f"shots left out in turn: zero-shot top-1 {chosen['zero_shot_top1']:.1%}, {figures['method']} {chosen['top1']:.1%} of {chosen['rows']}")
     values = [f"{name} {chosen[name]:.4g}" for name in ("alpha", "beta", "epoch") if name in chosen]
-    return "\n".join([*lines, f"chosen: {', '.join(values)} ({chosen['how']})"] if values else lines)
+    return [*lines, f"chosen: {', '.join(values)} ({chosen['how']})"] if values else lines
 
 
 if __name__ == "__main__":

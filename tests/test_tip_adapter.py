@@ -1,0 +1,258 @@
+"""The method: its formula, fine-tuning against the published code, the search against the plain loop, who judges whom."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tip_adapter_utils as tip
+from conftest import GOLDEN
+from fewshot.artifacts import Split, Support, Text
+from fewshot.errors import TaskError
+from tip_adapter_utils import Settings
+
+WIDTH = 16
+
+
+def unit_rows(rng, *shape):
+    rows = rng.normal(size=shape).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def sign_rows(rng, n):
+    """Unit rows whose products are exact in any order of summation, so that equal logits are equal to the last bit."""
+    return rng.choice([-1, 1], (n, WIDTH)) / WIDTH**0.5
+
+
+def make_text(rng, classes):
+    return Text(unit_rows(rng, classes, WIDTH), np.array([f"class {i}" for i in range(classes)]), 100.0)
+
+
+def make_support(rng, labels, views=1):
+    return Support(unit_rows(rng, len(labels), views, WIDTH), np.array(labels), np.array([f"shot {i}" for i in range(len(labels))]))
+
+
+def make_val(rng, labels):
+    return Split(unit_rows(rng, len(labels), WIDTH), np.array(labels), np.array([f"val {i}" for i in range(len(labels))]))
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(3)
+
+
+@pytest.fixture(scope="module")
+def jt():
+    from jclip import runtime
+
+    runtime.use("cpu")
+    return runtime.jittor()
+
+
+# ---- the formula ----
+
+
+def test_the_formula_term_by_term(rng):
+    f, w, k, v = unit_rows(rng, 3, 4), unit_rows(rng, 2, 4), unit_rows(rng, 5, 4), np.eye(2, dtype=np.float32)[[0, 1, 1, 0, 1]]
+    logits = tip.tip_logits(f, w, 100.0, k, v, 1.5, 4.0)
+    for i in range(3):
+        for c in range(2):
+            cached = sum(v[n, c] * np.exp(-4.0 * (1 - f[i] @ k[n])) for n in range(5))
+            assert logits[i, c] == pytest.approx(100.0 * f[i] @ w[c] + 1.5 * cached, abs=1e-4)
+
+
+def test_jittor_computes_what_numpy_does(rng, jt):
+    arrays = unit_rows(rng, 7, WIDTH), unit_rows(rng, 3, WIDTH), unit_rows(rng, 4, WIDTH), np.eye(3, dtype=np.float32)[[0, 1, 2, 2]]
+    f, w, k, v = map(jt.array, arrays)
+    found = tip.tip_logits(f, w, 100.0, k, v, 2.0, 5.5).numpy()
+    np.testing.assert_allclose(found, tip.tip_logits(*arrays[:2], 100.0, *arrays[2:], 2.0, 5.5), atol=1e-4)
+
+
+def test_without_alpha_or_keys_it_is_zero_shot(rng):
+    f, text, shots = unit_rows(rng, 7, WIDTH), make_text(rng, 3), make_support(rng, [0, 1, 2])
+    expected = 100.0 * f @ text.features.T
+    keys, values = tip.cache(shots.features, shots.labels, 3)
+    np.testing.assert_allclose(tip.tip_logits(f, text.features, 100.0, keys, values, 0.0, 1.0), expected, rtol=1e-6)
+    adapter, _ = tip.train("zero-shot", text, shots, None, Settings())
+    np.testing.assert_allclose(tip.predict_logits(adapter, f), expected, rtol=1e-6)
+
+
+def test_a_key_is_the_renormalised_mean_of_the_views(rng):
+    support = make_support(rng, [2, 0], views=3)
+    keys, values = tip.cache(support.features, support.labels, 4)
+    mean = support.features[1].mean(axis=0)
+    np.testing.assert_allclose(keys[1], mean / np.linalg.norm(mean), rtol=1e-5)
+    assert keys.dtype == values.dtype == np.float32 and values.tolist() == [[0, 0, 1, 0], [1, 0, 0, 0]]
+
+
+def test_chunks_of_rows_do_not_show(rng, monkeypatch):
+    text, shots, val = make_text(rng, 4), make_support(rng, [0, 1, 2, 3, 3]), make_val(rng, np.arange(50) % 4)
+    adapter, chosen = tip.train("tip", text, shots, val, Settings())
+    logits = tip.predict_logits(adapter, val.features)
+    monkeypatch.setattr(tip, "CHUNK", 30)
+    assert tip.train("tip", text, shots, val, Settings())[1] == chosen
+    np.testing.assert_allclose(tip.predict_logits(adapter, val.features), logits, rtol=1e-5)
+
+
+# ---- fine-tuning ----
+
+
+@pytest.mark.parametrize("case", ["whole", "batches"])
+def test_keys_after_each_epoch_are_those_of_the_published_code_in_pytorch(case, jt):
+    golden = np.load(GOLDEN / "tip_adapter_f.npz")
+    features, labels, after = (golden[f"{case}_{name}"] for name in ("features", "labels", "after"))
+    keys, values = tip.cache(features, labels, len(golden["text"]))
+    found = list(tip.fine_tune(features.reshape(-1, features.shape[2]), labels.repeat(features.shape[1]), golden["text"], golden["scale"].item(),
+                               keys, values, golden["alpha"].item(), golden["beta"].item(), epochs=len(after),
+                               lr=golden[f"{case}_lr"].item(), seed=golden["seed"].item(), device="cpu"))
+    assert np.abs(after[0] - keys).max() > 1e-3  # else nothing would be tested
+    np.testing.assert_allclose(found, after, atol=1e-5)
+
+
+def test_divergence_is_an_error(rng, jt):
+    with pytest.raises(TaskError, match="diverged in epoch [12]; choose an --lr below 1e[+]30"):
+        tip.train("tip-f", make_text(rng, 3), make_support(rng, [0, 1, 2]), None, Settings(lr=1e30))
+
+
+# ---- the search ----
+
+
+def plain_loop(features, labels, text, scale, keys, values, alphas, betas):
+    return np.array([[np.count_nonzero(tip.tip_logits(features, text, scale, keys, values, alpha, beta).argmax(axis=1) == labels)
+                      for alpha in alphas] for beta in betas])
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), classes=st.integers(1, 6), shots=st.integers(1, 12), rows=st.integers(1, 60), scale=st.sampled_from([1.0, 5.0, 100.0]))
+def test_the_search_counts_what_the_plain_loop_counts(seed, classes, shots, rows, scale):
+    rng = np.random.default_rng(seed)
+    features, text, keys = sign_rows(rng, rows), sign_rows(rng, classes), unit_rows(rng, shots, WIDTH).astype(np.float64)
+    text[-1] = text[0]  # told apart by the cache, or by the tie rule alone
+    values = np.eye(classes)[rng.integers(0, max(1, classes - 1), shots)]  # the last class has no shots
+    arguments = features, rng.integers(0, classes, rows), text, scale, keys, values, [0.0, *tip.ALPHAS], tip.BETAS[::25]
+    np.testing.assert_array_equal(tip.count_right(*arguments), plain_loop(*arguments))
+
+
+def test_of_equal_classes_the_lowest_label_wins(rng):
+    same, key = sign_rows(rng, 1).repeat(3, axis=0), sign_rows(rng, 1).repeat(3, axis=0)
+    right = tip.count_right(sign_rows(rng, 3), np.array([0, 1, 2]), same, 100.0, key, np.eye(3), [0.0, 0.5, 9.0], [1.0, 7.0])
+    assert (right == 1).all()
+
+
+def test_of_equally_good_settings_the_first_is_taken(rng):
+    text = make_text(rng, 3)
+    val = Split(text.features, np.arange(3), np.array(["a", "b", "c"]))  # zero-shot is right in all, and any cache of the true rows
+    support = Support(text.features[:, None], np.arange(3), val.names)
+    _, chosen = tip.train("tip", text, support, val, Settings())
+    assert (chosen["alpha"], chosen["beta"], chosen["top1"], chosen["zero_shot_top1"]) == (tip.ALPHAS[0], tip.BETAS[0], 1, 1)
+
+
+def test_settings_whose_affinities_overflow_are_never_right(rng):
+    row, text = unit_rows(rng, 1, WIDTH), unit_rows(rng, 2, WIDTH)
+    label, keys = (row @ text.T).argmax(axis=1), 50 * row.repeat(2, axis=0)  # long keys, as fine-tuning may make them
+    right = tip.count_right(row, label, text, 100.0, keys, np.eye(2, dtype=np.float32), tip.ALPHAS, [0.1, 20.0])
+    assert right[0].all() and not right[1].any()
+
+
+def test_the_search_agrees_with_the_plain_loop_on_real_features(shared):
+    task = np.load(shared / "data/features/cars_4.npz")
+    text, keys, rows = (task[name].astype(np.float32) for name in ("text", "train_features", "val_features"))
+    values = np.eye(len(text), dtype=np.float32)[task["train_labels"]]
+    arguments = rows, task["val_labels"], text, 100.0, keys, values, tip.ALPHAS[::3], tip.BETAS[::40]
+    np.testing.assert_array_equal(tip.count_right(*arguments), plain_loop(*arguments))
+
+
+# ---- who judges whom ----
+
+
+def test_a_shot_left_out_is_never_in_the_cache_that_it_judges(rng):
+    support = make_support(rng, [0, 0, 0, 1, 2, 2, 0], views=2)
+    judged, how = tip.trials(support, None)
+    assert len(judged) == 4 and how == "leaving one shot a class out in turn"
+    left_out = []
+    for trial in judged:
+        rows = [i for row in trial.features for i in np.flatnonzero((support.features[:, 0] == row).all(axis=1))]  # judges by view 0
+        assert len(rows) == len(trial.features) and set(rows) == set(np.flatnonzero(~trial.shots))
+        assert support.labels[rows].tolist() == trial.labels.tolist() and len(set(trial.labels)) == len(rows)  # one a class
+        assert set(support.labels[trial.shots]) == {0, 1, 2}  # something is left of each class
+        left_out += rows
+    assert sorted(left_out) == [0, 1, 2, 4, 5, 6]  # each in turn, but for the only shot of class 1
+
+
+@pytest.mark.parametrize("method", ["tip", "tip-f"])
+def test_shots_without_a_pattern_are_not_recognised_when_left_out(method, rng, request):
+    """With a held-out shot among the keys, or among the rows of fine-tuning, it would find itself and be right."""
+    if method == "tip-f":
+        request.getfixturevalue("jt")
+    classes = 20
+    support = make_support(rng, np.arange(classes).repeat(3))
+    _, chosen = tip.train(method, make_text(rng, classes), support, None, Settings(epochs=3, lr=0.01))
+    assert chosen["rows"] == 3 * classes and chosen["top1"] < 0.3
+
+
+def test_validation_rows_judge_all_shots_and_unknown_ones_do_not_count(rng):
+    support, val = make_support(rng, [0, 0, 1]), make_val(rng, [1, -1, 0])
+    (trial,), how = tip.trials(support, val)
+    assert trial.shots.all() and len(trial.shots) == 3 and trial.labels.tolist() == [1, 0] and how == "on 2 validation rows"
+    assert (trial.features == val.features[[0, 2]]).all()
+    assert tip.trials(support, make_val(rng, [-1, -1]))[1] == tip.trials(support, None)[1]
+
+
+def test_one_shot_a_class_and_no_validation_takes_the_defaults(rng, jt):
+    text, support = make_text(rng, 3), make_support(rng, [0, 1, 2], views=2)
+    adapter, chosen = tip.train("tip", text, support, None, Settings())
+    assert (adapter.alpha, adapter.beta) == (1.17, 1.0) and chosen["how"].startswith("defaults: ")
+    tuned, chosen = tip.train("tip-f", text, support, None, Settings(epochs=2))
+    assert (tuned.alpha, tuned.beta, chosen["epoch"]) == (tip.TRAIN_ALPHA, tip.TRAIN_BETA, 2)
+    assert not np.array_equal(tuned.keys, adapter.keys)
+
+
+@pytest.fixture
+def keys_by_epoch(monkeypatch):
+    """Replaces fine-tuning: the keys are right (those of the cache) after epoch 3 alone. Counts the epochs run."""
+    ran = []
+
+    def fine_tune(features, labels, text, scale, keys, values, alpha, beta, *, epochs, **_):
+        for epoch in range(1, epochs + 1):
+            ran.append(epoch)
+            yield keys * (1 if epoch == 3 else -1)
+
+    monkeypatch.setattr(tip, "fine_tune", fine_tune)
+    return ran
+
+
+def test_the_epoch_is_chosen_on_validation_rows(rng, keys_by_epoch):
+    support = make_support(rng, np.arange(8))
+    val = Split(support.features[:, 0], support.labels, support.names)
+    adapter, chosen = tip.train("tip-f", replace_scale(make_text(rng, 8)), support, val, Settings(epochs=5))
+    assert chosen["epoch"] == 3 and len(keys_by_epoch) == 5
+    np.testing.assert_array_equal(adapter.keys, tip.cache(support.features, support.labels, 8).keys)
+
+
+def test_without_validation_rows_all_shots_are_trained_up_to_the_chosen_epoch(rng, keys_by_epoch):
+    of_class = unit_rows(rng, 8, 1, WIDTH)
+    support = Support(of_class.repeat(2, axis=0), np.arange(8).repeat(2), np.array([f"shot {i}" for i in range(16)]))
+    adapter, chosen = tip.train("tip-f", replace_scale(make_text(rng, 8)), support, None, Settings(epochs=5))
+    assert chosen["epoch"] == 3 and keys_by_epoch[10:] == [1, 2, 3] * 3  # two trials of five epochs, again up to the third; then all
+    assert len(adapter.keys) == 16
+
+
+def replace_scale(text):
+    """A text that says next to nothing, so that the cache decides."""
+    return Text(text.features, text.names, 1e-3)
+
+
+def test_a_class_without_shots_lives_from_its_text(rng, jt):
+    text, support, val = make_text(rng, 4), make_support(rng, [0, 0, 3, 3]), make_val(rng, [0, 1, 2, 3])
+    for method in ("tip", "tip-f"):
+        for judges in (val, None):
+            adapter, _ = tip.train(method, text, support, judges, Settings(epochs=2))
+            assert not adapter.values[:, [1, 2]].any()
+            np.testing.assert_allclose(tip.predict_logits(adapter, val.features)[:, 1:3], 100 * val.features @ text.features[1:3].T, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["tip", "tip-f"])
+def test_no_shots_at_all_is_an_error(method, rng):
+    with pytest.raises(TaskError, match="no shots for .* choose --method zero-shot"):
+        tip.train(method, make_text(rng, 3), make_support(rng, np.zeros(0, np.int64)), None, Settings())

@@ -1,0 +1,163 @@
+"""train_adapter.py as a user runs it: in a process of its own, on files between the stages."""
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from conftest import PROJECT
+from fewshot import artifacts
+from fewshot.artifacts import Adapter, Split, Support, Text
+from tip_adapter_utils import predict_logits
+
+CLASSES = ["Animal_Cat", "Animal_Dog", "Food-101_Pie", "Tower"]
+WEIGHTS = {"weights_sha256": "ab" * 32}
+
+
+def write_task(folder, shots=3, validation=True, weights=WEIGHTS):
+    """A task of four classes whose photographs cluster away from their texts, so that shots help."""
+    rng = np.random.default_rng(5)
+    unit = lambda rows: (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+    text, centre = unit(rng.normal(size=(4, 32))), rng.normal(size=(4, 32))
+    near = lambda labels, *shape: unit(centre[labels].reshape(len(labels), *[1] * (len(shape) - 1), 32) + 0.7 * rng.normal(size=(len(labels), *shape)))
+    names = lambda what, n: np.array([f"{what}/{i}.jpg" for i in range(n)], np.str_)
+    of_shots, of_val = np.arange(4).repeat(shots), np.arange(4).repeat(10)
+    folder.mkdir(exist_ok=True)
+    artifacts.write(folder / "text.npz", Text(text, np.array(CLASSES), 10.0, {**WEIGHTS, "prompts_sha256": "12"}))
+    artifacts.write(folder / "support.npz", Support(near(of_shots, 2, 32), of_shots, names("shot", len(of_shots)), {**weights, "select": "kmeans"}))
+    if validation:
+        artifacts.write(folder / "val.npz", Split(near(of_val, 32), of_val, names("val", 40), WEIGHTS))
+
+
+@pytest.fixture
+def task(tmp_path):
+    write_task(tmp_path / "output")
+    return tmp_path
+
+
+def figures_of(folder):
+    return json.loads((folder / "output/metrics.json").read_text())
+
+
+@pytest.mark.parametrize("method", ["zero-shot", "tip", "tip-f"])
+def test_a_method_end_to_end(task, run, method):
+    out = run("train_adapter.py", "--method", method, "--epochs", 4, cwd=task).stdout
+    adapter = artifacts.read(task / "output/adapter.npz", Adapter)
+    figures, val = figures_of(task), artifacts.read(task / "output/val.npz", Split)
+    assert adapter.method == figures["method"] == method and adapter.names.tolist() == CLASSES and adapter.scale == 10
+    assert len(adapter.keys) == len(adapter.values) == (0 if method == "zero-shot" else 12)
+    right = (predict_logits(adapter, val.features).argmax(axis=1) == val.labels).mean()
+    assert figures["val"]["top1"] == pytest.approx(right) and figures["val"]["n"] == 40
+    assert set(figures["val"]["groups"]) >= {"Animal", "Food-101"} and set(figures["val"]["per_class"]) == set(CLASSES)
+    assert f"{method:9} top-1 {right:.1%}" in out and "output/adapter.npz" in out
+    if method != "zero-shot":
+        assert figures["val"]["top1"] > figures["val"]["zero_shot"]["top1"]
+        chosen = figures["chosen"]
+        assert chosen["how"] == "on 40 validation rows" and chosen["top1"] == pytest.approx(right)
+        assert (chosen["alpha"], chosen["beta"]) == pytest.approx((adapter.alpha, adapter.beta))
+
+
+def test_the_adapter_says_what_made_it(task, run):
+    run("train_adapter.py", "--method", "tip", "--seed", 9, cwd=task)
+    meta = artifacts.read(task / "output/adapter.npz", Adapter).meta
+    assert meta["weights_sha256"] == WEIGHTS["weights_sha256"] and meta["prompts_sha256"] == "12" and meta["select"] == "kmeans"
+    assert meta["training"]["method"] == "tip" and meta["training"]["seed"] == 9 and "alpha" in meta["training"]["chosen"]
+
+
+def test_bare_it_is_tip_f_and_a_second_run_gives_the_same_bytes(task, run):
+    contents = []
+    for seed in (1, 1, 2):
+        run("train_adapter.py", *(["--seed", seed] if seed != 1 else []), cwd=task)
+        contents.append((task / "output/adapter.npz").read_bytes())
+    assert contents[0] == contents[1] != contents[2]
+    assert figures_of(task)["method"] == "tip-f" and 1 <= figures_of(task)["chosen"]["epoch"] <= 20
+
+
+@pytest.mark.parametrize("method", ["tip", "tip-f"])
+def test_without_validation_shots_are_left_out_in_turn(tmp_path, run, method):
+    write_task(tmp_path / "output", validation=False)
+    out = run("train_adapter.py", "--method", method, "--epochs", 3, cwd=tmp_path).stdout
+    chosen = figures_of(tmp_path)["chosen"]
+    assert chosen["how"] == "leaving one shot a class out in turn" and chosen["rows"] == 12 and chosen["top1"] > chosen["zero_shot_top1"]
+    assert "val" not in figures_of(tmp_path) and f"{method} {chosen['top1']:.1%} of 12" in out
+
+
+def test_one_shot_a_class_without_validation_takes_the_defaults(tmp_path, run):
+    write_task(tmp_path / "output", shots=1, validation=False)
+    assert "defaults: " in run("train_adapter.py", "--method", "tip", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize("method", ["zero-shot", "tip"])
+def test_what_trains_nothing_does_not_import_jittor(task, method):
+    code = f"import sys, train_adapter; assert train_adapter.main(['--method', '{method}', '--output', '{task / 'output'}']) == 0; assert 'jittor' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT, timeout=120).returncode == 0
+
+
+def test_zero_shot_needs_no_shots(task, run):
+    (task / "output/support.npz").unlink()
+    run("train_adapter.py", "--method", "zero-shot", cwd=task)
+    assert figures_of(task)["val"]["n"] == 40
+
+
+# ---- mistakes: one line, exit code 1, nothing written ----
+
+
+def no_text(folder):
+    (folder / "text.npz").unlink()
+
+
+def no_shots(folder):
+    (folder / "support.npz").unlink()
+
+
+def other_weights(folder):
+    write_task(folder, weights={"weights_sha256": "cd" * 32})
+
+
+def strange_label(folder):
+    val = artifacts.read(folder / "val.npz", Split)
+    artifacts.write(folder / "val.npz", Split(val.features, val.labels + 1, val.names, val.meta))
+
+
+def damaged(folder):
+    (folder / "support.npz").write_bytes((folder / "support.npz").read_bytes()[:500])
+
+
+@pytest.mark.parametrize("spoil, arguments, message", [
+    (no_text, [], "no output/text.npz; run extract_feature.py first"),
+    (no_shots, ["--method", "tip"], "choose --method zero-shot"),
+    (other_weights, [], "different weights"),
+    (strange_label, [], "label 4, but there are 4 classes"),
+    (damaged, [], "support.npz: damaged"),
+    (lambda folder: None, ["--lr", "1e30"], "diverged"),
+])
+def test_a_mistake_is_one_line(task, run, spoil, arguments, message):
+    spoil(task / "output")
+    done = run("train_adapter.py", *arguments, cwd=task, check=False)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("Jittor ")]  # which device it computes on
+    assert done.returncode == 1 and len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], done.stderr
+    assert not (task / "output/adapter.npz").exists() and not done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--epochs", "0"], ["--lr", "-1"], ["--lr", "nan"], ["--lr", "x"], ["--method", "magic"]])
+def test_wrong_arguments_are_exit_code_2(task, run, arguments):
+    assert run("train_adapter.py", *arguments, cwd=task, check=False).returncode == 2
+
+
+# ---- real features: top-1 on test of the published code (data/features/README.md), less 0.5 points; zero-shot to 0.2 ----
+
+PUBLISHED = {("cars_4", "zero-shot"): 58.9, ("sun397_4", "zero-shot"): 63.6, ("cars_4", "tip"): 64.9, ("sun397_4", "tip"): 67.9,
+             ("cars_4", "tip-f"): 67.6, ("sun397_4", "tip-f"): 69.4}
+
+
+@pytest.mark.parametrize("name, method", PUBLISHED)
+def test_real_features_reach_the_published_figures(name, method, shared, tmp_path, run):
+    subprocess.run([sys.executable, shared / "tools/lay_out.py", shared / f"data/features/{name}.npz", tmp_path / "output"], check=True)
+    run("train_adapter.py", "--method", method, cwd=tmp_path)
+    adapter, test = artifacts.read(tmp_path / "output/adapter.npz", Adapter), artifacts.read(tmp_path / "output/test.npz", Split)
+    labels = np.load(shared / f"data/features/{name}.npz")["test_labels"]
+    top1 = 100 * (predict_logits(adapter, test.features).argmax(axis=1) == labels).mean()
+    assert abs(top1 - PUBLISHED[name, method]) < 0.2 if method == "zero-shot" else top1 > PUBLISHED[name, method] - 0.5
