@@ -29,6 +29,11 @@ def make_text(rng, classes):
     return Text(unit_rows(rng, classes, WIDTH), np.array([f"class {i}" for i in range(classes)]), 100.0)
 
 
+def silent(text):
+    """The text, saying next to nothing, so that the cache decides."""
+    return Text(text.features, text.names, 1e-3)
+
+
 def make_support(rng, labels, views=1):
     return Support(unit_rows(rng, len(labels), views, WIDTH), np.array(labels), np.array([f"shot {i}" for i in range(len(labels))]))
 
@@ -187,7 +192,7 @@ def test_shots_without_a_pattern_are_not_recognised_when_left_out(method, rng, r
         request.getfixturevalue("jt")
     classes = 20
     support = make_support(rng, np.arange(classes).repeat(3))
-    _, chosen = tip.train(method, make_text(rng, classes), support, None, Settings(epochs=3, lr=0.01))
+    _, chosen = tip.train(method, silent(make_text(rng, classes)), support, None, Settings(epochs=3, lr=0.01))
     assert chosen["rows"] == 3 * classes and chosen["top1"] < 0.3
 
 
@@ -225,7 +230,7 @@ def keys_by_epoch(monkeypatch):
 def test_the_epoch_is_chosen_on_validation_rows(rng, keys_by_epoch):
     support = make_support(rng, np.arange(8))
     val = Split(support.features[:, 0], support.labels, support.names)
-    adapter, chosen = tip.train("tip-f", replace_scale(make_text(rng, 8)), support, val, Settings(epochs=5))
+    adapter, chosen = tip.train("tip-f", silent(make_text(rng, 8)), support, val, Settings(epochs=5))
     assert chosen["epoch"] == 3 and len(keys_by_epoch) == 5
     np.testing.assert_array_equal(adapter.keys, tip.cache(support.features, support.labels, 8).keys)
 
@@ -233,14 +238,9 @@ def test_the_epoch_is_chosen_on_validation_rows(rng, keys_by_epoch):
 def test_without_validation_rows_all_shots_are_trained_up_to_the_chosen_epoch(rng, keys_by_epoch):
     of_class = unit_rows(rng, 8, 1, WIDTH)
     support = Support(of_class.repeat(2, axis=0), np.arange(8).repeat(2), np.array([f"shot {i}" for i in range(16)]))
-    adapter, chosen = tip.train("tip-f", replace_scale(make_text(rng, 8)), support, None, Settings(epochs=5))
+    adapter, chosen = tip.train("tip-f", silent(make_text(rng, 8)), support, None, Settings(epochs=5))
     assert chosen["epoch"] == 3 and keys_by_epoch[10:] == [1, 2, 3] * 3  # two trials of five epochs, again up to the third; then all
     assert len(adapter.keys) == 16
-
-
-def replace_scale(text):
-    """A text that says next to nothing, so that the cache decides."""
-    return Text(text.features, text.names, 1e-3)
 
 
 def test_a_class_without_shots_lives_from_its_text(rng, jt):
