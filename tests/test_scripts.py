@@ -1,0 +1,265 @@
+"""The four scripts, one after the other, as a user runs them, on drawn photographs and a tiny CLIP of random weights."""
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fewshot import artifacts
+from jclip import weights
+
+CLASSES = ["Animal_Bear", "Animal_Bee", "Food-101_hot_dog", "Stanford-Cars_Volvo_C30", "no group", "Thu-dog_Pomeranian"]
+SHOTLESS = 3  # the label of the one class without a training photograph
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory):
+    """Random weights with the full vocabulary, 32 px: a CLIP that knows nothing, but does all its work."""
+    a = weights.Architecture(embed_dim=32, image_resolution=32, patch_size=16, vision_width=64, vision_layers=1, vision_heads=1,
+                             context_length=77, vocab_size=49408, text_width=64, text_layers=1, text_heads=1)
+    rng = np.random.default_rng(0)
+    state = {name: rng.normal(0, 0.2, shape).astype(np.float32) for name, shape in weights.expected_shapes(a).items()}
+    state["logit_scale"] = np.float32(np.log(50))
+    path = tmp_path_factory.mktemp("weights") / "tiny.pkl"
+    with open(path, "wb") as file:
+        weights.write(state, file)
+    return path
+
+
+def draw(path, label, seed):
+    """A photograph of a colour of its class and noise: even a random tower tells such classes apart."""
+    rng = np.random.default_rng([label, seed])
+    colour = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 40], [40, 200, 200], [200, 40, 200]][label])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((colour + rng.normal(0, 25, (40 + seed % 3, 48, 3))).clip(0, 255).astype(np.uint8)).save(path)
+
+
+@pytest.fixture(scope="session")
+def contest(tmp_path_factory, tiny_weights):
+    """A working folder with a contest layout of 7 training photographs a class and 13 test photographs, and the weights."""
+    folder = tmp_path_factory.mktemp("contest")
+    lines = []
+    for label, name in enumerate(CLASSES):
+        for i in range(0 if label == SHOTLESS else 7):
+            draw(folder / f"Dataset/TrainSet/{name}/{i}.jpg", label, i)
+            lines.append(f"TrainSet/{name}/{i}.jpg {label}\n")
+    for i in range(1, 14):
+        draw(folder / f"Dataset/TestSetB/image_{i}.jpg", i % 6, 100 + i)
+    (folder / "Dataset/train.txt").write_text("".join(lines))
+    (folder / "Dataset/classes_b.txt").write_text("\n".join(f"{name} {label}" for label, name in enumerate(CLASSES)))
+    shutil.copy(tiny_weights, folder / "ViT-B-32.pkl")
+    return folder
+
+
+@pytest.fixture
+def work(contest, tmp_path):
+    """A working folder of the test's own, on the same photographs and weights."""
+    for name in ("Dataset", "ViT-B-32.pkl"):
+        (tmp_path / name).symlink_to(contest / name)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def extracted(contest, tmp_path_factory):
+    """output/ as a bare extract_feature.py makes it; to be copied."""
+    import subprocess
+    import sys
+
+    from conftest import PROJECT
+
+    done = subprocess.run([sys.executable, PROJECT / "extract_feature.py"], cwd=contest, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    return contest / "output", done
+
+
+@pytest.fixture
+def trained(work, extracted, run):
+    """`work` after extract_feature.py and train_adapter.py."""
+    shutil.copytree(extracted[0], work / "output")
+    run("train_adapter.py", "--method", "tip", cwd=work)
+    return work
+
+
+def test_from_photographs_to_a_result_twice_the_same(work, run):
+    results = []
+    for _ in range(2):
+        for script in ("extract_feature.py", "train_adapter.py", "predict.py"):
+            done = run(script, cwd=work)
+        results.append({name: (work / name).read_bytes() for name in ("result.txt", "result.zip", "output/adapter.npz", "output/support.npz", "output/test.npz")})
+        shutil.rmtree(work / "output")
+    assert results[0] == results[1]
+    lines = [line.split() for line in results[0]["result.txt"].decode().splitlines()]
+    assert [line[0] for line in lines] == [f"image_{i}.jpg" for i in range(1, 14)]
+    assert all(len({*line[1:]}) == 5 and {*map(int, line[1:])} <= set(range(6)) for line in lines)
+    with zipfile.ZipFile(work / "result.zip") as archive:
+        assert archive.namelist() == ["result.txt"] and archive.read("result.txt") == results[0]["result.txt"]
+    assert "top-1" not in done.stdout  # nobody knows the labels
+    right = sum(int(line[1]) == int(line[0][6:-4]) % 6 for line in lines)
+    assert right >= 9  # of 13, chance 2: the shots of plain colours were learned
+
+
+def test_what_extraction_writes(extracted):
+    output, done = extracted
+    text = artifacts.read(output / "text.npz", artifacts.Text)
+    support = artifacts.read(output / "support.npz", artifacts.Support)
+    val = artifacts.read(output / "val.npz", artifacts.Split)
+    test = artifacts.read(output / "test.npz", artifacts.Split)
+    artifacts.check_together(text, support, val, test)
+    assert text.names.tolist() == CLASSES and text.scale == pytest.approx(50, rel=1e-5)
+    assert support.features.shape == (20, 4, 32) and np.bincount(support.labels, minlength=6).tolist() == [4, 4, 4, 0, 4, 4]
+    assert len(val.names) == 15 and not set(val.names) & set(support.names)
+    assert test.names.tolist() == [f"image_{i}.jpg" for i in range(1, 14)] and (test.labels == -1).all()
+    assert support.meta["weights_sha256"] == weights.sha256(output.parent / "ViT-B-32.pkl")
+    different = np.linalg.norm(support.features[:, :1] - support.features[:, 1:], axis=2)
+    assert (different > 1e-4).all()  # every view differs from the plain photograph
+    said = done.stderr
+    assert "2 of 6 classes have no sentences of their own" in said and "Food-101_hot_dog" in said and "match no class" in said
+
+
+def test_features_are_those_of_the_library(extracted, contest):
+    """A stored row is what load, preprocess and encode_image give for the photograph; a class's, the mean of its sentences."""
+    import jclip
+    from fewshot import prompts
+    from jclip import features, runtime
+
+    model, preprocess = jclip.load(contest / "ViT-B-32.pkl", "cpu")
+    test = artifacts.read(extracted[0] / "test.npz", artifacts.Split)
+    text = artifacts.read(extracted[0] / "text.npz", artifacts.Text)
+    with runtime.jittor().no_grad():
+        row = model.encode_image(preprocess(Image.open(contest / "Dataset/TestSetB/image_7.jpg")).unsqueeze(0)).numpy()
+        sentences = features.unit(model.encode_text(jclip.tokenize(prompts.read(CLASSES).sentences[1])).numpy())
+    np.testing.assert_allclose(features.unit(row)[0], test.features[6], atol=1e-6)
+    assert len(sentences) == 6
+    np.testing.assert_allclose(features.unit(sentences.mean(axis=0)), text.features[1], atol=1e-6)
+
+
+def test_options_of_extraction(work, run):
+    run("extract_feature.py", "--shots", 2, "--select", "first", "--views", "plain,crop:2", "--max-train", 5, "--max-val", 1, "--batch-size", 3, "--output", "deep/er", cwd=work)
+    support = artifacts.read(work / "deep/er/support.npz", artifacts.Support)
+    val = artifacts.read(work / "deep/er/val.npz", artifacts.Split)
+    assert support.features.shape == (10, 3, 32) and support.meta["views"] == ["plain", "crop", "crop"]
+    assert np.bincount(val.labels, minlength=6).tolist() == [1, 1, 1, 0, 1, 1] and not set(val.names) & set(support.names)
+    run("extract_feature.py", "--shots", 7, "--output", "deep/er", cwd=work)
+    assert not (work / "deep/er/val.npz").exists()  # the old one held today's shots
+
+
+def test_labelled_folders_and_the_figures(work, run, tmp_path):
+    for label, name in enumerate(["red thing", "green thing", "blue thing"]):
+        for i in range(5):
+            draw(tmp_path / f"mine/train/{name}/{i}.png", label, i)
+        for i in range(4):
+            draw(tmp_path / f"mine/test/{name}/{i}.png", label, 50 + i)
+    run("extract_feature.py", "--data", "mine", "--weights", "ViT-B-32.pkl", cwd=work)
+    run("train_adapter.py", cwd=work)
+    done = run("predict.py", cwd=work)
+    figures = json.loads((work / "output/metrics.json").read_text())
+    assert figures["test"]["n"] == 12 and f"top-1 {figures['test']['top1']:.1%}" in done.stdout
+    assert figures["test"]["top1"] >= 0.75 and figures["val"]["n"] == 3 and set(figures["test"]["per_class"]) == {"red thing", "green thing", "blue thing"}
+    first = (work / "result.txt").read_text().splitlines()[0]
+    assert first.startswith("blue thing/0.png ") and len(first.rsplit(" ", 3)[1:]) == 3  # three classes, so no five
+
+
+def test_photographs_from_the_command_line(trained, run):
+    draw(trained / "red.png", 0, 200)
+    done = run("predict.py", "red.png", cwd=trained)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "red.png" and lines[1].split()[1] == "Animal_Bear" and len(lines) == 6
+    shares = [float(line.split("%")[0]) for line in lines[1:]]
+    assert shares == sorted(shares, reverse=True) and sum(shares) <= 100.3
+    done = run("predict.py", "Dataset/TestSetB", "red.png", "--topk", 1, cwd=trained)
+    assert len(done.stdout.splitlines()) == 2 * 14 and done.stdout.splitlines()[2] == "Dataset/TestSetB/image_2.jpg"
+
+
+def test_zero_shot_needs_no_training_and_no_data(tiny_weights, tmp_path, run):
+    draw(tmp_path / "red.png", 0, 200)
+    done = run("predict.py", "red.png", "--classes", "cat, dog ,hot dog", "--weights", tiny_weights, cwd=tmp_path)
+    lines = done.stdout.splitlines()
+    assert {line.split("%")[1].strip() for line in lines[1:]} == {"cat", "dog", "hot dog"}
+    assert sum(float(line.split("%")[0]) for line in lines[1:]) == pytest.approx(100, abs=0.2)
+    assert [path.name for path in tmp_path.iterdir()] == ["red.png"]
+
+
+def test_prediction_needs_neither_photographs_nor_weights(trained, run):
+    (trained / "Dataset").unlink()
+    (trained / "ViT-B-32.pkl").unlink()
+    run("train_adapter.py", cwd=trained)
+    run("predict.py", "--result", "mine.txt", "--topk", 2, cwd=trained)
+    assert len((trained / "mine.txt").read_text().splitlines()[0].split()) == 3 and (trained / "mine.zip").exists()
+
+
+def spoil(path, what):
+    """Change an artefact's arrays or meta."""
+    content = dict(np.load(path))
+    meta = json.loads(str(content["meta"]))
+    what(content, meta)
+    np.savez(path, **{**content, "meta": np.array(json.dumps(meta))})
+
+
+def of_other_weights(content, meta):
+    meta["weights_sha256"] = "0" * 64
+
+
+@pytest.mark.parametrize("harm, script, arguments, said", [
+    (lambda f: (f / "Dataset").unlink(), "extract_feature.py", [], "Dataset does not exist"),
+    (lambda f: (f / "ViT-B-32.pkl").unlink(), "extract_feature.py", [], "no weights at ViT-B-32.pkl; .*convert_weights.py"),
+    (lambda f: None, "extract_feature.py", ["--split", "A"], "expected classes.txt"),
+    (lambda f: None, "extract_feature.py", ["--views", "flip"], "--views 'flip'"),
+    (lambda f: None, "extract_feature.py", ["--output", "ViT-B-32.pkl"], "ViT-B-32.pkl: File exists"),
+    (lambda f: shutil.rmtree(f / "output"), "train_adapter.py", [], "no output/text.npz; run extract_feature.py"),
+    (lambda f: (f / "output/adapter.npz").unlink(), "predict.py", [], "no output/adapter.npz; run train_adapter.py"),
+    (lambda f: (f / "output/test.npz").write_bytes(b"PK"), "predict.py", [], "output/test.npz: damaged"),
+    (lambda f: spoil(f / "output/test.npz", of_other_weights), "predict.py", [], "made from different weights"),
+    (lambda f: spoil(f / "output/val.npz", of_other_weights), "train_adapter.py", [], "made from different weights"),
+    (lambda f: spoil(f / "output/val.npz", lambda c, m: m.update(selection_sha256="other")), "train_adapter.py", [], "made from different selection"),
+    (lambda f: spoil(f / "output/adapter.npz", of_other_weights), "predict.py", ["Dataset/TestSetB"], "trained on features of other weights"),
+    (lambda f: None, "predict.py", ["absent.jpg"], "absent.jpg: no such photograph"),
+    (lambda f: (f / "x.jpg").write_text("no picture"), "predict.py", ["x.jpg"], "x.jpg: cannot be read as a photograph"),
+    (lambda f: None, "predict.py", ["Dataset/TestSetB", "--classes", "cat,cat"], "--classes 'cat,cat'"),
+    (lambda f: None, "predict.py", ["--result", "no/where.txt"], "no/"),
+    (lambda f: (f / "output/metrics.json").write_text("{"), "predict.py", ["--result", "r.txt"], ""),
+])
+def test_a_mistake_is_one_line_and_exit_code_1(trained, run, harm, script, arguments, said):
+    import re
+
+    harm(trained)
+    done = run(script, *arguments, cwd=trained, check=False)
+    if not said:  # unlabelled test photographs leave metrics.json alone
+        assert done.returncode == 0
+        return
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 1 and len(errors) == 1 and re.search(said, errors[0]), done.stderr
+    assert "Traceback" not in done.stderr and not (trained / "result.txt").exists()
+
+
+def test_a_broken_photograph_is_named(work, contest, run):
+    (work / "Dataset").unlink()
+    shutil.copytree(contest / "Dataset", work / "Dataset")
+    broken = work / "Dataset/TrainSet/Animal_Bee/3.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    done = run("extract_feature.py", cwd=work, check=False)
+    assert done.returncode == 1 and "TrainSet/Animal_Bee/3.jpg: cannot be read as a photograph" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("script, arguments", [("extract_feature.py", ["--shots", "0"]), ("extract_feature.py", ["--select", "best"]), ("train_adapter.py", ["--method", "magic"]),
+                                               ("predict.py", ["--classes", "cat"]), ("predict.py", ["--topk", "x"]), ("train_adapter.py", ["--lr", "-1"])])
+def test_wrong_arguments_end_with_2(run, tmp_path, script, arguments):
+    assert run(script, *arguments, cwd=tmp_path, check=False).returncode == 2
+
+
+@pytest.mark.parametrize("script", ["convert_weights.py", "extract_feature.py", "train_adapter.py", "predict.py"])
+def test_help_does_not_wait_for_jittor(run, tmp_path, script):
+    done = run(script, "--help", cwd=tmp_path, env={"PATH": ""})  # without a compiler Jittor could not be imported
+    assert done.stdout.startswith("usage: ") and done.stderr == ""
+
+
+def test_real_photographs(shared, tiny_weights, tmp_path, run):
+    (tmp_path / "Dataset").symlink_to(shared / "data/photos")
+    run("extract_feature.py", "--weights", tiny_weights, "--max-train", 8, cwd=tmp_path)
+    run("train_adapter.py", cwd=tmp_path)
+    run("predict.py", cwd=tmp_path)
+    lines = [line.split() for line in (tmp_path / "result.txt").read_text().splitlines()]
+    names = [line.split()[0] for line in (shared / "data/photos/truth.txt").read_text().splitlines()]
+    assert [line[0] for line in lines] == sorted(names, key=lambda name: int(name.split("_")[1].split(".")[0])) and len(lines) == 198
+    assert all(len(set(line[1:])) == 5 and set(map(int, line[1:])) <= set(range(22)) for line in lines)
