@@ -179,7 +179,8 @@ def search(text: Text, judged: Sequence[Trial], caches: Iterable[Cache]) -> dict
 
 def _right(text: Text, judged: Sequence[Trial], caches: Iterable[Cache], alphas, betas) -> np.ndarray:
     """`count_right` summed over the trials."""
-    return sum(count_right(trial.features, trial.labels, text.features, text.scale, *cached, alphas, betas) for trial, cached in zip(judged, caches))
+    return sum(count_right(trial.features, trial.labels, text.features, text.scale, *cached, alphas, betas)
+               for trial, cached in zip(judged, caches))
 
 
 def _cache_of(text: Text, support: Support, shots=slice(None)) -> Cache:
@@ -199,9 +200,9 @@ class Settings:
     device: str = "auto"
 
 
-def fine_tune(features, labels, text, scale, keys, values, alpha, beta, *, epochs: int, lr: float, seed: int, device: str) -> Iterator[np.ndarray]:
-    """Fine-tune the keys of a cache by cross-entropy over `tip_logits`; yields them, float32 (N, D), after each
-    epoch.
+def fine_tune(features, labels, text, scale, keys, values, alpha, beta, *,
+              epochs: int, lr: float, seed: int, device: str) -> Iterator[np.ndarray]:
+    """Fine-tune the keys of a cache by cross-entropy over `tip_logits`; yields them, float32 (N, D), after each epoch.
 
     features (M, D) and labels (M,) are the rows to learn from, all views of the shots; the rest as for `tip_logits`, and
     device as for `jclip.runtime.use`. The keys are a linear layer's weight and are not renormalised. Raises ClipError
@@ -295,5 +296,6 @@ METHODS = {"zero-shot": zero_shot, "tip": tip, "tip-f": tip_f}
 def train(method: str, text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
     """The adapter that a method of METHODS makes, and what it chose; raises TaskError where it needs shots and has none."""
     if not len(support.labels) and method != "zero-shot":
-        raise TaskError(f"there are no shots for {method} to learn from; give some to extract_feature.py, or choose --method zero-shot, which needs none")
+        raise TaskError(f"there are no shots for {method} to learn from; give some to extract_feature.py, "
+                        "or choose --method zero-shot, which needs none")
     return METHODS[method](text, support, val, settings)

@@ -45,8 +45,8 @@ def main(argv=None):
     figures = {**asked, "chosen": chosen, "seconds": round(seconds, 2), **on_validation(text, support, val, adapter), "meta": adapter.meta}
     artifacts.write(a.output / "adapter.npz", adapter)
     metrics.write_json(a.output / "metrics.json", figures)
-    print(*summary(figures), f"{a.output / 'adapter.npz'} and metrics.json: {a.method}, {len(adapter.names)} classes, {len(adapter.keys)} shots, "
-          f"{seconds:.1f} s. Next: python predict.py", sep="\n")
+    print(*summary(figures), f"{a.output / 'adapter.npz'} and metrics.json: {a.method}, {len(adapter.names)} classes, "
+          f"{len(adapter.keys)} shots, {seconds:.1f} s. Next: python predict.py", sep="\n")
 
 
 def read_task(folder) -> tuple:
@@ -66,7 +66,8 @@ def on_validation(text, support, val, adapter) -> dict:
     zero_shot, _ = train("zero-shot", text, support, val, Settings())
 
     def score(adapter) -> dict:
-        return metrics.score(metrics.top_classes(predict_logits(adapter, val.features)), val.labels, adapter.names, prompts.groups(adapter.names))
+        ranked = metrics.top_classes(predict_logits(adapter, val.features))
+        return metrics.score(ranked, val.labels, adapter.names, prompts.groups(adapter.names))
 
     return {"val": {**score(adapter), "zero_shot": score(zero_shot)}}
 
@@ -78,7 +79,8 @@ def summary(figures: dict) -> list[str]:
         for name, score in {"zero-shot": figures["val"]["zero_shot"], figures["method"]: figures["val"]}.items():
             lines.append(f"validation: {name:9} top-1 {score['top1']:.1%}, top-5 {score['top5']:.1%} of {score['n']} rows")
     elif "top1" in chosen:
-        lines.append(f"shots left out in turn: zero-shot top-1 {chosen['zero_shot_top1']:.1%}, {figures['method']} {chosen['top1']:.1%} of {chosen['rows']}")
+        lines.append(f"shots left out in turn: zero-shot top-1 {chosen['zero_shot_top1']:.1%}, "
+                     f"{figures['method']} {chosen['top1']:.1%} of {chosen['rows']}")
     values = [f"{name} {chosen[name]:.4g}" for name in ("alpha", "beta", "epoch") if name in chosen]
     return [*lines, f"chosen: {', '.join(values)} ({chosen['how']})"] if values else lines
 
