@@ -1,0 +1,61 @@
+"""A random CLIP in OpenAI's release format, and what OpenAI's own code answers with it in float32, for bench/parity.py.
+
+In an environment of its own (never the project's):
+
+    pip install torch==2.13.0 "numpy<2" pillow ftfy regex tqdm && pip install --no-deps clip-anytorch torchvision
+    python bench/parity_reference.py OUT_DIR [--model ViT-L/14] PHOTO ...
+
+Writes OUT_DIR/model.pt, whose weights are random (nothing is downloaded), and OUT_DIR/answers.npz.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "golden"))
+from record_clip import TEXTS, openai  # noqa: E402
+
+# embed_dim, resolution, layers, width, patch of the image tower; context, vocabulary, width, heads, layers of the text tower
+MODELS = {"ViT-B/32": (512, 224, 12, 768, 32, 77, 49408, 512, 8, 12), "ViT-B/16": (512, 224, 12, 768, 16, 77, 49408, 512, 8, 12),
+          "ViT-L/14": (768, 224, 24, 1024, 14, 77, 49408, 768, 12, 12), "ViT-L/14@336px": (768, 336, 24, 1024, 14, 77, 49408, 768, 12, 12)}
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("out", type=Path)
+    p.add_argument("photos", nargs="+", type=Path)
+    p.add_argument("--model", choices=MODELS, default="ViT-B/32")
+    a = p.parse_args()
+    a.out.mkdir(parents=True, exist_ok=True)
+    clip, code = openai()
+    torch.manual_seed(0)
+    model = code.CLIP(*MODELS[a.model]).eval()
+    code.convert_weights(model)
+    save(model, a.out / "model.pt")
+    model, preprocess = clip.load(str(a.out / "model.pt"), device="cpu")  # as a user loads it: float32 on a CPU
+    tokens = clip.tokenize(TEXTS)
+    pixels = torch.stack([preprocess(Image.open(photo)) for photo in a.photos])
+    with torch.inference_mode():
+        per_image, _ = model(pixels, tokens)
+        np.savez(a.out / "answers.npz", photos=np.array([str(photo.resolve()) for photo in a.photos]), texts=np.array(TEXTS), tokens=tokens.numpy(), pixels=pixels.numpy(),
+                 image_features=model.encode_image(pixels).numpy(), text_features=model.encode_text(tokens).numpy(), logits_per_image=per_image.numpy())
+
+
+def save(model, path: Path) -> None:
+    """A TorchScript archive with float16 weights, and three sizes among the tensors, as OpenAI's are."""
+    half = {name: value.clone() for name, value in model.state_dict().items()}
+    resolution = model.visual.input_resolution
+    for name, value in dict(input_resolution=resolution, context_length=model.context_length, vocab_size=model.vocab_size).items():
+        model.__dict__.pop(name, None)
+        model.register_buffer(name, torch.tensor(value))
+    traced = torch.jit.trace(model.float(), (torch.zeros(1, 3, resolution, resolution), torch.zeros(1, 77, dtype=torch.long)), check_trace=False)
+    for name, value in traced.named_parameters():
+        value.data = half[name]
+    traced.save(str(path))
+
+
+if __name__ == "__main__":
+    main()
