@@ -30,7 +30,7 @@ def available_models() -> list[str]:
     return list(OFFICIAL)
 
 
-def load(name_or_path, device: str = "auto"):
+def load(name_or_path, device: str = "auto", download_root: str | None = None):
     """Load CLIP.
 
     Parameters
@@ -38,6 +38,7 @@ def load(name_or_path, device: str = "auto"):
     name_or_path : a file in any of the formats of `jclip.weights`, or a name from `available_models()`, whose file is
         downloaded to ~/.cache/clip unless it is there
     device : "auto", "cpu" or "cuda"; auto takes CUDA where it works
+    download_root : where official files are kept, instead of ~/.cache/clip
 
     Returns
     -------
@@ -51,7 +52,7 @@ def load(name_or_path, device: str = "auto"):
 
     path = Path(name_or_path)
     if str(name_or_path) in download.OFFICIAL and not path.is_file():
-        path = download.official(str(name_or_path))
+        path = download.official(str(name_or_path), download_root or download.CACHE)
     if not path.is_file():
         raise ClipError(f"no weights at {path}; expected a file or one of {', '.join(available_models())}. "
                         "To make one: python convert_weights.py ViT-B/32")

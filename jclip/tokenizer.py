@@ -17,9 +17,10 @@ from .errors import ClipError
 VOCABULARY = Path(__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
 CONTEXT_LENGTH = 77
 START, END = "<|startoftext|>", "<|endoftext|>"
-# The file holds more merges than CLIP uses: its 49,408 ids are 256 bytes, the same bytes at the end of a word, the
-# merges and the two special tokens.
-MERGES = 49408 - 2 * 256 - 2
+VOCABULARY_SIZE = 49408
+# The file holds more merges than CLIP uses: its ids are 256 bytes, the same bytes at the end of a word, the merges and
+# the two special tokens.
+MERGES = VOCABULARY_SIZE - 2 * 256 - 2
 END_OF_WORD = "</w>"
 
 

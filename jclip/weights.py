@@ -86,7 +86,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise ClipError(f"no weights at {path}; make them with: python convert_weights.py ViT-B/32")
     try:
-        state = {name: value for name, value in _tensors(_content(path)).items()}
+        state = _tensors(_content(path))
     except unpickle.DAMAGE as error:
         raise ClipError(f"{path}: damaged, or no weights of a known format ({error or type(error).__name__})") from None
     _refuse_other_models(path, state)
@@ -190,6 +190,8 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
 
     try:
         with safe_open(path, framework="numpy") as file:
+            if any(file.get_slice(name).get_dtype() == "BF16" for name in file.keys()):
+                raise ValueError("its numbers are bfloat16, which numpy lacks; save it as float16 or float32")
             return {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(str(error)) from None
@@ -243,8 +245,9 @@ def _unlike_openai(config: dict) -> str | None:
     if isinstance(open_clip, dict):
         if not open_clip.get("quick_gelu", False):
             return "quick_gelu is off"
-        widths = [open_clip.get(tower, {}).get("head_width", HEAD_WIDTH) for tower in ("vision_cfg",)]
-        return next((f"heads of width {width}" for width in widths if width != HEAD_WIDTH), None)
+        vision = open_clip.get("vision_cfg")
+        width = vision.get("head_width", HEAD_WIDTH) if isinstance(vision, dict) else HEAD_WIDTH
+        return f"heads of width {width}" if width != HEAD_WIDTH else None
     for tower in (config.get("vision_config"), config.get("text_config")):
         if isinstance(tower, dict):
             if tower.get("hidden_act", "quick_gelu") != "quick_gelu":
