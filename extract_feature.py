@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import sys
+from pathlib import Path
 from typing import Sequence
 
 import numpy as np
@@ -23,6 +24,7 @@ from fewshot import artifacts, data, prompts, support
 
 def parse(argv) -> argparse.Namespace:
     p = cli.parser(__doc__, "--data", "--weights", "--output", "--split", "--device", "--seed")
+    p.add_argument("--prompts", type=Path, default=prompts.FOLDER, metavar="DIR", help="templates.json and GROUP_prompt.json (default: the program's own)")
     p.add_argument("--shots", type=cli.at_least(1), default=4, metavar="K", help="training photographs a class that become the cache (default: 4)")
     p.add_argument("--views", default=augment.DEFAULT_VIEWS, metavar="LIST",
                    help=f"views of each shot, from {', '.join(augment.VIEWS)}; crop:7 is seven crops; plain comes first (default: {augment.DEFAULT_VIEWS})")
@@ -38,30 +40,31 @@ def main(argv=None):
     a = parse(argv)
     views = augment.parse_views(a.views)
     task = data.read_task(a.data, a.split)
-    sentences = read_prompts(task.classes)
+    worded = read_prompts(task.classes, a.prompts)
     encoder = Encoder.load(a.weights, a.device, a.batch_size)
     a.output.mkdir(parents=True, exist_ok=True)
     made_by = {"program": f"jittor-tip-adapter {jclip.__version__}", "weights_sha256": encoder.weights_sha256,
                "classes_sha256": fingerprint(task.classes)}
 
-    text = artifacts.Text(encoder.prompts(sentences), np.array(task.classes), encoder.scale, {**made_by, "prompts_sha256": fingerprint(sentences)})
+    text = artifacts.Text(encoder.prompts(worded.sentences), np.array(task.classes), encoder.scale,
+                          {**made_by, "groups": worded.groups, "prompts_sha256": fingerprint(worded.sentences)})
     artifacts.write(a.output / "text.npz", text)
     write_shots(a, task.train, views, encoder, made_by)
     rows = encoder.photos([photo.path for photo in task.test], "test")
     artifacts.write(a.output / "test.npz", split_of(task.test, rows, {**made_by, "list_sha256": fingerprint([p.name for p in task.test])}))
-    print(f"{a.output}: text of {len(task.classes)} classes and {sum(map(len, sentences))} sentences, {len(task.test)} test photographs. "
+    print(f"{a.output}: text of {len(task.classes)} classes and {sum(map(len, worded.sentences))} sentences, {len(task.test)} test photographs. "
           f"Next: python train_adapter.py")
 
 
-def read_prompts(classes: Sequence[str]) -> list[list[str]]:
+def read_prompts(classes: Sequence[str], folder: Path) -> prompts.Prompts:
     """Each class's sentences; says on stderr, once, what the prompt files lack and what in them matches no class."""
-    read = prompts.read(classes)
+    read = prompts.read(classes, folder)
     if read.without:
-        print(f"{len(read.without)} of {len(classes)} classes have no sentences of their own in prompts/ and live from their group's templates "
+        print(f"{len(read.without)} of {len(classes)} classes have no sentences of their own in {folder} and live from their group's templates "
               f"(the first: {read.without[0]})", file=sys.stderr)
     if read.strangers:
-        print(f"{len(read.strangers)} entries in prompts/ match no class here (the first: {read.strangers[0]})", file=sys.stderr)
-    return read.sentences
+        print(f"{len(read.strangers)} entries in {folder} match no class here (the first: {read.strangers[0]})", file=sys.stderr)
+    return read
 
 
 def write_shots(a, train: Sequence[data.Photo], views: list[str], encoder: Encoder, made_by: dict) -> None:

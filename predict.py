@@ -2,7 +2,7 @@
 
 Bare, it classifies output/test.npz with output/adapter.npz and writes result.txt (one line a photograph: its name and
 five labels, best first) and result.zip. Given photographs or folders, it prints each one's classes and probabilities,
-from the trained adapter or, with --classes, zero-shot: no training and no data set at all.
+from the trained adapter or, with --classes, zero-shot: no training and no data set at all. --sheet draws both ways.
 """
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ from pathlib import Path
 import numpy as np
 
 import cli
+import sheet
 from fewshot import artifacts, data, metrics, prompts
 from fewshot.errors import TaskError
 from tip_adapter_utils import predict_logits
 
+SHEET = 30  # photographs on a contact sheet
+FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # of a contact sheet; all else is PNG
+
 
 def parse(argv) -> argparse.Namespace:
-    p = cli.parser(__doc__, "--output", "--weights", "--device")
+    p = cli.parser(__doc__, "--output", "--weights", "--device", "--data", "--split")
     p.add_argument("photos", nargs="*", type=Path, metavar="PHOTO_OR_FOLDER", help="classify these, and print; needs --weights")
     p.add_argument("--classes", metavar="LIST", help='zero-shot among these, for example "cat, dog, car"; needs photographs')
     p.add_argument("--result", type=Path, default=Path("result.txt"), metavar="FILE", help="what to write; a .zip of it stands beside it (default: result.txt)")
+    p.add_argument("--sheet", type=Path, metavar="FILE", help=f"also draw a contact sheet of up to {SHEET} photographs; of the test set, it needs --data")
     p.add_argument("--topk", type=cli.at_least(1), default=5, metavar="K", help="classes a photograph (default: 5)")
     a = p.parse_args(argv)
     if a.classes is not None and not a.photos:
@@ -46,15 +51,45 @@ def write_result(a) -> None:
     adapter = artifacts.read(a.output / "adapter.npz", artifacts.Adapter)
     test = artifacts.read(a.output / "test.npz", artifacts.Split)
     artifacts.check_together(adapter, test)
-    ranked = metrics.top_classes(predict_logits(adapter, test.features), max(5, a.topk))
+    logits = predict_logits(adapter, test.features)
+    ranked = metrics.top_classes(logits, max(5, a.topk))
     order = sorted(range(len(test.names)), key=lambda i: data.natural_key(test.names[i]))
     lines = [" ".join([test.names[i], *map(str, ranked[i, : a.topk])]) + "\n" for i in order]
+    if a.sheet:
+        draw_test_sheet(a, adapter, test, logits, order)
     write_text_and_zip(a.result, "".join(lines).encode())
     print(f"{a.result}: {len(lines)} photographs, {min(a.topk, len(adapter.names))} classes each, by {adapter.method}; the same in {zip_beside(a.result)}")
     if (test.labels >= 0).any():
-        figures = metrics.score(ranked, test.labels, adapter.names, prompts.groups(adapter.names))
+        figures = metrics.score(ranked, test.labels, adapter.names, prompts.groups_of(adapter))
         record_test(a.output / "metrics.json", figures)
         print(f"test: top-1 {figures['top1']:.1%}, top-5 {figures['top5']:.1%} of {figures['n']} labelled photographs")
+
+
+def draw_test_sheet(a, adapter: artifacts.Adapter, test: artifacts.Split, logits: np.ndarray, order: list[int]) -> None:
+    """A contact sheet of test photographs, spread evenly over the whole set."""
+    paths = {photo.name: photo.path for photo in data.read_task(a.data, a.split).test}
+    rows = [order[i] for i in np.linspace(0, len(order) - 1, min(SHEET, len(order))).astype(int)]
+    absent = [test.names[i] for i in rows if test.names[i] not in paths]
+    if absent:
+        raise TaskError(f"{a.output / 'test.npz'} names {absent[0]}, which {a.data} does not hold; name the data it was made from with --data")
+    truths = [adapter.names[test.labels[i]] if test.labels[i] >= 0 else None for i in rows]
+    draw_sheet(a, [paths[test.names[i]] for i in rows], softmax(logits[rows]), adapter, truths)
+
+
+def draw_sheet(a, paths, probabilities: np.ndarray, adapter: artifacts.Adapter, truths) -> None:
+    """Write a.sheet: each photograph with its a.topk classes, named in words."""
+    words = dict(zip(adapter.names, spoken(adapter)))
+    shown = [sheet.Shown(path, [(words[adapter.names[label]], float(row[label])) for label in best], truth and words[truth])
+             for path, row, best, truth in zip(paths, probabilities, metrics.top_classes(probabilities, a.topk), truths)]
+    picture = sheet.contact_sheet(shown)
+    with artifacts.written_whole(a.sheet) as file:
+        picture.save(file, FORMATS.get(a.sheet.suffix.lower(), "PNG"))
+    print(f"{a.sheet}: {len(shown)} photographs")
+
+
+def spoken(adapter: artifacts.Adapter) -> list[str]:
+    """Class names as people say them: without their group, spaces for underscores."""
+    return [prompts.split_group(name, [group])[1] for name, group in zip(adapter.names, prompts.groups_of(adapter))]
 
 
 def write_text_and_zip(path: Path, content: bytes) -> None:
@@ -94,6 +129,8 @@ def print_photos(a) -> None:
         print(path)
         for label in best:
             print(f"  {row[label]:6.1%}  {adapter.names[label]}")
+    if a.sheet:
+        draw_sheet(a, paths[:SHEET], probabilities[:SHEET], adapter, [None] * len(paths))
 
 
 def zero_shot_adapter(encoder, listed: str) -> artifacts.Adapter:

@@ -67,7 +67,7 @@ def on_validation(text, support, val, adapter) -> dict:
 
     def score(adapter) -> dict:
         ranked = metrics.top_classes(predict_logits(adapter, val.features))
-        return metrics.score(ranked, val.labels, adapter.names, prompts.groups(adapter.names))
+        return metrics.score(ranked, val.labels, adapter.names, prompts.groups_of(text))
 
     return {"val": {**score(adapter), "zero_shot": score(zero_shot)}}
 

@@ -13,6 +13,7 @@ DEFAULT = "default"  # the group of classes whose name begins with no known grou
 
 class Prompts(NamedTuple):
     sentences: list[list[str]]  # of each class, templates first
+    groups: list[str]  # of each class
     without: list[str]  # classes that have templates only, where their group has a prompt file
     strangers: list[str]  # entries of prompt files that match no class, "file: name"
 
@@ -27,15 +28,18 @@ def read(classes: Sequence[str], folder: Path = FOLDER) -> Prompts:
     own = {group: _read_prompts(Path(folder) / f"{group}_prompt.json") for group in {group for group, _ in named}}
     sentences = [[template.format(words) for template in templates[group]] + own[group].get(words, []) for group, words in named]
     known = {(group, words) for group, words in named}
-    return Prompts(sentences,
+    return Prompts(sentences, [group for group, _ in named],
                    [name for name, (group, words) in zip(classes, named) if own[group] and words not in own[group]],
                    [f"{group}_prompt.json: {words}" for group in sorted(own) for words in own[group] if (group, words) not in known])
 
 
-def groups(classes: Sequence[str], folder: Path = FOLDER) -> list[str]:
-    """The group of each class."""
-    templates = read_templates(folder)
-    return [split_group(name, templates)[0] for name in classes]
+def groups_of(artifact) -> list[str]:
+    """The group of each class of a Text or Adapter: as recorded when its text was made, else by the project's templates."""
+    recorded = artifact.meta.get("groups")
+    if isinstance(recorded, list) and len(recorded) == len(artifact.names):
+        return [str(group) for group in recorded]
+    templates = read_templates()
+    return [split_group(name, templates)[0] for name in artifact.names]
 
 
 def split_group(name: str, known: Sequence[str]) -> tuple[str, str]:

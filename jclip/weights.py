@@ -24,6 +24,7 @@ LISTED = 8  # names in an error before "and n more"
 # A pattern on the left becomes the name on the right; None: deliberately dropped. The first that fits counts.
 OPENAI = [  # OpenAI's, open_clip's and JCLIP's names; open_clip puts a separate text tower under "text."
     (r"(?:input_resolution|context_length|vocab_size|(?:.+\.)?attn_mask)", None),
+    (r"meta", None),  # where an .npz says what made it
     (r"text\.(?:(?!text_projection\.)(.+))", r"\1"),
     (r"(.+)", r"\1"),
 ]

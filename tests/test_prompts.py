@@ -1,9 +1,11 @@
 import json
 
+import numpy as np
 import pytest
 
 from conftest import PROJECT
 from fewshot import prompts
+from fewshot.artifacts import Text
 from fewshot.errors import TaskError
 
 
@@ -19,7 +21,13 @@ def test_sentences_are_the_groups_templates_and_the_classs_own(folder):
     assert read.sentences == [["a Polar Bear in the wild.", "a Polar Bear at rest.", "A polar bear is white."], ["a Bee in the wild.", "a Bee at rest."],
                               ["a Crab under water."], ["a photo of a teapot 2."], ["a photo of a Animal."]]
     assert read.without == ["Animal_Bee"] and read.strangers == ["Animal_prompt.json: Yeti"]
-    assert prompts.groups(["Animal_Polar_Bear", "teapot"], folder) == ["Animal", "default"]
+    assert read.groups == ["Animal", "Animal", "Animal_Sea", "default", "default"]
+
+
+def test_groups_are_those_recorded_with_the_text():
+    names = np.array(["Animal_Bear", "Sign_star"])
+    assert prompts.groups_of(Text(np.eye(2), names, 100.0, {"groups": ["Animal", "Sign"]})) == ["Animal", "Sign"]
+    assert prompts.groups_of(Text(np.eye(2), names, 100.0, {})) == ["Animal", "default"]
 
 
 @pytest.mark.parametrize("file, content, said", [
