@@ -81,6 +81,8 @@ def summary(figures: dict) -> list[str]:
     elif "top1" in chosen:
         lines.append(f"shots left out in turn: zero-shot top-1 {chosen['zero_shot_top1']:.1%}, "
                      f"{figures['method']} {chosen['top1']:.1%} of {chosen['rows']}")
+    if "new_top1" in chosen:
+        lines.append(f"shots of some classes hidden in turn: top-1 {chosen['base_top1']:.1%} on the others, {chosen['new_top1']:.1%} on them")
     values = [f"{name} {chosen[name]:.4g}" for name in ("alpha", "beta", "epoch") if name in chosen]
     return [*lines, f"chosen: {', '.join(values)} ({chosen['how']})"] if values else lines
 

@@ -257,3 +257,70 @@ def test_a_class_without_shots_lives_from_its_text(rng, jt):
 def test_no_shots_at_all_is_an_error(method, rng):
     with pytest.raises(TaskError, match="no shots for .* choose --method zero-shot"):
         tip.train(method, make_text(rng, 3), make_support(rng, np.zeros(0, np.int64)), None, Settings())
+
+
+def unit(rows):
+    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def shotless_task(names):
+    """Ten classes, three of them without shots, on features that text tells apart better than the few noisy shots do."""
+    rng = np.random.default_rng(3)
+    kinds = unit(rng.normal(size=(10, 16)))
+
+    def near(labels, noise):
+        return unit(kinds[labels] + noise * rng.normal(size=(len(labels), 16)))
+
+    labels, judged = np.repeat(np.arange(7), 2), np.repeat(np.arange(7), 6)
+    text = Text(near(np.arange(10), 0.25), np.array(names), 20.0, {"groups": [name.split("_")[0] for name in names]})
+    return (text, Support(near(labels, 0.2)[:, None], labels, names_of(labels)), Split(near(judged, 0.3), judged, names_of(judged)))
+
+
+def names_of(rows):
+    return np.array([f"{i}.jpg" for i in range(len(rows))])
+
+
+@pytest.mark.parametrize("names, parts", [
+    ([f"a_{i}" for i in range(10)], [[0, 4], [1, 5], [2, 6], [3]]),  # missing classes of a kind that has shots
+    ([f"{'abbbcccddd'[i]}_{i}" for i in range(10)], [[0], [1, 2, 3], [4, 5, 6]]),  # a group of its own, as the contest's cars
+    ([f"{'aaaaaaaddd'[i]}_{i}" for i in range(10)], []),  # nothing to learn from how a group is missed
+])
+def test_where_classes_lack_shots_the_choice_is_judged_by_hiding_others(names, parts):
+    """The chosen pair has the highest harmonic mean of base and new accuracy, found here by trying every pair."""
+    text, support, val = shotless_task(names)
+    adapter, chosen = tip.train("tip", text, support, val, Settings())
+    assert [part.tolist() for part in tip._to_hide(text, support)] == parts
+    assert ("new_top1" in chosen) == bool(parts)
+    if not parts:
+        return
+
+    def accuracies(alpha, beta):
+        base, new = [], []
+        for part in parts:
+            kept = ~np.isin(support.labels, part)
+            logits = tip.tip_logits(val.features, text.features, text.scale, adapter.keys[kept], adapter.values[kept], alpha, beta)
+            right, is_new = logits.argmax(axis=1) == val.labels, np.isin(val.labels, part)
+            base.extend(right[~is_new])
+            new.extend(right[is_new])
+        return np.mean(base), np.mean(new)
+
+    base, new = accuracies(chosen["alpha"], chosen["beta"])
+    assert (chosen["base_top1"], chosen["new_top1"]) == (pytest.approx(base), pytest.approx(new))
+    found = 2 * base * new / (base + new)
+    for alpha in tip.ALPHAS:
+        for beta in tip.BETAS[::7]:
+            base, new = accuracies(alpha, beta)
+            assert 2 * base * new / max(base + new, 1e-9) <= found + 1e-9
+
+
+def test_hiding_keeps_classes_without_shots_from_being_swallowed():
+    text, support, val = shotless_task([f"a_{i}" for i in range(10)])
+    kinds = np.repeat(np.arange(7, 10), 40)
+    rows = unit(text.features[kinds] + 0.25 * np.random.default_rng(5).normal(size=(len(kinds), 16)))
+
+    def kept(text):
+        adapter, _ = tip.train("tip", text, support, val, Settings())
+        return (tip.predict_logits(adapter, rows).argmax(axis=1) == kinds).mean()
+
+    by_group = Text(text.features, text.names, text.scale, {"groups": ["a"] * 7 + ["d"] * 3})  # nothing hidden: the published choice
+    assert kept(text) > kept(by_group) + 0.1

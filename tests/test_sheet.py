@@ -1,0 +1,34 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+import sheet
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for i, size in enumerate([(300, 200), (20, 400), (1, 1), (500, 30)]):
+        Image.new("RGB", size, (0, 0, 255)).save(tmp_path / f"{i}.png")
+    return [tmp_path / f"{i}.png" for i in range(4)]
+
+
+def holds(picture, colour) -> bool:
+    return bool((np.asarray(picture) == colour).all(axis=-1).any())
+
+
+def test_right_and_wrong_are_marked(photos):
+    guesses = [("bear", 0.7), ("bee", 0.2)]
+    right = sheet.contact_sheet([sheet.Shown(photos[0], guesses, "bear")])
+    wrong = sheet.contact_sheet([sheet.Shown(photos[0], guesses, "bee")])
+    unknown = sheet.contact_sheet([sheet.Shown(photos[0], guesses, None)])
+    assert [[holds(picture, colour) for colour in (sheet.RIGHT, sheet.WRONG)] for picture in (right, unknown)] == [[True, False], [False, False]]
+    assert holds(wrong, sheet.WRONG)
+    assert unknown.height < right.height  # no line for what nobody knows
+
+
+def test_any_shape_and_any_name_fits(photos):
+    shown = [sheet.Shown(photo, [(name, 1.0), ("", 0.0)], None) for photo in photos for name in ("a" * 200, "汉字 " * 40)]
+    picture = sheet.contact_sheet(shown)
+    assert picture.width == 5 * (sheet.PHOTO[0] + 2 * sheet.MARGIN)
+    edge = np.asarray(picture)[:, sheet.PHOTO[0] + sheet.MARGIN + 5 : sheet.PHOTO[0] + 2 * sheet.MARGIN]
+    assert (edge == sheet.GROUND).all()  # a long name is cut before it leaves its cell
