@@ -21,12 +21,14 @@ class Prompts(NamedTuple):
 def read(classes: Sequence[str], folder: Path = FOLDER) -> Prompts:
     """The sentences of each class: its group's templates filled with its name, then those of GROUP_prompt.json.
 
-    Raises TaskError where a file of `folder` is not of its form.
+    The name is that of the class list in words, or what names.json says instead ({"Thu-dog_Shiba_Dog": "Shiba Inu"}). Raises TaskError where a file of `folder` is not of its form.
     """
     templates = read_templates(folder)
     named = [split_group(name, templates) for name in classes]
     own = {group: _read_prompts(Path(folder) / f"{group}_prompt.json") for group in {group for group, _ in named}}
-    sentences = [[template.format(words) for template in templates[group]] + own[group].get(words, []) for group, words in named]
+    spoken = _read_names(Path(folder) / "names.json")
+    sentences = [[template.format(spoken.get(name, words)) for template in templates[group]] + own[group].get(words, [])
+                 for name, (group, words) in zip(classes, named)]
     known = {(group, words) for group, words in named}
     return Prompts(sentences, [group for group, _ in named],
                    [name for name, (group, words) in zip(classes, named) if own[group] and words not in own[group]],
@@ -69,6 +71,14 @@ def _read_prompts(path: Path) -> dict[str, list[str]]:
         if not _are_sentences(sentences):
             raise TaskError(f'{path}: {name!r}: expected a list of sentences, such as ["A bear has round ears."]')
     return prompts
+
+
+def _read_names(path: Path) -> dict[str, str]:
+    names = _json_object(path) if path.exists() else {}
+    for name, spoken in names.items():
+        if not isinstance(spoken, str) or not spoken.strip():
+            raise TaskError(f'{path}: {name!r}: expected the name as people say it, such as "Shiba Inu"')
+    return names
 
 
 def _are_sentences(value) -> bool:

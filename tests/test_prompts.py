@@ -30,7 +30,14 @@ def test_groups_are_those_recorded_with_the_text():
     assert prompts.groups_of(Text(np.eye(2), names, 100.0, {})) == ["Animal", "default"]
 
 
+def test_a_name_is_said_as_people_say_it(folder):
+    (folder / "names.json").write_text('{"Animal_Polar_Bear": "ice bear"}')
+    read = prompts.read(["Animal_Polar_Bear", "Animal_Bee"], folder)
+    assert read.sentences == [["a ice bear in the wild.", "a ice bear at rest.", "A polar bear is white."], ["a Bee in the wild.", "a Bee at rest."]]
+
+
 @pytest.mark.parametrize("file, content, said", [
+    ("names.json", '{"Animal_Bee": 1}', "'Animal_Bee': expected the name as people say it"),
     ("templates.json", '{"default": "no place"}', "'default': expected a sentence"),
     ("templates.json", '{"default": "{} and {}"}', "'default': expected a sentence"),
     ("templates.json", '{"default": "a {0}"}', "'default': expected a sentence"),
