@@ -14,7 +14,10 @@ import augment
 import jclip
 from fewshot.data import Photo
 from fewshot.errors import TaskError
-from jclip import features, weights
+from jclip import features, preprocess, weights
+
+FEW = 64  # so many photographs are read sooner than processes start
+READERS = 2  # processes: reading costs a twentieth of what encoding does
 
 
 @dataclass(frozen=True)
@@ -50,32 +53,53 @@ class Encoder:
 
     def photos(self, paths: Sequence[Path], what: str) -> np.ndarray:
         """Unit rows of n photographs as they are, float32 (n, D); raises TaskError for one that cannot be read."""
-        return self._encode(paths, lambda path: self._pixels(path, lambda image: image), what)
+        return self._encode(paths, Reader(self.preprocess.resolution), what)
 
     def views(self, photos: Sequence[Photo], views: Sequence[str], seed: int) -> np.ndarray:
         """Unit rows of all views but the first, which is the plain photograph, float32 (n, V - 1, D)."""
-        def pixels(item):
-            photo, number = item
-            rng = augment.view_rng(seed, photo.name, number)
-            return self._pixels(photo.path, lambda image: augment.VIEWS[views[number]](image, rng))
-
         items = [(photo, number) for photo in photos for number in range(1, len(views))]
-        return self._encode(items, pixels, "views").reshape(len(photos), len(views) - 1, self.width)
+        rows = self._encode(items, ViewReader(self.preprocess.resolution, tuple(views), seed), "views")
+        return rows.reshape(len(photos), len(views) - 1, self.width)
 
-    def _encode(self, items: Sequence, pixels: Callable, what: str) -> np.ndarray:
+    def _encode(self, items: Sequence, read: Callable, what: str) -> np.ndarray:
         rows, done = np.empty((len(items), self.width), np.float32), 0
-        with tqdm(total=len(items), desc=what, unit=" photo", disable=None if len(items) > 1 else True) as bar:
-            for batch in features.image_features(self.model, items, pixels, self.batch_size, os.cpu_count() or 1):
+        workers = 0 if len(items) <= FEW else min(READERS, os.cpu_count() or 1)
+        with tqdm(total=len(items), desc=what, unit=" photo", disable=None) as bar:
+            for batch in features.image_features(self.model, items, read, self.batch_size, workers):
                 rows[done : done + len(batch)] = batch
                 done += len(batch)
                 bar.update(len(batch))
         return rows
 
-    def _pixels(self, path: Path, view: Callable) -> np.ndarray:
+
+@dataclass(frozen=True)
+class Reader:
+    """A photograph's path -> uint8 (resolution, resolution, 3), in whatever process."""
+
+    resolution: int
+
+    def __call__(self, path: Path) -> np.ndarray:
+        return self.crop(path, lambda image: image)
+
+    def crop(self, path: Path, view: Callable) -> np.ndarray:
+        """What CLIP sees of a view of the photograph; raises TaskError where it cannot be read."""
         try:
             with Image.open(path) as image:
-                return self.preprocess.pixels(view(image))
+                return preprocess.crop(view(image), self.resolution)
         except FileNotFoundError:
             raise TaskError(f"{path}: no such photograph; mend the list or put the file there") from None
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise TaskError(f"{path}: cannot be read as a photograph ({error}); replace it or leave it out") from None
+
+
+@dataclass(frozen=True)
+class ViewReader(Reader):
+    """(photograph, number of the view) -> the same, of that view, with the randomness of its own."""
+
+    views: tuple[str, ...]
+    seed: int
+
+    def __call__(self, item: tuple[Photo, int]) -> np.ndarray:
+        photo, number = item
+        rng = augment.view_rng(self.seed, photo.name, number)
+        return self.crop(photo.path, lambda image: augment.VIEWS[self.views[number]](image, rng))

@@ -29,6 +29,7 @@ TRAIN_ALPHA, TRAIN_BETA = 4.0, 1.0
 ALPHAS = 0.1 + np.arange(20) * (10 - 0.1) / 20
 BETAS = 0.1 + np.arange(200) * (20 - 0.1) / 200
 HIDDEN = 4  # parts of the classes whose shots are hidden in turn, where some classes have none
+KEPT = 0.9  # of their zero-shot accuracy, by classes whose shots are hidden
 BATCH_SIZE = 256  # of fine-tuning
 CHUNK = 2**18  # numbers worked on at a time: they stay in the processor's cache, and memory stays flat
 
@@ -172,9 +173,9 @@ def search(text: Text, support: Support, judged: Sequence[Trial], caches: Iterab
     """The best alpha and beta of the grid for the trials' caches, with top-1 on their rows, and zero-shot's.
 
     Best is the pair that classifies most rows rightly. Where classes have no shots, though, no row shows how those with
-    shots swallow them; then the shots of one part of the classes after the other are hidden, and best is the highest
-    harmonic mean of the accuracies on base classes and on new, hidden ones (Xian et al., arXiv:1707.00600). Of equally good
-    pairs the one of the smallest beta, then alpha, as in the authors' loop.
+    shots swallow them; then the shots of one part of the classes after the other are hidden, and only pairs count with which
+    the rows of hidden classes keep KEPT of their zero-shot accuracy. Of equally good pairs the one of the smallest beta,
+    then alpha, as in the authors' loop.
     """
     right, base, new, parts = 0, _Tally(), _Tally(), _to_hide(text, support)
     for trial, cached in zip(judged, caches):
@@ -184,11 +185,12 @@ def search(text: Text, support: Support, judged: Sequence[Trial], caches: Iterab
             for tally, rows in ((base, ~is_new), (new, is_new)):
                 tally.add(_count(text, trial.features[rows], trial.labels[rows], Cache(cached.keys[kept], cached.values[kept]), ALPHAS, BETAS), rows.sum())
     rows = sum(len(trial.labels) for trial in judged)
-    merit = right[:, 1:] if not new.rows else 2 / (1 / np.maximum(base.mean(), 1e-9) + 1 / np.maximum(new.mean(), 1e-9))
+    zero_shot, right = float(right[0, 0] / rows), right[:, 1:] / rows
+    allowed = new.mean() >= KEPT * zero_shot if new.rows else np.ones(right.shape, bool)  # every class is hidden once: zero-shot is the same on all rows
+    merit = np.where(allowed, right, -1) if allowed.any() else new.mean()
     beta, alpha = best = np.unravel_index(merit.argmax(), merit.shape)
     hiding = {"base_top1": float(base.mean()[best]), "new_top1": float(new.mean()[best])} if new.rows else {}
-    return {"alpha": float(ALPHAS[alpha]), "beta": float(BETAS[beta]), "rows": rows,
-            "top1": float(right[beta, 1 + alpha] / rows), "zero_shot_top1": float(right[0, 0] / rows), **hiding}
+    return {"alpha": float(ALPHAS[alpha]), "beta": float(BETAS[beta]), "rows": rows, "top1": float(right[best]), "zero_shot_top1": zero_shot, **hiding}
 
 
 def _to_hide(text: Text, support: Support) -> list[np.ndarray]:

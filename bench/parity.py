@@ -12,6 +12,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import jclip  # noqa: E402
 from jclip import runtime  # noqa: E402
+from jclip.preprocess import pixels  # noqa: E402
 
 
 def main():
@@ -22,13 +23,13 @@ def main():
     model, preprocess = jclip.load(a.out / "model.pt")
     jt = runtime.jittor()
     tokens = jclip.tokenize(answers["texts"].tolist())
-    pixels = np.stack([preprocess.pixels(Image.open(photo)) for photo in answers["photos"]])
+    batch = np.stack([pixels(Image.open(photo), preprocess.resolution) for photo in answers["photos"]])
     print(f"tokens   {len(answers['texts'])} texts, {(tokens.numpy() != answers['tokens']).sum()} ids differ")
-    print(f"pixels   {len(pixels)} photographs, largest difference {np.abs(pixels - answers['pixels']).max():.1e}")
+    print(f"pixels   {len(batch)} photographs, largest difference {np.abs(batch - answers['pixels']).max():.1e}")
     with jt.no_grad():
-        compare("images", model.encode_image(jt.array(pixels)).numpy(), answers["image_features"])
+        compare("images", model.encode_image(jt.array(batch)).numpy(), answers["image_features"])
         compare("texts", model.encode_text(tokens).numpy(), answers["text_features"])
-        per_image, _ = model(jt.array(pixels), tokens)
+        per_image, _ = model(jt.array(batch), tokens)
     print(f"logits   largest difference {np.abs(per_image.numpy() - answers['logits_per_image']).max():.1e}")
 
 

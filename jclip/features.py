@@ -1,12 +1,12 @@
-"""Many images or texts -> rows of unit L2 norm, float32, in batches, with the decoding running ahead in threads."""
+"""Many images or texts -> rows of unit L2 norm, float32, in batches, with the images read ahead of the model."""
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Iterable, Iterator
 
 import numpy as np
 
+from . import reading
+from .preprocess import normalised
 from .runtime import jittor
 from .tokenizer import tokenize
 
@@ -19,26 +19,26 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def image_features(model, images: Iterable, pixels: Callable, batch_size: int = 32, threads: int = 2) -> Iterator[np.ndarray]:
+def image_features(model, images: Iterable, read: Callable, batch_size: int = 32, workers: int = 0) -> Iterator[np.ndarray]:
     """Features of any number of images, batch by batch, in the order given; memory does not grow with their number.
 
     Parameters
     ----------
     model : from `jclip.load`
-    images : whatever `pixels` understands: paths, open images, (path, view) pairs, ...
-    pixels : turns one of `images` into a float32 array (3, resolution, resolution); called in threads, ahead of the
-        model, so it must not touch Jittor. What it raises is raised here.
+    images : whatever `read` understands: paths, (path, view) pairs, ...
+    read : turns one of `images` into the uint8 array (resolution, resolution, 3) that `preprocess.crop` makes; with
+        workers it is sent to other processes (`reading.batches` says how). What it raises is raised here.
     batch_size : images at a time
-    threads : decode this many at a time
+    workers : processes that read ahead; with 0 images are read here, in between
 
     Yields
     ------
     float32 arrays (up to batch_size, d), rows of unit norm
     """
     jt = jittor()
-    for batch in _batches(_ahead(pixels, images, 2 * batch_size, threads), batch_size):
+    for batch in reading.batches(images, read, model.visual.input_resolution, batch_size, workers):
         with jt.no_grad():
-            rows = model.encode_image(jt.array(np.stack(batch))).numpy()
+            rows = model.encode_image(jt.array(normalised(batch))).numpy()
         yield unit(rows)
 
 
@@ -70,30 +70,3 @@ def prompt_ensemble(features: np.ndarray, counts: list[int]) -> np.ndarray:
     """
     starts = np.cumsum([0, *counts[:-1]])
     return unit(np.add.reduceat(np.asarray(features, np.float64), starts, axis=0))
-
-
-def _ahead(function: Callable, items: Iterable, ahead: int, threads: int) -> Iterator:
-    """function(item) of each item in order, up to `ahead` of them computed in threads before they are asked for."""
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def _batches(items: Iterable, size: int) -> Iterator[list]:
-    batch: list = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -9,19 +9,33 @@ MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])
 STD = np.float32([0.26862954, 0.26130258, 0.27577711])
 
 
+# what becomes of each of the 256 levels of each channel, (256, 3)
+LEVELS = (np.arange(256, dtype=np.float32)[:, None] / 255 - MEAN) / STD
+
+
 def pixels(image: Image.Image, resolution: int) -> np.ndarray:
     """OpenAI's pipeline: short side to `resolution` (bicubic), centre crop, RGB, 0..1, normalised.
 
+    Returns float32 of shape (3, resolution, resolution).
+    """
+    return normalised(crop(image, resolution)[None])[0]
+
+
+def crop(image: Image.Image, resolution: int) -> np.ndarray:
+    """The part of the pipeline that works on whole levels: resized, cropped, RGB; uint8 (resolution, resolution, 3).
+
     The order is OpenAI's (RGB comes after the resizing), and so are the roundings: the long side is rounded down, the
     corner of the crop to the nearest whole pixel. EXIF orientation is not looked at.
-
-    Returns
-    -------
-    float32 array of shape (3, resolution, resolution)
     """
-    image = _centre_crop(_resize_short_side(image, resolution), resolution).convert("RGB")
-    rgb = np.asarray(image, np.float32) / 255
-    return np.ascontiguousarray(((rgb - MEAN) / STD).transpose(2, 0, 1))
+    return np.asarray(_centre_crop(_resize_short_side(image, resolution), resolution).convert("RGB"))
+
+
+def normalised(rgb: np.ndarray) -> np.ndarray:
+    """uint8 (n, h, w, 3) -> float32 (n, 3, h, w): levels to 0..1, less the mean, by the standard deviation."""
+    out = np.empty((len(rgb), 3, *rgb.shape[1:3]), np.float32)
+    for channel in range(3):
+        np.take(LEVELS[:, channel], rgb[..., channel], out=out[:, channel])
+    return out
 
 
 def _resize_short_side(image: Image.Image, side: int) -> Image.Image:
@@ -49,8 +63,4 @@ class Preprocess:
         """Var of shape (3, resolution, resolution), float32; `.unsqueeze(0)` makes it a batch of one."""
         from .runtime import jittor
 
-        return jittor().array(self.pixels(image)).stop_grad()
-
-    def pixels(self, image: Image.Image) -> np.ndarray:
-        """The same as a numpy array, for threads that must not touch Jittor."""
-        return pixels(image, self.resolution)
+        return jittor().array(pixels(image, self.resolution)).stop_grad()

@@ -1,15 +1,20 @@
 """jclip against what OpenAI's own code answered (golden/record_clip.py says how), stage by stage."""
 import io
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import jclip
-from conftest import GOLDEN
+from conftest import GOLDEN, PROJECT
 from jclip import features, runtime, weights
-from jclip.preprocess import pixels
+from jclip.preprocess import normalised, pixels
 from jclip.tokenizer import tokenize
 
 TOLERANCE = 1e-5  # relative L2 error of a stage; the whole must stay within 1e-4
@@ -129,24 +134,70 @@ def test_gradients_reach_every_parameter(jt, stages):
     assert [name for name, grad in zip(state, grads) if not np.abs(grad.numpy()).max() > 0] == []
 
 
-def test_image_features_keep_the_order_and_do_not_depend_on_threads(jt, model):
-    images = np.random.default_rng(0).normal(size=(11, 3, 64, 64)).astype(np.float32)
-    slowly = [np.concatenate(list(features.image_features(model, range(11), lambda i: images[i], batch_size=4, threads=n))) for n in (1, 4)]
-    with jt.no_grad():
-        expected = features.unit(model.encode_image(jt.array(images)).numpy())
-    np.testing.assert_array_equal(slowly[0], slowly[1])
-    np.testing.assert_allclose(slowly[0], expected, atol=1e-6)
+class Drawer:
+    """Reads number i: an image of its own, or an error."""
+
+    def __init__(self, broken=None, killed=None):
+        self.broken, self.killed = broken, killed
+
+    def __call__(self, i):
+        if i == self.broken:
+            raise jclip.ClipError(f"image {i} is broken")
+        if i == self.killed:
+            os.kill(os.getpid(), 9)
+        return np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)
 
 
-def test_image_features_raise_what_the_reader_raises(model):
-    def pixels(i):
-        if i == 5:
-            raise ValueError("photograph 5")
-        return np.zeros((3, 64, 64), np.float32)
+@pytest.mark.parametrize("n, batch_size", [(0, 4), (1, 4), (8, 4), (23, 5)])
+def test_image_features_keep_the_order_whoever_reads(jt, model, n, batch_size):
+    here, elsewhere = (list(features.image_features(model, range(n), Drawer(), batch_size, workers)) for workers in (0, 2))
+    assert [len(rows) for rows in here] == [len(rows) for rows in elsewhere] == [batch_size] * (n // batch_size) + [n % batch_size] * (n % batch_size > 0)
+    for one, other in zip(here, elsewhere):
+        np.testing.assert_array_equal(one, other)
+    if n:
+        with jt.no_grad():
+            alone = model.encode_image(jt.array(normalised(np.stack([Drawer()(i) for i in range(n)])))).numpy()
+        np.testing.assert_allclose(np.concatenate(here), features.unit(alone), atol=1e-6)
 
-    rows = features.image_features(model, range(9), pixels, batch_size=2, threads=2)
-    with pytest.raises(ValueError, match="photograph 5"):
-        list(rows)
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_image_features_raise_what_the_reader_raises(model, workers):
+    with pytest.raises(jclip.ClipError, match="image 13 is broken"):
+        list(features.image_features(model, range(40), Drawer(broken=13), 4, workers))
+
+
+def test_a_killed_reader_is_one_clear_error(model):
+    with pytest.raises(jclip.ClipError, match="a process that reads images was killed"):
+        list(features.image_features(model, range(40), Drawer(killed=13), 4, 2))
+
+
+def test_readers_end_when_their_parent_is_killed():
+    code = """
+import os, sys
+sys.path[:0] = ["tests", "."]
+from jclip import reading
+from test_clip import Drawer
+batches = reading.batches(range(10**6), Drawer(), 64, 4, 2)
+next(batches)
+import multiprocessing
+print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, text=True, timeout=100)
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2 and done.returncode == -9
+    deadline = time.monotonic() + 20
+    while any(running(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def running(pid) -> bool:
+    """Whether a process lives; one that has ended and that nobody has asked about does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_the_prompt_ensemble_is_the_direction_of_the_mean():

@@ -1,0 +1,95 @@
+"""Images read ahead of the model, in processes of their own: Jittor holds Python's lock while it computes, so threads wait.
+
+The pixels go through shared memory, two batches of it: what is read ahead never grows, and what passes between the processes
+is so little that no process waits for the lock of another.
+"""
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing import connection, get_context, parent_process
+from multiprocessing.shared_memory import SharedMemory
+from typing import Callable, Iterable, Iterator
+
+import numpy as np
+
+from .errors import ClipError
+
+NICENESS = 10  # of the readers: they take the time that the computing threads leave
+
+
+def batches(items: Iterable, read: Callable, resolution: int, batch_size: int, workers: int) -> Iterator[np.ndarray]:
+    """read(item) of each item in order, uint8 (up to batch_size, resolution, resolution, 3).
+
+    Parameters
+    ----------
+    read : turns an item into a uint8 array (resolution, resolution, 3). It is sent to the processes, so it must be a
+        function of a module, or an object of a class of one. What it raises is raised here.
+    workers : how many processes; with 0 all is read here, in between
+
+    A batch is valid until the next one is asked for. Raises ClipError where a process is killed.
+    """
+    items = iter(items)
+    if not workers:
+        while chosen := list(islice(items, batch_size)):
+            yield np.stack([read(item) for item in chosen])
+        return
+    shape = (2, batch_size, resolution, resolution, 3)
+    memory = SharedMemory(create=True, size=int(np.prod(shape)))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (memory.name, shape, read))
+    try:
+        yield from _in_turn(pool, items, np.ndarray(shape, np.uint8, memory.buf), workers)
+    except BrokenProcessPool:
+        raise ClipError("a process that reads images was killed (out of memory?); run the same command again, with a smaller --batch-size") from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        memory.unlink()
+
+
+def _in_turn(pool: ProcessPoolExecutor, items: Iterator, halves: np.ndarray, workers: int) -> Iterator[np.ndarray]:
+    """The two halves of the memory by turns: one is filled while the other is computed on."""
+    batch_size = halves.shape[1]
+    share = -(-batch_size // workers)
+    filling: deque = deque()
+
+    def fill(half: int) -> None:
+        chosen = list(islice(items, batch_size))
+        if chosen:
+            parts = [pool.submit(_read, half, start, chosen[start : start + share]) for start in range(0, len(chosen), share)]
+            filling.append((half, len(chosen), parts))
+
+    fill(0)
+    fill(1)
+    while filling:
+        half, count, parts = filling.popleft()
+        for part in parts:
+            part.result()
+        yield halves[half, :count]
+        fill(half)
+
+
+# ---- in a reading process ----
+
+
+def _start(name: str, shape: tuple, read: Callable) -> None:
+    global _memory, _halves, _reader
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.nice(NICENESS)
+    _memory = SharedMemory(name)
+    _halves, _reader = np.ndarray(shape, np.uint8, _memory.buf), read
+
+
+def _end_with_parent() -> None:
+    connection.wait([parent_process().sentinel])
+    os._exit(1)
+
+
+def _read(half: int, start: int, items: list) -> None:
+    for i, item in enumerate(items, start):
+        _halves[half, i] = _reader(item)
