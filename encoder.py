@@ -47,7 +47,7 @@ class Encoder:
     def prompts(self, sentences: Sequence[Sequence[str]]) -> np.ndarray:
         """One unit row a class, float32 (C, D): the ensemble of the class's sentences."""
         flat = [sentence for of_class in sentences for sentence in of_class]
-        with tqdm(total=len(flat), desc="prompts", unit=" text") as bar:
+        with tqdm(total=len(flat), desc="prompts", unit=" text", disable=None) as bar:
             rows = features.text_features(self.model, flat, bar.update)
         return features.prompt_ensemble(rows, [len(of_class) for of_class in sentences])
 

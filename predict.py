@@ -34,6 +34,8 @@ def parse(argv) -> argparse.Namespace:
     a = p.parse_args(argv)
     if a.classes is not None and not a.photos:
         p.error("--classes needs photographs or folders to classify")
+    if a.result.suffix.lower() == ".zip":
+        p.error("--result names the text file; the .zip of it is written beside it")
     return a
 
 

@@ -241,7 +241,7 @@ def test_a_broken_photograph_is_named(work, contest, run):
 
 
 @pytest.mark.parametrize("script, arguments", [("extract_feature.py", ["--shots", "0"]), ("extract_feature.py", ["--select", "best"]), ("train_adapter.py", ["--method", "magic"]),
-                                               ("predict.py", ["--classes", "cat"]), ("predict.py", ["--topk", "x"]), ("train_adapter.py", ["--lr", "-1"])])
+                                               ("predict.py", ["--classes", "cat"]), ("predict.py", ["--topk", "x"]), ("predict.py", ["--result", "r.zip"]), ("train_adapter.py", ["--lr", "-1"])])
 def test_wrong_arguments_end_with_2(run, tmp_path, script, arguments):
     assert run(script, *arguments, cwd=tmp_path, check=False).returncode == 2
 
