@@ -187,7 +187,7 @@ def search(text: Text, support: Support, judged: Sequence[Trial], caches: Iterab
     rows = sum(len(trial.labels) for trial in judged)
     zero_shot, right = float(right[0, 0] / rows), right[:, 1:] / rows
     allowed = new.mean() >= KEPT * zero_shot if new.rows else np.ones(right.shape, bool)  # every class is hidden once: zero-shot is the same on all rows
-    merit = np.where(allowed, right, -1) if allowed.any() else new.mean()
+    merit = np.where(allowed, right, -1) if allowed.any() else right  # no pair keeps it where zero-shot knows next to nothing
     beta, alpha = best = np.unravel_index(merit.argmax(), merit.shape)
     hiding = {"base_top1": float(base.mean()[best]), "new_top1": float(new.mean()[best])} if new.rows else {}
     return {"alpha": float(ALPHAS[alpha]), "beta": float(BETAS[beta]), "rows": rows, "top1": float(right[best]), "zero_shot_top1": zero_shot, **hiding}
