@@ -9,7 +9,7 @@ import jittor as jt
 from jittor import nn
 
 from .errors import ClipError
-from .kernels import attention, layer_norm, quick_gelu
+from .kernels import attention, layer_norm, quick_gelu, residual
 from .weights import Architecture, architecture, expected_shapes
 
 
@@ -30,11 +30,13 @@ class LayerNorm(Affine):
 
 
 class Linear(Affine):
+    """A linear layer without its bias, which the kernel behind it adds on its way."""
+
     def __init__(self, inputs: int, outputs: int):
         super().__init__((outputs, inputs), outputs)
 
     def execute(self, x):
-        return _matmul(x, self.weight.transpose(0, 1)) + self.bias
+        return _product(x, self.weight)
 
 
 class Weight(nn.Module):
@@ -45,6 +47,8 @@ class Weight(nn.Module):
 
 
 class Attention(nn.Module):
+    """Multi-head self-attention up to, but without, its output projection."""
+
     def __init__(self, width: int, heads: int, causal: bool):
         self.in_proj_weight = jt.zeros((3 * width, width))
         self.in_proj_bias = jt.zeros((3 * width,))
@@ -52,17 +56,18 @@ class Attention(nn.Module):
         self.heads, self.causal = heads, causal
 
     def execute(self, x):  # (n, l, w)
-        qkv = _matmul(x, self.in_proj_weight.transpose(0, 1)) + self.in_proj_bias
-        return self.out_proj(attention(qkv, self.heads, self.causal))
+        return attention(_product(x, self.in_proj_weight), self.in_proj_bias, self.heads, self.causal)
 
 
 class MLP(nn.Module):
+    """The two layers of a block's feed-forward part, without the last bias."""
+
     def __init__(self, width: int):
         self.c_fc = Linear(width, 4 * width)
         self.c_proj = Linear(4 * width, width)
 
     def execute(self, x):
-        return self.c_proj(quick_gelu(self.c_fc(x)))
+        return self.c_proj(quick_gelu(self.c_fc(x), self.c_fc.bias))
 
 
 class ResidualAttentionBlock(nn.Module):
@@ -72,17 +77,23 @@ class ResidualAttentionBlock(nn.Module):
         self.mlp = MLP(width)
         self.ln_2 = LayerNorm(width)
 
-    def execute(self, x):
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+    def execute(self, x, read=lambda x: x):
+        """x (n, l, w) -> the same shape, or what `read` leaves of it: behind the attention nothing passes between positions."""
+        x, mixed = read(x), read(self.attn(self.ln_1(x)))
+        x = residual(x, self.attn.out_proj(mixed), self.attn.out_proj.bias)
+        return residual(x, self.mlp(self.ln_2(x)), self.mlp.c_proj.bias)
 
 
 class Transformer(nn.Module):
     def __init__(self, width: int, layers: int, heads: int, causal: bool):
         self.resblocks = nn.Sequential(*[ResidualAttentionBlock(width, heads, causal) for _ in range(layers)])
 
-    def execute(self, x):
-        return self.resblocks(x)
+    def execute(self, x, read):
+        """x (n, l, w) -> (n, w): of each sequence the position that `read` takes, the only one that the last block computes."""
+        *others, last = self.resblocks
+        for block in others:
+            x = block(x)
+        return last(x, read)
 
 
 class VisionTransformer(nn.Module):
@@ -101,8 +112,8 @@ class VisionTransformer(nn.Module):
         x = self._patches(x)  # (n, l - 1, w)
         first = self.class_embedding.broadcast((x.shape[0], 1, x.shape[2]))
         x = self.ln_pre(jt.concat([first, x], dim=1) + self.positional_embedding)
-        x = self.transformer(x)
-        return jt.matmul(self.ln_post(x[:, 0]), self.proj)  # the class token; (n, d)
+        x = self.transformer(x, lambda x: x[:, 0])  # the class token; (n, w)
+        return jt.matmul(self.ln_post(x), self.proj)  # (n, d)
 
     def _patches(self, x):
         """The patch embedding: a convolution with stride = kernel is one matrix product over the unfolded patches."""
@@ -110,7 +121,7 @@ class VisionTransformer(nn.Module):
         patch, grid = self.patch_size, side // self.patch_size
         x = x.reshape(n, channels, grid, patch, grid, patch).permute((0, 2, 4, 1, 3, 5))
         kernel = self.conv1.weight.reshape(self.conv1.weight.shape[0], -1)
-        return _matmul(x.reshape(n, grid * grid, -1), kernel.transpose(0, 1))
+        return _product(x.reshape(n, grid * grid, -1), kernel)
 
 
 class CLIP(nn.Module):
@@ -155,8 +166,8 @@ class CLIP(nn.Module):
         end = tokens.argmax(axis=1)  # the end token has the highest id
         n, l = len(tokens), int(end.max()) + 1
         x = self.token_embedding.weight[jt.array(tokens[:, :l])] + self.positional_embedding[:l]
-        x = self.transformer(x)  # (n, l, w)
-        x = x.reshape(n * l, -1)[jt.array((np.arange(n) * l + end).astype(np.int32))]
+        ends = jt.array((np.arange(n) * l + end).astype(np.int32))
+        x = self.transformer(x, lambda x: x.reshape(n * l, -1)[ends])  # (n, w)
         return jt.matmul(self.ln_final(x), self.text_projection)
 
     def _checked(self, text) -> np.ndarray:
@@ -189,9 +200,9 @@ def build_model(state: dict) -> CLIP:
     return model
 
 
-def _matmul(x, matrix):
-    """x (..., a) times matrix (a, b) as one two-dimensional product, the kind that oneDNN runs on all cores."""
-    return jt.matmul(x.reshape(-1, x.shape[-1]), matrix).reshape(*x.shape[:-1], matrix.shape[1])
+def _product(x, matrix):
+    """x (..., a) times the transpose of matrix (b, a), as one two-dimensional product: the kind that oneDNN runs on all cores."""
+    return jt.nn.matmul_transpose(x.reshape(-1, x.shape[-1]), matrix).reshape(*x.shape[:-1], matrix.shape[0])
 
 
 def _unit(x):

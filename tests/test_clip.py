@@ -80,16 +80,6 @@ def test_features_and_logits_are_openais(jt, model, stages):
     np.testing.assert_allclose(per_text.numpy(), stages["logits_per_text"], atol=1e-4)
 
 
-def test_layer_norm_keeps_its_digits_far_from_zero(jt):
-    from jclip.kernels import layer_norm
-
-    x = np.random.default_rng(0).normal(100, 1, (4, 512)).astype(np.float32)
-    exact = x.astype(np.float64)
-    exact = (exact - exact.mean(1, keepdims=True)) / np.sqrt(exact.var(1, keepdims=True) + 1e-5)
-    found = layer_norm(jt.array(x), jt.ones((512,)), jt.zeros((512,))).numpy()
-    assert np.abs(found - exact).max() < 1e-4  # jittor.nn.LayerNorm is off by 0.02 here
-
-
 def test_a_text_does_not_depend_on_its_batch(jt, model, stages):
     tokens = stages["tokens"].astype(np.int32)
     with jt.no_grad():

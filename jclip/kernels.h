@@ -1,0 +1,166 @@
+// CLIP's transformer on the CPU, the parts that are not matrix products: float32, all cores, one pass over memory each.
+// kernels.py has what each computes, in plain Jittor, and the letters; the numbers are the same but for rounding.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace clip {
+
+typedef int64_t Int;
+// The compiler's vectors: one register of AVX-512, two of AVX2, four of SSE or NEON.
+typedef float Vec __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t IntVec __attribute__((vector_size(64)));
+const Int LANES = sizeof(Vec) / sizeof(float);
+
+inline Int padded(Int n) { return (n + LANES - 1) / LANES * LANES; }
+inline Vec load(const float* p) { return *(const Vec*)p; }
+inline void store(float* p, Vec v) { *(Vec*)p = v; }
+inline float sum(Vec v) { float s = 0; for (Int i = 0; i < LANES; i++) s += v[i]; return s; }
+
+// e^x by x = n·ln 2 + r and the Taylor series of e^r, |r| <= ln 2 / 2, whose rest is below 2e-8. Below e^-87 it is e^-87.
+inline Vec exponential(Vec x) {
+    x = x < -87.f ? Vec{} - 87.f : x;
+    x = x > 88.f ? Vec{} + 88.f : x;
+    const Vec turns = x * 1.44269504088896341f;
+    const IntVec n = __builtin_convertvector(turns + (turns < 0.f ? Vec{} - 0.5f : Vec{} + 0.5f), IntVec);
+    const Vec r = x - __builtin_convertvector(n, Vec) * 0.693147180559945309f;
+    Vec e = r * (1.f / 5040) + 1.f / 720;
+    e = e * r + 1.f / 120;
+    e = e * r + 1.f / 24;
+    e = e * r + 1.f / 6;
+    e = e * r + 0.5f;
+    e = e * r + 1.f;
+    e = e * r + 1.f;
+    const IntVec power = (n + 127) << 23;
+    return e * (Vec)power;
+}
+
+// out (rows, w) = layer norm of x (rows, w): the mean first, then the mean square of what is left.
+inline void layer_norm(const float* x, const float* weight, const float* bias, float* out, Int rows, Int w, float epsilon) {
+    #pragma omp parallel for schedule(static)
+    for (Int row = 0; row < rows; row++) {
+        const float* from = x + row * w;
+        float* to = out + row * w;
+        float total = 0, squares = 0;
+        for (Int i = 0; i < w; i++) total += from[i];
+        const float mean = total / w;
+        for (Int i = 0; i < w; i++) squares += (from[i] - mean) * (from[i] - mean);
+        const float scale = 1 / std::sqrt(squares / w + epsilon);
+        for (Int i = 0; i < w; i++) to[i] = (from[i] - mean) * scale * weight[i] + bias[i];
+    }
+}
+
+// out (rows, w) = x + y + bias
+inline void residual(const float* x, const float* y, const float* bias, float* out, Int rows, Int w) {
+    #pragma omp parallel for schedule(static)
+    for (Int row = 0; row < rows; row++)
+        for (Int i = 0; i < w; i++) out[row * w + i] = x[row * w + i] + (y[row * w + i] + bias[i]);
+}
+
+// out (rows, w) = z · sigmoid(1.702 z) with z = x + bias
+inline void quick_gelu(const float* x, const float* bias, float* out, Int rows, Int w) {
+    #pragma omp parallel for schedule(static)
+    for (Int row = 0; row < rows; row++) {
+        const float* from = x + row * w;
+        float* to = out + row * w;
+        Int i = 0;
+        for (; i + LANES <= w; i += LANES) {
+            const Vec z = load(from + i) + load(bias + i);
+            store(to + i, z / (1.f + exponential(-1.702f * z)));
+        }
+        for (; i < w; i++) {
+            const float z = from[i] + bias[i];
+            to[i] = z / (1 + std::exp(-1.702f * z));
+        }
+    }
+}
+
+// ROWS rows of c (m, n) = a (m, k) times b (k, n), COLUMNS vectors of columns at a time; n is a multiple of LANES.
+template <int ROWS, int COLUMNS> inline void product_tile(const float* a, Int a_row, const float* b, Int n, float* c, Int c_row, Int k) {
+    Vec sums[ROWS][COLUMNS] = {};
+    for (Int i = 0; i < k; i++)
+        for (int column = 0; column < COLUMNS; column++) {
+            const Vec of_b = load(b + i * n + column * LANES);
+            for (int row = 0; row < ROWS; row++) sums[row][column] += a[row * a_row + i] * of_b;
+        }
+    for (int row = 0; row < ROWS; row++)
+        for (int column = 0; column < COLUMNS; column++) store(c + row * c_row + column * LANES, sums[row][column]);
+}
+
+template <int ROWS> inline void product_rows(const float* a, Int a_row, const float* b, Int n, float* c, Int c_row, Int k) {
+    Int column = 0;
+    for (; column + 4 * LANES <= n; column += 4 * LANES) product_tile<ROWS, 4>(a, a_row, b + column, n, c + column, c_row, k);
+    for (; column < n; column += LANES) product_tile<ROWS, 1>(a, a_row, b + column, n, c + column, c_row, k);
+}
+
+// c (m, n) = a (m, k) times b (k, n); a_row and c_row are the distances of rows, n is a multiple of LANES.
+inline void product(const float* a, Int a_row, const float* b, Int n, float* c, Int c_row, Int m, Int k) {
+    Int row = 0;
+    for (; row + 4 <= m; row += 4) product_rows<4>(a + row * a_row, a_row, b, n, c + row * c_row, c_row, k);
+    for (; row < m; row++) product_rows<1>(a + row * a_row, a_row, b, n, c + row * c_row, c_row, k);
+}
+
+// The softmax of the first `seen` of n scores, in place; the others become 0. n is a multiple of LANES.
+inline void softmax(float* scores, Int seen, Int n) {
+    const float most = *std::max_element(scores, scores + seen);
+    for (Int i = 0; i < padded(seen); i += LANES) store(scores + i, exponential(load(scores + i) - most));
+    std::fill(scores + seen, scores + n, 0.f);
+    Vec total = {};
+    for (Int i = 0; i < n; i += LANES) total += load(scores + i);
+    const float scale = 1 / sum(total);
+    for (Int i = 0; i < n; i += LANES) store(scores + i, load(scores + i) * scale);
+}
+
+// One head of one sequence: qkv points at its first query, out at its first result. Works on few queries at a time, so that
+// their scores stay in the processor's cache.
+class Head {
+    static const Int QUERIES = 16;
+    const Int l, depth, w, keys_n, values_n;
+    std::vector<float> queries, keys, values, scores, mixed;  // (l, depth), (depth, keys_n), (l, values_n); QUERIES rows each
+
+public:
+    Head(Int l, Int depth, Int w)
+        : l(l), depth(depth), w(w), keys_n(padded(l)), values_n(padded(depth)), queries(l * depth), keys(depth * keys_n),
+          values(l * values_n), scores(QUERIES * keys_n), mixed(QUERIES * values_n) {}
+
+    void run(const float* qkv, const float* bias, float* out, bool causal) {
+        copy(qkv, bias);
+        for (Int first = 0; first < l; first += QUERIES) {
+            const Int count = std::min(QUERIES + 0, l - first), seen = causal ? first + count : l;
+            product(&queries[first * depth], depth, keys.data(), keys_n, scores.data(), keys_n, count, depth);
+            for (Int i = 0; i < count; i++) softmax(&scores[i * keys_n], causal ? first + i + 1 : l, keys_n);
+            product(scores.data(), keys_n, values.data(), values_n, mixed.data(), values_n, count, seen);
+            for (Int i = 0; i < count; i++) std::copy_n(&mixed[i * values_n], depth, out + (first + i) * w);
+        }
+    }
+
+private:
+    void copy(const float* qkv, const float* bias) {
+        const float scale = 1 / std::sqrt(float(depth));
+        for (Int i = 0; i < l; i++, qkv += 3 * w)
+            for (Int d = 0; d < depth; d++) {
+                queries[i * depth + d] = (qkv[d] + bias[d]) * scale;
+                keys[d * keys_n + i] = qkv[w + d] + bias[w + d];
+                values[i * values_n + d] = qkv[2 * w + d] + bias[2 * w + d];
+            }
+    }
+};
+
+// out (n, l, w) = attention of qkv (n, l, 3w), to which bias (3w) is added first.
+inline void attention(const float* qkv, const float* bias, float* out, Int n, Int l, Int w, Int heads, bool causal) {
+    const Int depth = w / heads;
+    #pragma omp parallel
+    {
+        Head scratch(l, depth, w);
+        #pragma omp for schedule(static)
+        for (Int task = 0; task < n * heads; task++) {
+            const Int row = task / heads * l, head = task % heads * depth;
+            scratch.run(qkv + row * 3 * w + head, bias + head, out + row * w + head, causal);
+        }
+    }
+}
+
+}  // namespace clip

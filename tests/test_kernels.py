@@ -1,0 +1,97 @@
+"""Each kernel of the CPU against its plain equivalent, and both against numpy in float64."""
+import numpy as np
+import pytest
+
+from jclip import runtime
+
+WIDTHS = [(3, 5, 64), (2, 7, 48), (1, 1, 1), (2, 3, 17), (1, 33, 130)]  # with and without a rest behind the vectors
+
+
+@pytest.fixture(scope="module")
+def jt():
+    runtime.use("cpu")
+    return runtime.jittor()
+
+
+@pytest.fixture(scope="module")
+def kernels(jt):
+    from jclip import kernels
+
+    return kernels
+
+
+def both(jt, function, *arrays):
+    """What the kernel gives and what plain Jittor gives."""
+    with jt.no_grad():
+        fused = function(*map(jt.array, arrays)).numpy()
+    return fused, function(*map(jt.array, arrays)).numpy()
+
+
+def normal(shape, scale=1.0, seed=0):
+    return (np.random.default_rng([seed, *shape]).standard_normal(shape) * scale).astype(np.float32)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def attention(qkv, heads, causal):
+    n, l, w = *qkv.shape[:2], qkv.shape[2] // 3
+    q, k, v = (part.reshape(n, l, heads, -1).transpose(0, 2, 1, 3) for part in np.split(qkv.astype(np.float64), 3, axis=2))
+    scores = q @ k.transpose(0, 1, 3, 2) / np.sqrt(w // heads)
+    if causal:
+        scores[..., np.triu(np.ones((l, l), bool), 1)] = -np.inf
+    return (softmax(scores) @ v).transpose(0, 2, 1, 3).reshape(n, l, w)
+
+
+def test_the_kernels_are_used_on_the_cpu_without_gradients_only(jt, kernels, monkeypatch):
+    called = []
+    monkeypatch.setattr(kernels, "_run", lambda shape, call, *inputs: called.append(call) or inputs[0])
+    x, bias = jt.array(normal((2, 8))), jt.array(normal((8,)))
+    kernels.quick_gelu(x, bias)
+    assert not called
+    with jt.no_grad():
+        kernels.quick_gelu(x, bias)
+    assert len(called) == 1
+
+
+@pytest.mark.parametrize("shape", WIDTHS)
+@pytest.mark.parametrize("mean", [0, 100])
+def test_layer_norm_is_exact_also_far_from_zero(jt, kernels, shape, mean):
+    x, weight, bias = normal(shape) + np.float32(mean), normal(shape[-1:], seed=1), normal(shape[-1:], seed=2)
+    exact = x.astype(np.float64)
+    exact = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + 1e-5) * weight + bias
+    for found in both(jt, kernels.layer_norm, x, weight, bias):
+        np.testing.assert_allclose(found, exact, atol=1e-6 if not mean else 3e-4)  # jittor.nn.LayerNorm is off by 0.02 there
+
+
+@pytest.mark.parametrize("shape", WIDTHS)
+@pytest.mark.parametrize("scale", [1, 40])
+def test_quick_gelu_is_exact_in_all_its_range(jt, kernels, shape, scale):
+    x, bias = normal(shape, scale), normal(shape[-1:], seed=1)
+    z = x.astype(np.float64) + bias
+    for found in both(jt, kernels.quick_gelu, x, bias):
+        np.testing.assert_allclose(found, z / (1 + np.exp(-1.702 * z)), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", WIDTHS)
+def test_residual_adds_all_three(jt, kernels, shape):
+    x, branch, bias = normal(shape), normal(shape, seed=1), normal(shape[-1:], seed=2)
+    for found in both(jt, kernels.residual, x, branch, bias):
+        np.testing.assert_allclose(found, x + branch + bias, atol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("n, l, w, heads", [(2, 50, 128, 2), (3, 77, 64, 1), (1, 1, 64, 1), (2, 5, 48, 2), (1, 19, 12, 4), (1, 197, 64, 1)])
+def test_attention_is_exact(jt, kernels, n, l, w, heads, causal):
+    qkv, bias = normal((n, l, 3 * w), 2), normal((3 * w,), seed=1)
+    exact = attention(qkv + bias, heads, causal)
+    for found in both(jt, lambda qkv, bias: kernels.attention(qkv, bias, heads, causal), qkv, bias):
+        np.testing.assert_allclose(found, exact, atol=2e-5)
+
+
+def test_attention_of_scores_far_apart_neither_overflows_nor_loses_the_best(jt, kernels):
+    qkv = normal((1, 20, 192), 30)
+    for found in both(jt, lambda qkv, bias: kernels.attention(qkv, bias, 1, False), qkv, np.zeros(192, np.float32)):
+        np.testing.assert_allclose(found, attention(qkv, 1, False), rtol=1e-3, atol=1e-3)
