@@ -8,6 +8,8 @@ numpy but the fine-tuning, which imports Jittor.
 """
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Iterable, Iterator, NamedTuple, Optional, Sequence
@@ -34,29 +36,28 @@ BATCH_SIZE = 256  # of fine-tuning
 CHUNK = 2**18  # numbers worked on at a time: they stay in the processor's cache, and memory stays flat
 
 
-def tip_logits(features, text, scale, keys, values, alpha, beta):
-    """scale·f·Wᵀ + alpha·exp(−beta·(1 − f·Kᵀ))·V: the zero-shot logits plus what the cache says.
+def tip_logits(zero_shot, affinity, values, alpha, beta):
+    """f·Wᵀ·scale + alpha·exp(−beta·(1 − f·Kᵀ))·V: the zero-shot logits plus what the cache says.
 
     Parameters
     ----------
-    features : (M, D)
-    text : (C, D), the zero-shot classifier W
-    scale : the logit scale, 100 for OpenAI's models
-    keys, values : (N, D) and (N, C) one-hot, the cache K and V
+    zero_shot : (M, C), cosine similarities f·Wᵀ with the classes' texts times the logit scale
+    affinity : (M, N), similarities f·Kᵀ with the cache's keys
+    values : (N, C) one-hot, V
     alpha, beta : weight of the cache, sharpness of its affinities
 
     All numpy arrays or all Jittor Vars; so is the result, (M, C).
     """
-    distance = 1 - features @ keys.transpose()
-    exp = np.exp if isinstance(distance, np.ndarray) else type(distance).exp
-    return scale * (features @ text.transpose()) + alpha * (exp(-beta * distance) @ values)
+    exp = np.exp if isinstance(affinity, np.ndarray) else type(affinity).exp
+    return zero_shot + alpha * (exp(-beta * (1 - affinity)) @ values)
 
 
 def predict_logits(adapter: Adapter, features: np.ndarray) -> np.ndarray:
     """Logits (M, C) of `features` (M, D), float32."""
     logits = np.empty((len(features), len(adapter.names)), np.float32)
     for rows in _chunks(len(features), len(adapter.keys) + len(adapter.names)):
-        logits[rows] = tip_logits(features[rows], adapter.text, adapter.scale, adapter.keys, adapter.values, adapter.alpha, adapter.beta)
+        f = features[rows]
+        logits[rows] = tip_logits(adapter.scale * (f @ adapter.text.T), f @ adapter.keys.T, adapter.values, adapter.alpha, adapter.beta)
     return logits
 
 
@@ -79,38 +80,64 @@ def cache(features: np.ndarray, labels: np.ndarray, classes: int) -> Cache:
 def count_right(features, labels, text, scale, keys, values, alphas: Sequence[float], betas: Sequence[float]) -> np.ndarray:
     """How many rows each beta and alpha classify rightly: int64 (len(betas), len(alphas)); alphas ascend.
 
-    features (M, D), labels (M,) and the rest as for `tip_logits`. Of classes with equal logits the lowest label wins.
+    features (M, D), labels (M,), text (C, D), scale, keys (N, D) and values as for `tip_logits`. Of classes with equal logits
+    the lowest label wins.
 
     No alpha is tried: where class c is ahead of the true class by `gap` in zero-shot logits and the true class ahead by
     `lead` in the cache, the true class wins over c where alpha·lead > gap, so each row wins in one interval of alpha.
     """
-    classes, order, starts = _keys_by_class(values)
-    keys, alphas = keys[order], np.asarray(alphas, features.dtype)
-    steps = np.zeros((len(betas), len(alphas) + 1), np.int64)  # how the count changes from one alpha to the next
-    for rows in _chunks(len(features), len(keys) + len(text)):
+    classes, order, shares = _by_place(values)
+    keys = keys[order]
+
+    def steps(rows: slice) -> np.ndarray:
+        """How the count of these rows changes from one alpha to the next, (len(betas), len(alphas) + 1)."""
         of_row = features[rows].T
         true = labels[rows], np.arange(of_row.shape[1])  # the true class of each row, in arrays (C, rows)
-        gap = _gap(scale * (text @ of_row), true)
+        wins = _Intervals(_gap(scale * (text @ of_row), true)[classes], np.asarray(alphas, features.dtype))
+        true = np.argsort(classes)[true[0]], true[1]
         distance = 1 - keys @ of_row
-        affinity, cached = np.empty_like(distance), np.zeros_like(gap)
-        for step, beta in zip(steps, betas):
-            with np.errstate(over="ignore"):  # long fine-tuned keys and a large beta
-                cached[classes] = np.add.reduceat(np.exp(np.multiply(distance, -beta, out=affinity), out=affinity), starts, axis=0)
-            first, behind = _winning(gap, cached, cached[true], alphas)
+        affinity, cached = np.empty_like(distance), np.zeros((len(text), of_row.shape[1]), distance.dtype)
+        change = np.zeros((len(betas), len(alphas) + 1), np.int64)
+        for step, beta in zip(change, betas):
+            with np.errstate(over="ignore", invalid="ignore"):  # long fine-tuned keys and a large beta
+                np.exp(np.multiply(distance, -beta, out=affinity), out=affinity)
+                cached[:] = 0
+                for start, stop in shares:
+                    cached[: stop - start] += affinity[start:stop]
+                first, behind = wins.where(cached[true] - cached)
             step += np.bincount(first, minlength=len(step)) - np.bincount(behind, minlength=len(step))
-    return steps[:, :-1].cumsum(axis=1)
+        return change
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets go of Python's lock while it computes
+        changes = pool.map(steps, _chunks(len(features), len(keys) + len(text)))
+        return sum(changes, np.zeros((len(betas), len(alphas) + 1), np.int64))[:, :-1].cumsum(axis=1)
 
 
-def _keys_by_class(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The classes that have keys, the order that sorts keys by class, and where each class starts in that order."""
+def _by_place(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
+    """Orders in which to add up affinities by class with slices alone: of the classes, and of the keys.
+
+    Classes come by falling number of keys; keys by their place in their class, then as the classes. So each share (start,
+    stop) of the keys, one for each place, belongs to the first classes.
+    """
     labels = values.argmax(axis=1)
-    order = np.argsort(labels, kind="stable")
-    classes, starts = np.unique(labels[order], return_index=True)
-    return classes, order, starts
+    counts = np.bincount(labels, minlength=values.shape[1])
+    classes = np.argsort(-counts, kind="stable")
+    places = place_in_class(labels)
+    order = np.lexsort((np.argsort(classes)[labels], places))
+    ends = np.bincount(places).cumsum().tolist()
+    return classes, order, list(zip([0, *ends], ends))
+
+
+def place_in_class(labels: np.ndarray) -> np.ndarray:
+    """Of each row its place among those of its class, from 0; int64 (n,) of labels (n,)."""
+    counts, order = np.bincount(labels), np.argsort(labels, kind="stable")
+    places = np.empty(len(labels), np.int64)
+    places[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return places
 
 
 def _gap(zero_shot: np.ndarray, true) -> np.ndarray:
-    """How far each class is ahead of the row's true class in zero-shot logits, both (C, rows).
+    """How far each class is ahead of the row's true class in zero-shot logits, both (C, rows); never 0.
 
     A tie is decided as argmax does by a few units in the last place: a class of a lower label is put ahead, one of a
     higher behind. The true class itself is put behind, so that it never stands in its own way.
@@ -122,15 +149,25 @@ def _gap(zero_shot: np.ndarray, true) -> np.ndarray:
     return gap
 
 
-@np.errstate(divide="ignore", over="ignore", invalid="ignore")
-def _winning(gap: np.ndarray, cached: np.ndarray, cached_true: np.ndarray, alphas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The alphas with alpha·lead >= gap in all classes, of each row: index of the first, and of the first behind the last."""
-    lead = cached_true - cached
-    bound = gap / lead  # without a lead it is ±infinity: never, or always
-    least = np.where(lead < 0, -np.inf, bound).max(axis=0)  # NaN where affinities overflow: no alpha is at least that
-    most = np.where(lead < 0, bound, np.inf).min(axis=0)
-    first = np.searchsorted(alphas, least, "left")
-    return first, np.maximum(first, np.searchsorted(alphas, most, "right"))
+class _Intervals:
+    """The alphas with which each row's true class wins: alpha·lead > gap over each class, whose gap (C, rows) is given.
+
+    Divided by alpha·gap: 1/alpha is below lead/gap of all classes that are ahead, and above that of all that are behind.
+    """
+
+    def __init__(self, gap: np.ndarray, alphas: np.ndarray):
+        inverse, ahead = 1 / gap, gap > 0
+        self.ahead, self.behind = np.where(ahead, inverse, 0), np.where(ahead, 0, inverse)
+        self.not_ahead = np.where(ahead, 0, np.inf).astype(gap.dtype)
+        with np.errstate(divide="ignore"):
+            self.alphas = -1 / alphas  # ascending, as the alphas
+
+    def where(self, lead: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of each row the index of the first alpha, and of the first behind the last; none where affinities overflow."""
+        below = (lead * self.ahead + self.not_ahead).min(axis=0)
+        above = (lead * self.behind).max(axis=0)
+        first = np.searchsorted(self.alphas, -below, "left")  # behind all where it is NaN
+        return first, np.maximum(first, np.searchsorted(self.alphas, -above, "right"))
 
 
 def _chunks(rows: int, width: int) -> Iterator[slice]:
@@ -159,10 +196,7 @@ def trials(support: Support, val: Optional[Split]) -> tuple[list[Trial], str]:
     known = np.zeros(0, bool) if val is None else val.labels >= 0
     if known.any():
         return [Trial(np.ones(len(support.labels), bool), val.features[known], val.labels[known])], f"on {known.sum()} validation rows"
-    per_class, order = np.bincount(support.labels), np.argsort(support.labels, kind="stable")
-    turn = np.empty(len(order), np.int64)  # a shot's place among those of its class
-    turn[order] = np.arange(len(order)) - np.repeat(np.cumsum(per_class) - per_class, per_class)
-    turn[per_class[support.labels] < 2] = -1
+    turn = np.where(np.bincount(support.labels)[support.labels] < 2, -1, place_in_class(support.labels))
     left_out = [turn == i for i in range(turn.max(initial=-1) + 1)]
     if not left_out:
         return [], "defaults: no labelled validation rows, and no class has two shots"
@@ -253,22 +287,24 @@ def fine_tune(features, labels, text, scale, keys, values, alpha, beta, *,
               epochs: int, lr: float, seed: int, device: str) -> Iterator[np.ndarray]:
     """Fine-tune the keys of a cache by cross-entropy over `tip_logits`; yields them, float32 (N, D), after each epoch.
 
-    features (M, D) and labels (M,) are the rows to learn from, all views of the shots; the rest as for `tip_logits`, and
-    device as for `jclip.runtime.use`. The keys are a linear layer's weight and are not renormalised. Raises ClipError
+    features (M, D) and labels (M,) are the rows to learn from, all views of the shots; text (C, D), scale, keys (N, D) and the
+    rest as for `tip_logits`, device as for `jclip.runtime.use`. The keys are a linear layer's weight and are not renormalised. Raises ClipError
     where the device cannot be used, TaskError where the keys become NaN or infinite.
     """
     from jclip import runtime
 
     runtime.use(device)
     jt = runtime.jittor()
-    text, values, tuned = jt.array(text).stop_grad(), jt.array(values).stop_grad(), jt.array(keys)
+    zero_shot = scale * (features @ text.T)
+    values, tuned = jt.array(values).stop_grad(), jt.array(keys)
     optimizer = jt.optim.AdamW([tuned], lr, eps=1e-4, betas=(0.9, 0.999), weight_decay=0.01)
     rng = np.random.default_rng(seed)
     batches = -(-len(features) // BATCH_SIZE)
     for epoch in range(epochs):
         for i, rows in enumerate(np.array_split(rng.permutation(len(features)), range(BATCH_SIZE, len(features), BATCH_SIZE))):
             optimizer.lr = lr * (1 + np.cos(np.pi * (epoch * batches + i) / (epochs * batches))) / 2
-            logits = tip_logits(jt.array(features[rows]).stop_grad(), text, scale, tuned, values, alpha, beta)
+            affinity = jt.nn.matmul_transpose(jt.array(features[rows]).stop_grad(), tuned)
+            logits = tip_logits(jt.array(zero_shot[rows]).stop_grad(), affinity, values, alpha, beta)
             optimizer.step(jt.nn.cross_entropy_loss(logits, jt.array(labels[rows].astype(np.int32))))
         if not np.isfinite(tuned.numpy()).all():
             raise TaskError(f"fine-tuning diverged in epoch {epoch + 1}; choose an --lr below {lr:g}")

@@ -188,14 +188,17 @@ class CLIP(nn.Module):
 
 
 def build_model(state: dict) -> CLIP:
-    """The model whose sizes and weights `state` holds; state as `jclip.weights.read` returns it."""
+    """The model whose sizes and weights `state` holds, as `jclip.weights.read` returns it; `state` is empty afterwards.
+
+    Tensors leave `state` one by one, so that memory never holds them all twice.
+    """
     a = architecture(state)
     model = CLIP(a)
     parameters = model.state_dict()
     assert set(parameters) == set(expected_shapes(a)), "model.py and weights.py disagree about the parameters' names"
     for name, parameter in parameters.items():
         # Jittor keeps the dtype of what it is given, and has no 0-d Vars.
-        parameter.assign(jt.array(np.asarray(state[name], np.float32).reshape(parameter.shape)))
+        parameter.assign(jt.array(np.asarray(state.pop(name), np.float32).reshape(parameter.shape)))
     model.eval()
     return model
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from .errors import ClipError
 
-NICENESS = 10  # of the readers: they take the time that the computing threads leave
+NICENESS = 19  # of the readers: what they take from the computing threads delays all of those
 
 
 def batches(items: Iterable, read: Callable, resolution: int, batch_size: int, workers: int) -> Iterator[np.ndarray]:

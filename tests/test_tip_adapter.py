@@ -60,7 +60,7 @@ def jt():
 
 def test_the_formula_term_by_term(rng):
     f, w, k, v = unit_rows(rng, 3, 4), unit_rows(rng, 2, 4), unit_rows(rng, 5, 4), np.eye(2, dtype=np.float32)[[0, 1, 1, 0, 1]]
-    logits = tip.tip_logits(f, w, 100.0, k, v, 1.5, 4.0)
+    logits = tip.tip_logits(100.0 * f @ w.T, f @ k.T, v, 1.5, 4.0)
     for i in range(3):
         for c in range(2):
             cached = sum(v[n, c] * np.exp(-4.0 * (1 - f[i] @ k[n])) for n in range(5))
@@ -68,17 +68,16 @@ def test_the_formula_term_by_term(rng):
 
 
 def test_jittor_computes_what_numpy_does(rng, jt):
-    arrays = unit_rows(rng, 7, WIDTH), unit_rows(rng, 3, WIDTH), unit_rows(rng, 4, WIDTH), np.eye(3, dtype=np.float32)[[0, 1, 2, 2]]
-    f, w, k, v = map(jt.array, arrays)
-    found = tip.tip_logits(f, w, 100.0, k, v, 2.0, 5.5).numpy()
-    np.testing.assert_allclose(found, tip.tip_logits(*arrays[:2], 100.0, *arrays[2:], 2.0, 5.5), atol=1e-4)
+    arrays = unit_rows(rng, 7, 3), unit_rows(rng, 7, 4), np.eye(3, dtype=np.float32)[[0, 1, 2, 2]]
+    found = tip.tip_logits(*map(jt.array, arrays), 2.0, 5.5).numpy()
+    np.testing.assert_allclose(found, tip.tip_logits(*arrays, 2.0, 5.5), rtol=1e-5)
 
 
 def test_without_alpha_or_keys_it_is_zero_shot(rng):
     f, text, shots = unit_rows(rng, 7, WIDTH), make_text(rng, 3), make_support(rng, [0, 1, 2])
     expected = 100.0 * f @ text.features.T
     keys, values = tip.cache(shots.features, shots.labels, 3)
-    np.testing.assert_allclose(tip.tip_logits(f, text.features, 100.0, keys, values, 0.0, 1.0), expected, rtol=1e-6)
+    np.testing.assert_allclose(tip.tip_logits(expected, f @ keys.T, values, 0.0, 1.0), expected, rtol=1e-6)
     adapter, _ = tip.train("zero-shot", text, shots, None, Settings())
     np.testing.assert_allclose(tip.predict_logits(adapter, f), expected, rtol=1e-6)
 
@@ -124,7 +123,8 @@ def test_divergence_is_an_error(rng, jt):
 
 
 def plain_loop(features, labels, text, scale, keys, values, alphas, betas):
-    return np.array([[np.count_nonzero(tip.tip_logits(features, text, scale, keys, values, alpha, beta).argmax(axis=1) == labels)
+    zero_shot, affinity = scale * (features @ text.T), features @ keys.T
+    return np.array([[np.count_nonzero(tip.tip_logits(zero_shot, affinity, values, alpha, beta).argmax(axis=1) == labels)
                       for alpha in alphas] for beta in betas])
 
 
@@ -293,25 +293,26 @@ def test_where_classes_lack_shots_the_choice_is_judged_by_hiding_others(names, p
     assert ("new_top1" in chosen) == bool(parts)
     if not parts:
         return
+    zero_logits = text.scale * (val.features @ text.features.T)
 
     def accuracies(alpha, beta):
         base, new = [], []
         for part in parts:
             kept = ~np.isin(support.labels, part)
-            logits = tip.tip_logits(val.features, text.features, text.scale, adapter.keys[kept], adapter.values[kept], alpha, beta)
+            logits = tip.tip_logits(zero_logits, val.features @ adapter.keys[kept].T, adapter.values[kept], alpha, beta)
             right, is_new = logits.argmax(axis=1) == val.labels, np.isin(val.labels, part)
             base.extend(right[~is_new])
             new.extend(right[is_new])
         return np.mean(base), np.mean(new)
 
     base, new = accuracies(chosen["alpha"], chosen["beta"])
-    zero_shot = ((val.features @ text.features.T).argmax(axis=1) == val.labels).mean()
+    zero_shot = (zero_logits.argmax(axis=1) == val.labels).mean()
     assert (chosen["base_top1"], chosen["new_top1"], chosen["zero_shot_top1"]) == tuple(map(pytest.approx, (base, new, zero_shot)))
     assert new >= 0.9 * zero_shot
     for alpha in tip.ALPHAS:
         for beta in tip.BETAS[::7]:
             if accuracies(alpha, beta)[1] >= 0.9 * zero_shot:
-                logits = tip.tip_logits(val.features, text.features, text.scale, adapter.keys, adapter.values, alpha, beta)
+                logits = tip.tip_logits(zero_logits, val.features @ adapter.keys.T, adapter.values, alpha, beta)
                 assert (logits.argmax(axis=1) == val.labels).mean() <= chosen["top1"] + 1e-9
 
 

@@ -1,0 +1,18 @@
+"""The five likeliest classes of a photograph with OpenAI's code on PyTorch: python bench/one_photo_torch.py PHOTO adapter.npz MODEL.pt"""
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "golden"))
+from record_clip import openai  # noqa: E402
+
+photo, adapter, weights = sys.argv[1:]
+model, preprocess = openai()[0].load(weights, device="cpu")
+adapter = {name: torch.from_numpy(value) for name, value in np.load(adapter).items() if value.dtype.kind == "f"}
+with torch.inference_mode():
+    f = torch.nn.functional.normalize(model.encode_image(preprocess(Image.open(photo)).unsqueeze(0)).float())
+    cached = (adapter["beta"] * (f @ adapter["keys"].T - 1)).exp() @ adapter["values"]
+    print((adapter["scale"] * f @ adapter["text"].T + adapter["alpha"] * cached).softmax(dim=1).topk(5))

@@ -1,0 +1,137 @@
+"""The other side of the comparisons, on PyTorch (eager, float32) or onnxruntime; bench/worker.py says how it is asked and
+what it needs.
+
+    python bench/reference.py torch|onnxruntime [MODEL.pt]
+
+The towers are OpenAI's own code; the search over alpha and beta and the fine-tuning are written after the pseudocode and
+constants of Tip-Adapter (arXiv:2207.09519 and github.com/gaopengcuhk/Tip-Adapter).
+"""
+import sys
+import tempfile
+import warnings
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "tests" / "golden")]
+from worker import serve  # noqa: E402
+
+TEXT_BATCH = 64  # as jclip's
+TRAIN_ALPHA, TRAIN_BETA, BATCH = 4.0, 1.0, 256
+
+
+@lru_cache(maxsize=None)
+def openai():
+    from record_clip import openai
+
+    clip, _ = openai()
+    return clip, clip.load(sys.argv[2], device="cpu")[0]
+
+
+@lru_cache(maxsize=None)
+def noise(*shape):
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+# ---- the towers ----
+
+
+def images(n):
+    side = openai()[1].visual.input_resolution
+    tower("image")(noise(n, 3, side, side))
+
+
+def texts(texts):
+    tokens = openai()[0].tokenize(texts).numpy()
+    for start in range(0, len(tokens), TEXT_BATCH):
+        tower("text")(tokens[start : start + TEXT_BATCH])
+
+
+@lru_cache(maxsize=None)
+def tower(name):
+    """A function from an array to features."""
+    clip, model = openai()
+    encode = {"image": model.encode_image, "text": model.encode_text}[name]
+    if sys.argv[1] == "torch":
+        def run(x):
+            with torch.inference_mode():
+                return encode(torch.from_numpy(x)).numpy()
+        return run
+    import onnxruntime
+
+    class Tower(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return encode(x)
+
+    side = model.visual.input_resolution
+    example = torch.zeros(2, 3, side, side) if name == "image" else clip.tokenize(["a", "b"])
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(Tower(), (example,), f"{folder}/tower.onnx", input_names=["x"], dynamic_axes={"x": {0: "n"}}, dynamo=False)
+        session = onnxruntime.InferenceSession(f"{folder}/tower.onnx", providers=["CPUExecutionProvider"])
+    return lambda x: session.run(None, {"x": x})[0]
+
+
+# ---- the adapter ----
+
+
+@lru_cache(maxsize=None)
+def task(folder):
+    """text, keys, one-hot values and labels of the shots, features and labels of the validation rows."""
+    files = {name: np.load(Path(folder) / f"{name}.npz") for name in ("text", "support", "val")}
+    views = torch.from_numpy(files["support"]["features"])
+    keys = torch.nn.functional.normalize(views.mean(dim=1), dim=1)
+    labels = torch.from_numpy(files["support"]["labels"])
+    text = torch.from_numpy(files["text"]["features"])
+    return (text, keys, torch.nn.functional.one_hot(labels, len(text)).float(), views, labels,
+            torch.from_numpy(files["val"]["features"]), torch.from_numpy(files["val"]["labels"]))
+
+
+def search(folder):
+    """Every pair of the grid in turn, each computed from the affinities anew: the published loop."""
+    text, keys, values, _, _, features, labels = task(folder)
+    zero_shot, affinity = 100 * features @ text.T, features @ keys.T
+    best = (0.0, 0.0, -1.0)
+    for beta in (0.1 + i * (20 - 0.1) / 200 for i in range(200)):
+        for alpha in (0.1 + i * (10 - 0.1) / 20 for i in range(20)):
+            cached = (beta * affinity - beta).exp() @ values
+            top1 = ((zero_shot + alpha * cached).argmax(dim=1) == labels).float().mean().item()
+            if top1 > best[2]:
+                best = (alpha, beta, top1)
+    return dict(zip(("alpha", "beta", "top1"), best))
+
+
+def tip_f(folder):
+    """20 epochs of fine-tuning, validated after each, then the best keys' validation accuracy (without the search)."""
+    text, keys, values, views, labels, val, val_labels = task(folder)
+    adapter = torch.nn.Linear(keys.shape[1], len(keys), bias=False)
+    adapter.weight = torch.nn.Parameter(keys.clone())
+    rows, targets = views.flatten(0, 1), labels.repeat_interleave(views.shape[1])
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-3, eps=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20 * -(-len(rows) // BATCH))
+    generator, best = torch.Generator().manual_seed(1), 0.0
+
+    def logits(x):
+        return 100 * x @ text.T + TRAIN_ALPHA * ((TRAIN_BETA * adapter(x) - TRAIN_BETA).exp() @ values)
+
+    for _ in range(20):
+        for chosen in torch.randperm(len(rows), generator=generator).split(BATCH):
+            loss = torch.nn.functional.cross_entropy(logits(rows[chosen]), targets[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        with torch.inference_mode():
+            best = max(best, (logits(val).argmax(dim=1) == val_labels).float().mean().item())
+    return {"top1": best}
+
+
+if __name__ == "__main__":
+    serve({"images": images, "texts": texts, "search": search, "tip_f": tip_f})

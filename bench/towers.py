@@ -1,0 +1,53 @@
+"""Images and texts a second of jclip, of OpenAI's code on PyTorch (eager, float32) and of onnxruntime, in one run on one CPU.
+
+    python bench/towers.py MODEL.pt --torch PYTHON [--batch 32] [--rounds 7]
+
+MODEL.pt comes from bench/parity_reference.py (random weights in the release format), PYTHON is the interpreter of an
+environment with PyTorch and onnxruntime. The three take turns; medians are printed, and their ratios, and how close the image
+tower comes to the matrix products it is made of.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from worker import HERE, SETUP, Worker, in_turn
+
+sys.path.insert(0, str(HERE.parent))
+from fewshot import prompts  # noqa: E402
+from fewshot.data import read_classes  # noqa: E402
+
+CLASSES = HERE.parent / "Dataset" / "classes_b.txt"
+# (rows an image, inputs, outputs, times): the matrix products of ViT-B/32, the last block from its attention on for one row
+PRODUCTS = [(49, 3072, 768, 1), (50, 768, 2304, 12), (50, 768, 768, 11), (50, 768, 3072, 11), (50, 3072, 768, 11)]
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("model", type=Path)
+    p.add_argument("--torch", required=True, metavar="PYTHON", help=f"of an environment made with: {SETUP}")
+    p.add_argument("--batch", type=int, default=32)
+    p.add_argument("--rounds", type=int, default=7)
+    a = p.parse_args()
+    ours = Worker("jclip", sys.executable, "ours.py", a.model)
+    workers = [ours, *(Worker(name, a.torch, "reference.py", name, a.model) for name in ("torch", "onnxruntime"))]
+
+    seconds = in_turn(workers, a.rounds, "images", n=a.batch)
+    report(f"images, {a.batch} at a time", a.batch, seconds)
+    limit = sum(times * in_turn([ours], a.rounds, "product", m=rows * a.batch, k=k, n=n)["jclip"] for rows, k, n, times in PRODUCTS)
+    flops = sum(2 * rows * a.batch * k * n * times for rows, k, n, times in PRODUCTS)
+    print(f"the matrix products alone: {a.batch / limit:.1f} images/s at {flops / limit / 1e9:.0f} GFLOP/s; the tower is at {limit / seconds['jclip']:.0%} of that")
+
+    worded = prompts.read(read_classes(CLASSES))
+    for what, texts in (("class prompts", [of_class[0] for of_class in worded.sentences]), ("descriptions", [of_class[-1] for of_class in worded.sentences])):
+        report(f"{len(texts)} {what} such as {texts[0]!r}", len(texts), in_turn(workers, max(2, a.rounds // 3), "texts", texts=texts))
+
+
+def report(what: str, n: int, seconds: dict[str, float]) -> None:
+    print(f"{what}: " + ", ".join(f"{name} {n / s:.1f}/s" for name, s in seconds.items()) + "; jclip is "
+          + " and ".join(f"{s / seconds['jclip']:.2f} x {name}" for name, s in seconds.items() if name != "jclip"), flush=True)
+
+
+if __name__ == "__main__":
+    main()
