@@ -1,12 +1,15 @@
 import json
+import re
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from conftest import PROJECT
-from fewshot import prompts
+from fewshot import data, prompts
 from fewshot.artifacts import Text
 from fewshot.errors import TaskError
+from jclip import tokenizer
 
 
 @pytest.fixture
@@ -56,13 +59,64 @@ def test_a_file_of_another_form_is_one_clear_error(folder, file, content, said):
     assert file in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_the_projects_own_files_are_of_the_right_form():
+# ---- the project's own files ----
+
+GROUPS = {"Animal": 52, "Caltech-101": 91, "Food-101": 101, "Thu-dog": 130, "Stanford-Cars": 29}
+CLASSES = data.read_classes(PROJECT / "Dataset" / "classes_b.txt")
+
+
+def own(file):
+    """The entries of a file in prompts/, whose keys must be distinct, in valid UTF-8."""
+    def distinct(pairs):
+        assert len(dict(pairs)) == len(pairs), f"{file}: a key stands twice"
+        return dict(pairs)
+    return json.loads((prompts.FOLDER / file).read_bytes().decode("utf-8"), object_pairs_hook=distinct)
+
+
+def plain(text):
+    return re.sub(r"[^a-z0-9]+", " ", text.lower()).strip()
+
+
+def test_every_class_of_the_contest_has_sentences_and_no_entry_is_a_stranger():
+    read = prompts.read(CLASSES)
+    assert not read.without and not read.strangers
+    assert {group: read.groups.count(group) for group in GROUPS} == GROUPS and len(CLASSES) == 403
+    assert {f"{group}_prompt.json" for group in GROUPS} == {file.name for file in prompts.FOLDER.glob("*_prompt.json")}
+    assert data.read_classes(PROJECT / "Dataset" / "classes.txt") == CLASSES[:374]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_sentences_are_many_short_and_of_their_class(group):
+    spoken = own("names.json")
+    for words, sentences in own(f"{group}_prompt.json").items():
+        assert len(sentences) >= 10, words
+        name = [part for part in plain(spoken.get(f"{group}_{words.replace(' ', '_')}", words)).split() if part not in ("pair", "of", "from", "the", "a")]
+        for sentence in sentences:
+            tokenizer.tokenize([sentence])  # raises above 77 tokens
+            assert sentence == sentence.strip() and sentence.endswith("."), sentence
+            assert 2 * sum(part[: max(3, len(part) - 1)] in plain(sentence) for part in name) >= len(name), f"{words} is not named: {sentence}"
+        openings = Counter(" ".join(plain(sentence).split()[:3]) for sentence in sentences)
+        assert max(openings.values()) <= len(sentences) / 2, f"{words}: {openings.most_common(1)}"
+
+
+def test_no_sentence_stands_twice_nor_serves_two_classes_but_for_the_name():
+    spoken, seen = own("names.json"), {}
+    for group in GROUPS:
+        for words, sentences in own(f"{group}_prompt.json").items():
+            names = {plain(words), plain(spoken.get(f"{group}_{words.replace(' ', '_')}", words))}
+            for sentence in sentences:
+                for form in {plain(sentence), *(plain(sentence).replace(name, "#") for name in names)}:
+                    assert seen.setdefault(form, (group, words, sentence)) == (group, words, sentence), (sentence, seen[form])
+
+
+def test_names_are_said_as_people_say_them():
+    spoken = own("names.json")
+    assert set(spoken) <= set(CLASSES)
     templates = prompts.read_templates()
-    assert set(templates) >= {"default", "Animal", "Caltech-101", "Food-101", "Thu-dog", "Stanford-Cars"}
-    for file in sorted((PROJECT / "prompts").glob("*_prompt.json")):
-        group = file.name[: -len("_prompt.json")]
-        names = [f"{group}_{words.replace(' ', '_')}" for words in json.loads(file.read_text(encoding="utf-8"))]
-        read = prompts.read(names)
-        assert group in templates and names and not read.without and not [s for s in read.strangers if s.startswith(group)]
-        for sentences, name in zip(read.sentences, names):
-            assert len(set(sentences)) == len(sentences) and all(prompts.split_group(name, templates)[1].split()[0].lower() in s.lower() or "scissors" in s.lower() for s in sentences)
+    cars = [name for name in CLASSES if name.startswith("Stanford-Cars_")]
+    assert all(re.match(r"(19|20)\d\d ", spoken[name]) for name in cars)
+    mended = ("Caltech-101_Faces_easy", "Thu-dog_Shiba_Dog", "Thu-dog_Brabancon_griffo", "Thu-dog_chinese_rural_dog", "Thu-dog_teddy",
+              "Thu-dog_Black_sable", "Caltech-101_water_lilly", "Caltech-101_cougar_face")
+    assert all(spoken[name].lower() != prompts.split_group(name, templates)[1].lower() for name in mended)
+    for name in set(CLASSES) - set(spoken):  # the label itself is good
+        assert "lilly" not in name and not name.endswith(("Dog", "_side", "_easy"))
