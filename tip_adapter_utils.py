@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from typing import Iterable, Iterator, NamedTuple, Optional, Sequence
 
@@ -20,6 +19,9 @@ from tqdm import tqdm
 from fewshot.artifacts import Adapter, Split, Support, Text
 from fewshot.errors import TaskError
 from fewshot.prompts import groups_of
+from methods import published
+from methods.blend import blend
+from methods.task import Settings, Trial, place_in_class, shot_rows, trials
 
 # Where nothing can be chosen: the authors' settings for ImageNet.
 DEFAULT_ALPHA, DEFAULT_BETA = 1.17, 1.0
@@ -57,7 +59,7 @@ def predict_logits(adapter: Adapter, features: np.ndarray) -> np.ndarray:
     logits = np.empty((len(features), len(adapter.names)), np.float32)
     for rows in _chunks(len(features), len(adapter.keys) + len(adapter.names)):
         f = features[rows]
-        logits[rows] = tip_logits(adapter.scale * (f @ adapter.text.T), f @ adapter.keys.T, adapter.values, adapter.alpha, adapter.beta)
+        logits[rows] = tip_logits(f @ adapter.weight.T + adapter.bias, f @ adapter.keys.T, adapter.values, adapter.alpha, adapter.beta)
     return logits
 
 
@@ -68,10 +70,9 @@ class Cache(NamedTuple):
     values: np.ndarray  # (N, C) one-hot
 
 
-def cache(features: np.ndarray, labels: np.ndarray, classes: int) -> Cache:
-    """The cache of some shots, features (N, V, D) and labels int (N,): a key is the renormalised mean of a shot's views."""
-    keys = features.mean(axis=1)
-    return Cache(keys / np.linalg.norm(keys, axis=1, keepdims=True), np.eye(classes, dtype=np.float32)[labels])
+def cache(keys: np.ndarray, labels: np.ndarray, classes: int) -> Cache:
+    """The cache of some shots: keys (N, D), the renormalised mean of each shot's views, and labels int (N,)."""
+    return Cache(keys, np.eye(classes, dtype=np.float32)[labels])
 
 
 # ---- choosing alpha and beta ----
@@ -128,14 +129,6 @@ def _by_place(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[tuple[in
     return classes, order, list(zip([0, *ends], ends))
 
 
-def place_in_class(labels: np.ndarray) -> np.ndarray:
-    """Of each row its place among those of its class, from 0; int64 (n,) of labels (n,)."""
-    counts, order = np.bincount(labels), np.argsort(labels, kind="stable")
-    places = np.empty(len(labels), np.int64)
-    places[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return places
-
-
 def _gap(zero_shot: np.ndarray, true) -> np.ndarray:
     """How far each class is ahead of the row's true class in zero-shot logits, both (C, rows); never 0.
 
@@ -175,32 +168,7 @@ def _chunks(rows: int, width: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, rows, size))
 
 
-# ---- the rows on which choices are made ----
-
-
-class Trial(NamedTuple):
-    """Shots to learn from, and rows that judge what was learned."""
-
-    shots: np.ndarray  # bool (N,)
-    features: np.ndarray  # (M, D)
-    labels: np.ndarray  # (M,)
-
-
-def trials(support: Support, val: Optional[Split]) -> tuple[list[Trial], str]:
-    """The trials whose rows, all together, make the choices; and how, in words.
-
-    The labelled validation rows judge what all shots teach. Without any, one shot a class is left out in turn and judges
-    what the others teach, by its view 0: the plain photograph, as test photographs are. A class of a single shot is never
-    left out, for nothing of it would be left; so there may be no trial at all.
-    """
-    known = np.zeros(0, bool) if val is None else val.labels >= 0
-    if known.any():
-        return [Trial(np.ones(len(support.labels), bool), val.features[known], val.labels[known])], f"on {known.sum()} validation rows"
-    turn = np.where(np.bincount(support.labels)[support.labels] < 2, -1, place_in_class(support.labels))
-    left_out = [turn == i for i in range(turn.max(initial=-1) + 1)]
-    if not left_out:
-        return [], "defaults: no labelled validation rows, and no class has two shots"
-    return [Trial(~out, support.features[out, 0], support.labels[out]) for out in left_out], "leaving one shot a class out in turn"
+# ---- choosing on the trials' rows ----
 
 
 def search(text: Text, support: Support, judged: Sequence[Trial], caches: Iterable[Cache]) -> dict:
@@ -267,20 +235,10 @@ def _right(text: Text, judged: Sequence[Trial], caches: Iterable[Cache], alphas,
 
 
 def _cache_of(text: Text, support: Support, shots=slice(None)) -> Cache:
-    return cache(support.features[shots], support.labels[shots], len(text.names))
+    return cache(shot_rows(support)[shots], support.labels[shots], len(text.names))
 
 
 # ---- fine-tuning ----
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a user may set; a method takes from it what it needs."""
-
-    epochs: int = 20
-    lr: float = 1e-3
-    seed: int = 1
-    device: str = "auto"
 
 
 def fine_tune(features, labels, text, scale, keys, values, alpha, beta, *,
@@ -375,7 +333,8 @@ def _adapter(method: str, text: Text, cached: Cache, alpha: float, beta: float) 
 
 
 # Each takes (text, support, val or None, settings) and returns the adapter and what was chosen: "how" in words, and figures.
-METHODS = {"zero-shot": zero_shot, "tip": tip, "tip-f": tip_f}
+METHODS = {"blend": blend, "zero-shot": zero_shot, "tip": tip, "tip-f": tip_f,
+           "gda": published.gda, "taskres": published.taskres, "clap": published.clap, "proker": published.proker}
 
 
 def train(method: str, text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:

@@ -11,7 +11,7 @@ import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Iterator, TypeVar
+from typing import Iterator, Optional, TypeVar
 
 import numpy as np
 
@@ -21,9 +21,13 @@ DEFAULT_SCALE = 100.0  # exp(logit_scale) of all of OpenAI's models
 NORM_TOLERANCE = 1e-2  # of a row's L2 norm; wide enough for rows that were stored as float16
 
 
-def _array(dims: str, kind: str, unit: bool = False, default=None):
-    """A field that stands in the .npz: its axes by letter, its kind ("f" float32, "i" int64, "U" text), unit-norm rows."""
-    return field(metadata={"dims": dims, "kind": kind, "unit": unit, "default": default})
+def _array(dims: str, kind: str, unit: bool = False, default=None, optional: bool = False):
+    """A field that stands in the .npz: its axes by letter, its kind ("f" float32, "i" int64, "U" text), unit-norm rows.
+
+    `default` is read where the file lacks the array; without one it must be there, unless it is optional.
+    """
+    metadata = {"dims": dims, "kind": kind, "unit": unit, "default": default, "optional": optional}
+    return field(metadata=metadata, default=None) if optional else field(metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Adapter:
-    """adapter.npz: all that a prediction needs. Keys need not be of unit norm: fine-tuned ones are not."""
+    """adapter.npz: all that a prediction needs, f·weightᵀ + bias + alpha·exp(−beta·(1 − f·keysᵀ))·values.
+
+    Keys need not be of unit norm: fine-tuned ones are not. Without a weight it is scale·text, without a bias 0.
+    """
 
     method: str = _array("", "U")
     names: np.ndarray = _array("C", "U")
@@ -69,6 +76,14 @@ class Adapter:
     alpha: float = _array("", "f")
     beta: float = _array("", "f")
     meta: dict = field(default_factory=dict)
+    weight: Optional[np.ndarray] = _array("CD", "f", default=None, optional=True)
+    bias: Optional[np.ndarray] = _array("C", "f", default=None, optional=True)
+
+    def __post_init__(self):
+        if self.weight is None:
+            object.__setattr__(self, "weight", self.scale * self.text)
+        if self.bias is None:
+            object.__setattr__(self, "bias", np.zeros(len(self.text), np.float32))
 
 
 MADE_BY = {Text: "extract_feature.py", Support: "extract_feature.py", Split: "extract_feature.py", Adapter: "train_adapter.py"}
@@ -153,7 +168,7 @@ def _checked(path: Path, f, array, sizes: dict[str, int]):
     """One array of a file, checked against its field; `sizes` collects the lengths of the axes by letter."""
     dims, kind = f.metadata["dims"], f.metadata["kind"]
     if array is None:
-        if f.metadata["default"] is None:
+        if f.metadata["default"] is None and not f.metadata["optional"]:
             raise TaskError(f"{path}: holds no array {f.name!r}")
         return f.metadata["default"]
     if array.dtype.kind not in {"f": "fiu", "i": "iu", "U": "U"}[kind]:

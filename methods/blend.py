@@ -1,0 +1,209 @@
+"""The default method: a blend of linear experts, whose weights make the judging rows likeliest.
+
+Experts: the zero-shot classifier; text-anchored regressions of several strengths (regression.py); Gaussian discriminants whose
+class means are shrunk towards what the classes' texts lead to expect (gaussian.py). Each is a matrix and a bias, so the blend
+is one matrix and one bias, and its probabilities are calibrated. docs/accuracy.md has what it reaches, docs/log.md what was tried.
+"""
+from __future__ import annotations
+
+from itertools import cycle
+from typing import NamedTuple, Optional, Sequence
+
+import numpy as np
+from scipy.optimize import brentq, minimize
+from scipy.special import expit, logsumexp
+
+from fewshot.artifacts import Adapter, Split, Support, Text
+
+from . import gaussian
+from .regression import STRENGTHS, cross_entropy, regressions
+from .task import Linear, Settings, Trial, all_views, linear_adapter, shot_rows, trials, zero_shot_classifier
+
+# (strength of the ridge regression from texts to means, pseudo-shots that an expected mean counts for)
+GAUSSIANS = ((0.1, 4), (0.1, 16), (1, 4), (1, 16))
+EXPERTS = ("zero-shot", *(f"regression {strength:g}" for strength in STRENGTHS), *(f"gaussian {ridge:g}, {shots}" for ridge, shots in GAUSSIANS))
+ANCHORED = 1 + len(STRENGTHS)  # the experts that leave a class without shots at its text
+# Where nothing can be chosen, one shot a class and no validation rows: about what cars and scenes chose there.
+DEFAULT_WEIGHTS = dict(zip(EXPERTS, (0.3, 0.9, 0, 0, 0, 0.004, 0, 0.02, 0)))
+FOLDS = 4  # of the shots, where there are no validation rows; and parts of the classes that are hidden in turn
+JUDGED = 2**26  # numbers in the experts' logits of the rows that choose their weights: 0.3 GB
+KNOWN = 0.99  # a class is of a known kind if its text is no further out than this share of the known classes' own
+FARTHEST = 60.0  # an offset beyond this changes nothing more
+
+
+class Experts(NamedTuple):
+    """All experts of some shots."""
+
+    classifiers: list[Linear]  # as EXPERTS, over all C classes
+    known: np.ndarray  # bool (C,): has shots
+    alike: np.ndarray  # bool (C,): has none, but is of the same kind as classes that have
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """(experts, M, C) of features (M, D)."""
+        return np.stack([features @ one.weight.T + one.bias for one in self.classifiers])
+
+
+class Choice(NamedTuple):
+    """What a blend is made with."""
+
+    weights: np.ndarray  # (experts,)
+    alike: float  # added to the logits of classes without shots, of the kind of the others
+    strange: float  # the same, of another kind
+
+
+def blend(text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
+    """Weights, and offsets of classes without shots, chosen on judging rows; then the experts of all shots, blended."""
+    judged, how = trials(support, val, FOLDS)
+    everything = learn(text, support)
+    if judged:
+        choice = choose(text, support, judged, everything if how.startswith("on ") else None, settings.seed)
+    else:
+        choice = Choice(np.array(list(DEFAULT_WEIGHTS.values())), 0.0, 0.0)
+    if settings.refit and val is not None:
+        everything = learn(text, with_rows(support, val))
+    chosen = {"how": how, "weights": {name: float(weight) for name, weight in zip(EXPERTS, choice.weights)}}
+    if not everything.known.all():
+        chosen.update(classes_without_shots=int((~everything.known).sum()), alike=int(everything.alike.sum()),
+                      offset_alike=choice.alike, offset_strange=choice.strange)
+    return linear_adapter("blend", text, blended(everything, choice)), chosen
+
+
+def learn(text: Text, support: Support, shots=slice(None)) -> Experts:
+    """The experts that some of the shots make.
+
+    Only classes that have shots compete in the learning. Of the others the zero-shot classifier and the regressions keep the
+    text; the Gaussians take the mean that the text leads to expect where the class is of a known kind, and nothing elsewhere.
+    """
+    part = Support(support.features[shots], support.labels[shots], support.names[shots])
+    known = np.isin(np.arange(len(text.names)), part.labels)
+    base, place = np.flatnonzero(known), np.cumsum(known) - 1
+    rows, labels = shot_rows(part), place[part.labels]
+    means, counts = gaussian.class_means(rows, labels, len(base))
+    maps = {ridge: gaussian.TextMap(text.features[known], means, ridge) for ridge, _ in GAUSSIANS}
+    alike = ~known & _of_known_kind(maps[1], text.features, known)
+    classifiers = [zero_shot_classifier(text)]
+    classifiers += _regressions(text, part, place, known, gaussian.within_class(rows, labels, means, counts, maps[1](text.features[known])))
+    for ridge, pseudo in GAUSSIANS:
+        expected = maps[ridge](text.features)
+        covariance = gaussian.within_class(rows, labels, means, counts, expected[known])
+        expected[known] = (counts[:, None] * means + pseudo * expected[known]) / (counts[:, None] + pseudo)
+        classifiers.append(_without(~(known | alike), gaussian.discriminant(expected, covariance)))
+    return Experts(classifiers, known, alike)
+
+
+def _regressions(text: Text, part: Support, place: np.ndarray, known: np.ndarray, covariance: np.ndarray) -> list[Linear]:
+    start = zero_shot_classifier(text)
+    views, labels = all_views(part)
+    learned = []
+    for weight in regressions(views, place[labels], start.weight[known], covariance):
+        whole = start.weight.copy()
+        whole[known] = weight
+        learned.append(Linear(whole, start.bias))
+    return learned
+
+
+def _of_known_kind(texts: gaussian.TextMap, text: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Which classes' texts (C, D) are no stranger to a map than most of those that it was made from; bool (C,)."""
+    return texts.novelty(text) <= np.quantile(texts.own_novelty(text[known]), KNOWN)
+
+
+def _without(classes: np.ndarray, classifier: Linear) -> Linear:
+    """The classifier, with nothing to say of some classes."""
+    return Linear(np.where(classes[:, None], 0, classifier.weight).astype(np.float32), np.where(classes, 0, classifier.bias).astype(np.float32))
+
+
+def blended(experts: Experts, choice: Choice) -> Linear:
+    """The experts' classifiers as one."""
+    weight = sum(share * one.weight for share, one in zip(choice.weights, experts.classifiers))
+    bias = sum(share * one.bias for share, one in zip(choice.weights, experts.classifiers))
+    offsets = np.where(experts.known, 0, np.where(experts.alike, choice.alike, choice.strange))
+    return Linear(weight.astype(np.float32), (bias + offsets).astype(np.float32))
+
+
+def with_rows(support: Support, val: Split) -> Support:
+    """The support set with labelled validation rows as further shots; each counts for all the views that a shot has."""
+    known = val.labels >= 0
+    views = np.repeat(val.features[known][:, None], support.features.shape[1], axis=1)
+    return Support(np.concatenate([support.features, views]), np.concatenate([support.labels, val.labels[known]]),
+                   np.concatenate([support.names, val.names[known]]))
+
+
+# ---- choosing ----
+
+
+def choose(text: Text, support: Support, judged: Sequence[Trial], everything: Optional[Experts], seed: int) -> Choice:
+    """The weights and offsets that the trials' rows ask for; `everything` are the experts of all shots, if these are what is judged."""
+    judged = [_fewer(trial, len(text.names), len(judged), seed) for trial in judged]
+    learned = [everything if everything is not None else learn(text, support, trial.shots) for trial in judged]
+    weights = _weights(learned, judged)
+    if len(np.unique(support.labels)) in (1, len(text.names)):
+        return Choice(weights, 0.0, 0.0)
+    return Choice(weights, *_offsets(text, support, judged, weights))
+
+
+def _fewer(trial: Trial, classes: int, trials: int, seed: int) -> Trial:
+    """The trial with no more rows than memory has room for, drawn with the seed."""
+    most = max(1, JUDGED // (len(EXPERTS) * classes * trials))
+    if len(trial.labels) <= most:
+        return trial
+    kept = np.sort(np.random.default_rng(seed).choice(len(trial.labels), most, replace=False))
+    return Trial(trial.shots, trial.features[kept], trial.labels[kept])
+
+
+def _weights(learned: Sequence[Experts], judged: Sequence[Trial]) -> np.ndarray:
+    """Weights for the rows of classes that have shots, among those classes: the same ones in all trials, none of which loses a class."""
+    known = learned[0].known
+    place, logits, labels = np.cumsum(known) - 1, [], []
+    for experts, trial in zip(learned, judged):
+        rows = known[trial.labels]
+        logits.append(experts.logits(trial.features[rows])[:, :, known])
+        labels.append(place[trial.labels[rows]])
+    return stacked(np.concatenate(logits, axis=1), np.concatenate(labels))
+
+
+def stacked(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Weights (experts,) of at least 0 that minimise the mean cross-entropy of the weighted sum of logits (experts, M, C): convex."""
+    size = np.abs(logits - logits.mean(axis=2, keepdims=True)).mean(axis=(1, 2)) + 1e-12
+    rows = np.arange(len(labels))
+
+    def objective(weights):  # of experts scaled to one size, so that the steps are of one size, too
+        value, chances = cross_entropy(np.tensordot((weights / size).astype(np.float32), logits, 1), labels)
+        chances[rows, labels] -= 1
+        return value, np.array([np.einsum("mc,mc->", chances, one) for one in logits], np.float64) / size / len(labels)
+
+    start = np.full(len(logits), 1 / len(logits))
+    return minimize(objective, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(logits), options={"maxiter": 200}).x / size
+
+
+def _offsets(text: Text, support: Support, judged: Sequence[Trial], weights: np.ndarray) -> tuple[float, float]:
+    """Offsets for classes without shots, of a known kind and of another, found by hiding the shots of a quarter of the classes in turn.
+
+    With the right offset as many rows as belong to hidden classes are expected in them.
+    """
+    present = np.unique(support.labels)
+    ahead: tuple[list, list] = ([], [])  # by how much the hidden classes are ahead of the others, with and without the Gaussians
+    belongs = []
+    for part, trial in zip(range(FOLDS), cycle(judged)):
+        hidden = present[part::FOLDS]
+        if not len(hidden) or len(hidden) == len(present):
+            continue
+        experts = learn(text, support, trial.shots & ~np.isin(support.labels, hidden))
+        logits = experts.logits(trial.features)
+        base = logsumexp(np.tensordot(weights, logits[:, :, experts.known], 1), axis=1)
+        for several, margins in zip((len(EXPERTS), ANCHORED), ahead):
+            margins.append(logsumexp(np.tensordot(weights[:several], logits[:several][:, :, hidden], 1), axis=1) - base)
+        belongs.append(np.isin(trial.labels, hidden))
+    if not belongs:
+        return 0.0, 0.0
+    return tuple(_balance(np.concatenate(margins), np.concatenate(belongs)) for margins in ahead)
+
+
+def _balance(ahead: np.ndarray, belongs: np.ndarray) -> float:
+    """The offset at which the expected number of rows on the hidden side is the true one; at most FARTHEST either way."""
+    def surplus(offset: float) -> float:
+        return float(expit(ahead + offset).sum() - belongs.sum())
+    if surplus(-FARTHEST) >= 0:
+        return -FARTHEST
+    if surplus(FARTHEST) <= 0:
+        return FARTHEST
+    return float(brentq(surplus, -FARTHEST, FARTHEST, xtol=1e-3))
