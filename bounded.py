@@ -9,6 +9,7 @@ import json
 import math
 import re
 import struct
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -77,6 +78,8 @@ def _array(name: str, content: bytearray) -> np.ndarray:
     dtype, shape = np.dtype(header[1]), tuple(int(n) for n in header[3].split(",") if n.strip())
     if math.prod(shape) * dtype.itemsize != len(content) - start:
         raise ValueError(f"{name}: shape {shape} of {dtype} declares {math.prod(shape) * dtype.itemsize} bytes, but {len(content) - start} are there")
+    if dtype.kind == "U" and np.ndarray((len(content) - start) // 4, dtype.str[0] + "u4", content, start).max(initial=0) > sys.maxunicode:
+        raise ValueError(f"{name}: numbers that are no characters")
     return np.ndarray(shape, dtype, content, start, order="F" if header[2] == "True" else "C")
 
 
