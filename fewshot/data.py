@@ -108,7 +108,10 @@ def _read_folders(folder: Path) -> Task:
 
 def _folders_in(folder: Path) -> list[str]:
     """Names of the folders in a folder, without hidden ones, which are no classes."""
-    return [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")] if folder.is_dir() else []
+    folders = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")] if folder.is_dir() else []
+    for path in folders:
+        _check_name(path)
+    return [path.name for path in folders]
 
 
 def _read_list(path: Path, folder: Path, classes: int) -> tuple[Photo, ...]:
@@ -194,8 +197,12 @@ def _images_below(folder: Path) -> list[Path]:
 def _check_photo(entry: os.DirEntry) -> None:
     if not entry.is_file():
         raise TaskError(f"{entry.path}: a link to nowhere or no file; take it away")
-    if NOT_IN_NAMES.search(entry.path):
-        raise TaskError(f"{entry.path!r}: a name with control characters or not in UTF-8; rename it")
+    _check_name(entry.path)
+
+
+def _check_name(path) -> None:
+    if NOT_IN_NAMES.search(os.path.basename(path)):
+        raise TaskError(f"{path}: a name with control characters or not in UTF-8; rename it")
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str, int]]:
@@ -212,11 +219,11 @@ def _lines(path: Path) -> Iterator[tuple[str, str, int]]:
         line = content.count(b"\n", 0, error.start) + 1
         raise TaskError(f"{path}:{line}: not UTF-8 ({error}); save it as UTF-8") from None
     for number, line in enumerate(re.split("\r\n|\r|\n", text), 1):
-        words = line.rsplit(maxsplit=1)
+        words = line.strip().rsplit(maxsplit=1)
         if not words:
             continue
-        if NOT_IN_NAMES.search(line.replace("\t", " ")):
+        if NOT_IN_NAMES.search(" ".join(words)):
             raise TaskError(f"{path}:{number}: {line[:60]!r} holds NUL or control characters; is it text, and not UTF-16? Save it as UTF-8")
         if len(words) != 2 or not re.fullmatch("[0-9]{1,9}", words[1]) or len(line) > LINE:
             raise TaskError(f"{path}:{number}: {line.strip()!r}; expected a name, a space and a label (a whole number from 0)")
-        yield f"{path}:{number}", words[0].strip(), int(words[1])
+        yield f"{path}:{number}", words[0], int(words[1])

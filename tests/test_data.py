@@ -93,6 +93,7 @@ def test_lists_of_other_editors(contest, line_end):
     ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\n".encode("utf-16-le"), "train.txt:1: .*UTF-16"),
     ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\na\0b 0\n", "train.txt:2: .*NUL"),
     ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\n\x1b[2Jb 0\n", "train.txt:2: .*control characters"),
+    ("classes_b.txt", "a\tb 0\n", "classes_b.txt:1: .*control characters"),
     ("classes_b.txt", "Animal_Bear 0\n".encode("utf-16-be"), "classes_b.txt:1: .*UTF-16"),
     ("classes_b.txt", b"a 0\nb 1\n\xe4 2\n", "classes_b.txt:3: not UTF-8"),
     ("classes_b.txt", "a 1\nb 2\n", "none has label 0"),
@@ -162,6 +163,12 @@ def test_a_name_that_would_break_the_result_is_refused_before_the_work(contest, 
     with pytest.raises(TaskError, match="rename it") as raised:
         data.read_task(contest, "B")
     assert str(raised.value).isprintable()
+
+
+def test_a_folder_of_two_lines_is_no_class(tmp_path):
+    (tmp_path / "train/a\nb").mkdir(parents=True)
+    with pytest.raises(TaskError, match="rename it"):
+        data.read_task(tmp_path, "B")
 
 
 def test_a_pipe_is_no_photograph(contest):
