@@ -117,6 +117,7 @@ def _folders_in(folder: Path) -> list[str]:
 def _read_list(path: Path, folder: Path, classes: int) -> tuple[Photo, ...]:
     photos: list[Photo] = []
     first: dict[str, tuple[str, int]] = {}  # name -> where it stands first, its label there
+    again: list[tuple[str, str]] = []  # where a name stands once more
     for where, name, label in _lines(path):
         if label >= classes:
             raise TaskError(f"{where}: label {label}, but there are {classes} classes (0 to {classes - 1}); mend the line or take another --split")
@@ -124,10 +125,16 @@ def _read_list(path: Path, folder: Path, classes: int) -> tuple[Photo, ...]:
         if below.is_absolute() or ".." in below.parts or "\\" in name:
             raise TaskError(f"{where}: {name} leads out of {folder}, or holds a backslash; expected a path below the data folder with forward slashes")
         name = str(below)
-        before, known = first.setdefault(name, (where, label))
-        if before != where:
-            raise TaskError(f"{where}: {name} stands in line {before.rsplit(':', 1)[1]} already, with label {known}; name every photograph once")
+        if name in first:
+            again.append((where, name))
+            continue
+        first[name] = where, label
         photos.append(Photo(folder / name, name, label))
+    if again:
+        where, name = again[0]
+        line, label = first[name][0].rsplit(":", 1)[1], first[name][1]
+        raise TaskError(f"{where}: {name} stands in line {line} already, with label {label}; {len(again)} of {len(again) + len(photos)} lines "
+                        "name a photograph once more, take them out")
     _check_present(path, folder, photos, first)
     return tuple(photos)
 

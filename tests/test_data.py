@@ -82,8 +82,8 @@ def test_lists_of_other_editors(contest, line_end):
     ("train.txt", "TrainSet/Animal/Bear/1.jpg 1e0\n", "expected a name, a space and a label"),
     ("train.txt", "TrainSet/Animal/Bear/1.jpg 99999999999999999999\n", "expected a name, a space and a label"),
     ("train.txt", "TrainSet/Animal/Bear/1.jpg Animal_Bear\n", "expected a name, a space and a label"),
-    ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\n\nTrainSet/Animal/Bear/1.jpg 0\n", "train.txt:3: TrainSet/Animal/Bear/1.jpg stands in line 1 already, with label 0; name every photograph once"),
-    ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\n./TrainSet//Animal/Bear/1.jpg 1\n", "train.txt:2: .* stands in line 1 already, with label 0"),
+    ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\n\nTrainSet/Animal/Bear/1.jpg 0\n", "train.txt:3: TrainSet/Animal/Bear/1.jpg stands in line 1 already, with label 0; 1 of 2 lines "),
+    ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\n./TrainSet//Animal/Bear/1.jpg 1\nTrainSet/Animal/Bear/1.jpg 0\n", "train.txt:2: .* stands in line 1 already, with label 0; 2 of 3 lines "),
     ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\nTrainSet/a.jpg 0\nb.jpg 0\nTrainSet/Animal/Bear/9.jpg 1\nTrainSet/Animal/Bear/1.jpg/c.jpg 1\n",
      "train.txt:2: 4 of 5 photographs are not in .*: TrainSet/a.jpg, b.jpg, TrainSet/Animal/Bear/9.jpg, …; put them there"),
     ("train.txt", "TrainSet/Animal/Bear 0\n", "1 of 1 photographs are not in"),  # a folder is no photograph
