@@ -182,7 +182,7 @@ def _test_photos(folder: Path, classes: tuple[str, ...]) -> tuple[Photo, ...]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """All photographs in and below a folder, also behind links, sorted as a person counts."""
+    """All photographs in and below a folder, also behind links, without hidden ones; sorted as a person counts."""
     found: list[str] = []
     waiting = [(str(folder), frozenset())]  # a folder, and which folders it is in
     while waiting:

@@ -225,20 +225,18 @@ def _tensors(content) -> dict[str, np.ndarray]:
     return {str(name): np.asarray(value) for name, value in content.items()}
 
 
-def _attributes(module: unpickle.Inert) -> dict[str, np.ndarray]:
+def _attributes(module: unpickle.Inert, prefix: str = "", met: set[int] | None = None) -> dict[str, np.ndarray]:
     """The tensors of a module and of those below it, by the path to each; a module that stands in two places is met once."""
+    if len(prefix) > NAME_LENGTH:
+        raise ValueError("modules nested deeper than any model's")
+    met = {id(module)} if met is None else met
     found: dict[str, np.ndarray] = {}
-    waiting, met = [("", module)], {id(module)}
-    while waiting:
-        prefix, module = waiting.pop()
-        for name, value in module.attributes.items():
-            if isinstance(value, np.ndarray):
-                found[f"{prefix}{name}"] = value
-            elif isinstance(value, unpickle.Inert) and id(value) not in met:
-                met.add(id(value))
-                waiting.append((f"{prefix}{name}.", value))
-            if len(prefix) > NAME_LENGTH:
-                raise ValueError("modules nested deeper than any model's")
+    for name, value in module.attributes.items():
+        if isinstance(value, np.ndarray):
+            found[f"{prefix}{name}"] = value
+        elif isinstance(value, unpickle.Inert) and id(value) not in met:
+            met.add(id(value))
+            found.update(_attributes(value, f"{prefix}{name}.", met))
     return found
 
 
