@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -15,6 +14,9 @@ from typing import Iterator, Optional, TypeVar
 
 import numpy as np
 
+import bounded
+
+from .data import NOT_IN_NAMES
 from .errors import TaskError
 
 DEFAULT_SCALE = 100.0  # exp(logit_scale) of all of OpenAI's models
@@ -125,17 +127,26 @@ def read(path: Path, kind: type[Artifact]) -> Artifact:
     path = Path(path)
     if not path.is_file():
         raise TaskError(f"no {path}; run {MADE_BY[kind]} first, or name its folder with --output")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            stored = {name: file[name] for name in file.files}
-        meta = json.loads(str(stored.pop("meta", "{}")))
-    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, AttributeError, MemoryError) as error:
-        raise TaskError(f"{path}: damaged, or not a {kind.__name__.lower()} file of this program ({error}); run {MADE_BY[kind]} again") from None
-    if not isinstance(meta, dict):
-        raise TaskError(f"{path}: meta is {type(meta).__name__}, expected a JSON object; run {MADE_BY[kind]} again")
+    with open(path, "rb") as file:
+        try:
+            stored = bounded.npz(file)
+            meta = bounded.json_value(str(stored.pop("meta", "{}")))
+        except bounded.DAMAGE as error:
+            raise TaskError(f"{path}: damaged, or not a {kind.__name__.lower()} file of this program ({str(error) or type(error).__name__}); run {MADE_BY[kind]} again") from None
+    _check_meta(path, meta, kind)
     sizes: dict[str, int] = {}
     values = {f.name: _checked(path, f, stored.get(f.name), sizes) for f in _arrays_of(kind)}
+    if "C" in sizes and len(set(values["names"].tolist())) < max(1, sizes["C"]):
+        raise TaskError(f"{path}: no classes, or two of one name; run {MADE_BY[kind]} again")
     return kind(**values, meta=meta)
+
+
+def _check_meta(path: Path, meta, kind) -> None:
+    if not isinstance(meta, dict):
+        raise TaskError(f"{path}: meta is {type(meta).__name__}, expected a JSON object; run {MADE_BY[kind]} again")
+    wrong = next((key for key, value in meta.items() if key.endswith("_sha256") and not isinstance(value, str)), None)
+    if wrong is not None:
+        raise TaskError(f"{path}: {wrong} in meta is {type(meta[wrong]).__name__}, expected text; run {MADE_BY[kind]} again")
 
 
 def check_together(*artifacts) -> None:
@@ -177,16 +188,29 @@ def _checked(path: Path, f, array, sizes: dict[str, int]):
     if array.ndim != len(dims) or any(sizes.setdefault(letter, n) != n for letter, n in found.items()):
         expected = ", ".join(f"{letter}={sizes[letter]}" if letter in sizes else letter for letter in dims)
         raise TaskError(f"{path}: {f.name} is of shape {array.shape}, expected ({expected})")
-    array = array.astype(_DTYPES[kind])
+    if array.dtype.kind == "u" and kind == "i" and array.size and array.max() > np.iinfo(np.int64).max:
+        raise TaskError(f"{path}: {f.name} holds {array.max()}, which is no int64")
+    with np.errstate(over="ignore"):  # what is too large becomes infinity, and is refused as such
+        array = array.astype(_DTYPES[kind], order="C")
     if kind == "f" and not np.isfinite(array).all():
         raise TaskError(f"{path}: {f.name} holds NaN or infinity")
+    if kind == "U":
+        _check_text(path, f.name, array)
     if f.metadata["unit"]:
         array = _unit(path, f.name, array)
     return array if dims else array.item()
 
 
+def _check_text(path: Path, name: str, array: np.ndarray) -> None:
+    """Names go into result.txt, one a line, and to the terminal."""
+    wrong = next((text for text in array.ravel().tolist() if NOT_IN_NAMES.search(text)), None)
+    if wrong is not None:
+        raise TaskError(f"{path}: {name} holds {wrong!r}; expected names without line ends and other control characters")
+
+
 def _unit(path: Path, name: str, rows: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
+    with np.errstate(over="ignore"):
+        norms = np.linalg.norm(rows, axis=-1, keepdims=True)
     off = np.abs(norms - 1)
     if off.size and off.max() > NORM_TOLERANCE:
         raise TaskError(f"{path}: {name} has a row of L2 norm {norms.flat[off.argmax()]:.4g}, expected 1; normalise the rows")

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Iterator, NamedTuple
 
+import bounded
+
 from .errors import TaskError
 
+LIST_BYTES, LINE = 256 << 20, 4096  # of a list and of a line of it; the contest's list has 7 million bytes
+NOT_IN_NAMES = re.compile("[\0-\x1f\x7f\ud800-\udfff]")  # they would break the lines of result.txt; file names that are no UTF-8 come with surrogates
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 UNKNOWN = -1
 
@@ -31,7 +35,8 @@ def read_task(folder: Path, split: str = "B") -> Task:
 
     Contest lists: classes_b.txt (split A: classes.txt) with lines "Animal_Bear 0", train.txt with lines
     "TrainSet/Animal/Bear/1.jpg 0", photographs in TestSetB (TestSetA). Plain folders: train/CLASS/* and test/*.
-    A test folder's own folders, named as the classes, label what they hold. Raises TaskError for anything else.
+    A test folder's own folders, named as the classes, label what they hold. A class may have no photographs; whatever a list
+    names must be there. Raises TaskError for anything else.
     """
     folder = Path(folder)
     class_list = folder / {"A": "classes.txt", "B": "classes_b.txt"}[split]
@@ -49,12 +54,14 @@ def read_task(folder: Path, split: str = "B") -> Task:
 def read_classes(path: Path) -> tuple[str, ...]:
     """Class names by label, from lines "name label"; labels are 0 to C - 1 in any order, names and labels all different."""
     names: dict[int, str] = {}
+    known: set[str] = set()
     for where, name, label in _lines(path):
         if label in names:
             raise TaskError(f"{where}: label {label} is {names[label]!r} already; give every class a label of its own")
-        if name in names.values():
+        if name in known:
             raise TaskError(f"{where}: class {name!r} stands twice; name every class once")
         names[label] = name
+        known.add(name)
     if not names:
         raise TaskError(f"{path}: empty; expected one line a class, such as 'Animal_Bear 0'")
     absent = next((label for label in range(len(names)) if label not in names), None)
@@ -71,7 +78,7 @@ def photographs(path: Path) -> list[Path]:
         if not found:
             raise TaskError(f"{path}: no photographs in it ({', '.join(sorted(SUFFIXES))})")
         return found
-    if not path.exists():
+    if not path.is_file():
         raise TaskError(f"{path}: no such photograph or folder")
     return [path]
 
@@ -79,28 +86,83 @@ def photographs(path: Path) -> list[Path]:
 def natural_key(text: str) -> list:
     """Sort key that counts as a person does: image_2 before image_10."""
     parts = re.split(r"([0-9]+)", text)
-    return [(int(part), part) if i % 2 else (0, part) for i, part in enumerate(parts)]
+    numbers = [part.lstrip("0") for part in parts]  # never made into numbers, which may be of any length
+    return [(len(number), number, part) if i % 2 else (0, part) for i, (part, number) in enumerate(zip(parts, numbers))]
 
 
 def _read_folders(folder: Path) -> Task:
-    names = {p.name for part in ("train", "test") if (folder / part).is_dir() for p in (folder / part).iterdir() if p.is_dir()}
+    names = {name for part in ("train", "test") for name in _folders_in(folder / part)}
     classes = tuple(sorted(names, key=natural_key))
     if not classes:
         raise TaskError(f"{folder / 'train'}: no folders in it; expected one folder a class, with its photographs")
-    train = [Photo(path, path.relative_to(folder).as_posix(), label)
-             for label, name in enumerate(classes) if (folder / "train" / name).is_dir() for path in _images_below(folder / "train" / name)]
+    train = []
+    for label, name in enumerate(classes):
+        of_class = folder / "train" / name
+        photos = _images_below(of_class) if of_class.is_dir() else []
+        if not photos and of_class.is_dir() and any(not file.startswith(".") for file in os.listdir(of_class)):
+            raise TaskError(f"{of_class}: none of its files is a photograph ({', '.join(sorted(SUFFIXES))}); convert them, or leave the folder "
+                            "empty for a class that is known by its name alone")
+        train += [Photo(path, path.relative_to(folder).as_posix(), label) for path in photos]
     return Task(classes, tuple(train), _test_photos(folder / "test", classes))
 
 
+def _folders_in(folder: Path) -> list[str]:
+    """Names of the folders in a folder, without hidden ones, which are no classes."""
+    folders = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")] if folder.is_dir() else []
+    for path in folders:
+        _check_name(path)
+    return [path.name for path in folders]
+
+
 def _read_list(path: Path, folder: Path, classes: int) -> tuple[Photo, ...]:
-    photos = []
+    photos: list[Photo] = []
+    first: dict[str, tuple[str, int]] = {}  # name -> where it stands first, its label there
+    again: list[tuple[str, str]] = []  # where a name stands once more
     for where, name, label in _lines(path):
         if label >= classes:
             raise TaskError(f"{where}: label {label}, but there are {classes} classes (0 to {classes - 1}); mend the line or take another --split")
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise TaskError(f"{where}: {name} leads out of {folder}; paths are below the data folder")
+        below = PurePosixPath(name)
+        if below.is_absolute() or ".." in below.parts or "\\" in name:
+            raise TaskError(f"{where}: {name} leads out of {folder}, or holds a backslash; expected a path below the data folder with forward slashes")
+        name = str(below)
+        if name in first:
+            again.append((where, name))
+            continue
+        first[name] = where, label
         photos.append(Photo(folder / name, name, label))
+    if again:
+        where, name = again[0]
+        line, label = first[name][0].rsplit(":", 1)[1], first[name][1]
+        raise TaskError(f"{where}: {name} stands in line {line} already, with label {label}; {len(again)} of {len(again) + len(photos)} lines "
+                        "name a photograph once more, take them out")
+    _check_present(path, folder, photos, first)
     return tuple(photos)
+
+
+def _check_present(path: Path, folder: Path, photos: list[Photo], first: dict[str, tuple[str, int]]) -> None:
+    """Raise TaskError unless all photographs of a list are there; one look into each folder, for a list may be long."""
+    files: dict[str, set[str]] = {}
+    absent = []
+    for photo in photos:
+        parent, _, name = photo.name.rpartition("/")
+        if parent not in files:
+            files[parent] = _files_in(folder / parent)
+        if name not in files[parent]:
+            absent.append(photo.name)
+    if absent:
+        some = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
+        raise TaskError(f"{first[absent[0]][0]}: {len(absent)} of {len(photos)} photographs are not in {folder}: {some}; put them there, or name the right "
+                        "folder with --data, or take their lines out")
+
+
+def _files_in(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except PermissionError:
+        raise
+    except OSError:  # it is absent, no folder, or its name is too long to be one
+        return set()
 
 
 def _test_photos(folder: Path, classes: tuple[str, ...]) -> tuple[Photo, ...]:
@@ -120,22 +182,55 @@ def _test_photos(folder: Path, classes: tuple[str, ...]) -> tuple[Photo, ...]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    found = [Path(parent, file) for parent, _, files in os.walk(folder) for file in files if os.path.splitext(file)[1].lower() in SUFFIXES]
-    return sorted(found, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
+    """All photographs in and below a folder, also behind links, without hidden ones; sorted as a person counts."""
+    found: list[str] = []
+    waiting = [(str(folder), frozenset())]  # a folder, and which folders it is in
+    while waiting:
+        here, above = waiting.pop()
+        status = os.stat(here)
+        identity = status.st_dev, status.st_ino
+        if identity in above:
+            raise TaskError(f"{here}: a link that leads back to a folder it is in; take it away")
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    waiting.append((entry.path, above | {identity}))
+                elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and not entry.name.startswith("."):
+                    _check_photo(entry)
+                    found.append(entry.path)
+    return sorted(map(Path, found), key=lambda path: natural_key(path.relative_to(folder).as_posix()))
+
+
+def _check_photo(entry: os.DirEntry) -> None:
+    if not entry.is_file():
+        raise TaskError(f"{entry.path}: a link to nowhere or no file; take it away")
+    _check_name(entry.path)
+
+
+def _check_name(path) -> None:
+    if NOT_IN_NAMES.search(os.path.basename(path)):
+        raise TaskError(f"{path}: a name with control characters or not in UTF-8; rename it")
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str, int]]:
     """(place, name, label) of each line "name label" of a list; the name may hold spaces. Blank lines are passed over."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = bounded.content(path, LIST_BYTES)
     except FileNotFoundError:
         raise TaskError(f"no {path}; expected a list with lines 'name label'") from None
+    except ValueError as error:
+        raise TaskError(f"{path}: {error}; no list of photographs is") from None
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise TaskError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from None
-    for number, line in enumerate(text.split("\n"), 1):
-        words = line.rsplit(maxsplit=1)
+        line = content.count(b"\n", 0, error.start) + 1
+        raise TaskError(f"{path}:{line}: not UTF-8 ({error}); save it as UTF-8") from None
+    for number, line in enumerate(re.split("\r\n|\r|\n", text), 1):
+        words = line.strip().rsplit(maxsplit=1)
         if not words:
             continue
-        if len(words) != 2 or not re.fullmatch("[0-9]{1,9}", words[1]):
+        if NOT_IN_NAMES.search(" ".join(words)):
+            raise TaskError(f"{path}:{number}: {line[:60]!r} holds NUL or control characters; is it text, and not UTF-16? Save it as UTF-8")
+        if len(words) != 2 or not re.fullmatch("[0-9]{1,9}", words[1]) or len(line) > LINE:
             raise TaskError(f"{path}:{number}: {line.strip()!r}; expected a name, a space and a label (a whole number from 0)")
-        yield f"{path}:{number}", words[0].strip(), int(words[1])
+        yield f"{path}:{number}", words[0], int(words[1])

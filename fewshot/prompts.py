@@ -1,9 +1,10 @@
 """Class name -> the sentences whose mean is the class's text."""
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple, Sequence
+
+import bounded
 
 from .errors import TaskError
 
@@ -21,13 +22,14 @@ class Prompts(NamedTuple):
 def read(classes: Sequence[str], folder: Path = FOLDER) -> Prompts:
     """The sentences of each class: its group's templates filled with its name, then those of GROUP_prompt.json.
 
-    The name is that of the class list in words, or what names.json says instead ({"Thu-dog_Shiba_Dog": "Shiba Inu"}). Raises TaskError where a file of `folder` is not of its form.
+    The name is that of the class list in words, or what names.json says instead ({"Thu-dog_Shiba_Dog": "Shiba Inu"}). Raises
+    TaskError where a file of `folder` is not of its form.
     """
     templates = read_templates(folder)
     named = [split_group(name, templates) for name in classes]
     own = {group: _read_prompts(Path(folder) / f"{group}_prompt.json") for group in {group for group, _ in named}}
     spoken = _read_names(Path(folder) / "names.json")
-    sentences = [[template.format(spoken.get(name, words)) for template in templates[group]] + own[group].get(words, [])
+    sentences = [[template.replace("{}", spoken.get(name, words)) for template in templates[group]] + own[group].get(words, [])
                  for name, (group, words) in zip(classes, named)]
     known = {(group, words) for group, words in named}
     return Prompts(sentences, [group for group, _ in named],
@@ -56,7 +58,9 @@ def read_templates(folder: Path = FOLDER) -> dict[str, list[str]]:
     path = Path(folder) / "templates.json"
     templates = {group: [value] if isinstance(value, str) else value for group, value in _json_object(path).items()}
     for group, sentences in templates.items():
-        if not _are_sentences(sentences) or any(sentence.count("{}") != 1 or sentence.count("{") != 1 for sentence in sentences):
+        if not group or set(group) & set("/\\\0"):  # it becomes the name of a file
+            raise TaskError(f"{path}: {group!r} is no name of a group; expected the beginning of class names, such as \"Animal\"")
+        if not _are_sentences(sentences) or any(sentence.count("{}") != 1 or sentence.count("{") + sentence.count("}") != 2 for sentence in sentences):
             raise TaskError(f'{path}: {group!r}: expected a sentence or a list of them with one {{}} each, such as "a photo of a {{}}."')
     if DEFAULT not in templates:
         raise TaskError(f'{path}: no "{DEFAULT}"; expected templates for classes without a group')
@@ -87,11 +91,11 @@ def _are_sentences(value) -> bool:
 
 def _json_object(path: Path) -> dict:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = bounded.json_value(bounded.content(path, bounded.JSON_BYTES).decode("utf-8-sig"))
     except FileNotFoundError:
         raise TaskError(f"no {path}; it belongs to this program, restore it") from None
-    except (ValueError, RecursionError) as error:
-        raise TaskError(f"{path}: not JSON in UTF-8 ({error})") from None
+    except ValueError as error:
+        raise TaskError(f"{path}: not JSON in UTF-8 as this program reads it ({error}); mend the file") from None
     if not isinstance(content, dict):
         raise TaskError(f"{path}: holds a {type(content).__name__}, expected an object with names as keys")
     return content

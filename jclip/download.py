@@ -1,6 +1,7 @@
 """OpenAI's official files: resumed where they stopped, verified, at their place whole or not at all."""
 from __future__ import annotations
 
+import http.client
 import os
 import ssl
 import urllib.error
@@ -12,6 +13,7 @@ from .weights import sha256
 
 CACHE = Path("~/.cache/clip")  # OpenAI's own
 TIMEOUT = 60  # seconds without a byte
+LARGEST = 2 << 30  # bytes of a download; the largest official file has 0.9 billion
 HOST = "https://openaipublic.azureedge.net/clip/models"
 # name -> (SHA-256, file), from openai/CLIP clip/clip.py, where the hash stands in the URL
 OFFICIAL = {
@@ -42,8 +44,8 @@ def download(url: str, digest: str, target: Path) -> Path:
     part = target.with_name(target.name + ".part")
     try:
         _fetch(url, part)
-    except (urllib.error.URLError, TimeoutError, ConnectionError, ssl.SSLError) as error:
-        reason = getattr(error, "reason", None) or error
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         kept = f"; {part} is kept, run the same command again to go on" if part.exists() else ""
         raise ClipError(f"cannot download {url} ({reason}){kept}") from None
     if sha256(part) != digest:
@@ -69,12 +71,15 @@ def _fetch(url: str, part: Path) -> None:
     with answer:
         if done and answer.status != 206:  # the server sends the whole file
             done = 0
-        length = answer.headers.get("Content-Length")
-        total = done + int(length) if length else None
+        length = answer.headers.get("Content-Length") or ""
+        total = done + int(length) if length.isdecimal() else None
         with open(part, "ab" if done else "wb") as file, tqdm(total=total, initial=done, desc=part.stem, unit="B", unit_scale=True) as bar:
             for block in iter(lambda: answer.read(1 << 16), b""):
+                done += len(block)
+                if done > LARGEST:
+                    file.truncate(0)
+                    raise ConnectionError(f"it sends more than {LARGEST} bytes, which no official file has")
                 file.write(block)
                 bar.update(len(block))
-                done += len(block)
     if total is not None and done < total:
         raise ConnectionError(f"the connection ended after {done} of {total} bytes")

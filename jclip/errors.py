@@ -1,8 +1,12 @@
 """The one exception that jclip raises for a user's mistake."""
+import bounded
 
 
 class ClipError(RuntimeError):
-    """A file, text, picture or device that jclip cannot use; the message is one line (or a list below one line).
+    """A file, text, picture or device that jclip cannot use; the message is one line.
 
     A RuntimeError, because that is what OpenAI's `clip` raises for an unknown model or an over-long text.
     """
+
+    def __init__(self, message: str):
+        super().__init__(bounded.one_line(message))

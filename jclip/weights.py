@@ -5,21 +5,24 @@ Everything becomes OpenAI's state dict: name -> array, such as visual.transforme
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 import re
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+import bounded
+
 from . import unpickle
 from .errors import ClipError
 
 HEAD_WIDTH = 64  # of every head in OpenAI's models; build_model in clip/model.py
 LISTED = 8  # names in an error before "and n more"
+NAME_LENGTH = 200
+NAME = re.compile(rf"[!-~]{{1,{NAME_LENGTH}}}")  # of a tensor, in every format
+MOST_TOKENS, MOST_PIXELS = 8192, 4096  # of a text or an image, of an image's side: memory goes with their squares; OpenAI's most: 577, 336
 
 # A pattern on the left becomes the name on the right; None: deliberately dropped. The first that fits counts.
 OPENAI = [  # OpenAI's, open_clip's and JCLIP's names; open_clip puts a separate text tower under "text."
@@ -86,10 +89,12 @@ def read(path: Path) -> dict[str, np.ndarray]:
     path = Path(path)
     if not path.is_file():
         raise ClipError(f"no weights at {path}; make them with: python convert_weights.py ViT-B/32")
-    try:
-        state = _tensors(_content(path))
-    except unpickle.DAMAGE as error:
-        raise ClipError(f"{path}: damaged, or no weights of a known format ({error or type(error).__name__})") from None
+    with open(path, "rb") as file:
+        try:
+            state = _tensors(_content(path, file))
+            _check_names_and_size(state, path.stat().st_size)
+        except unpickle.DAMAGE as error:
+            raise ClipError(f"{path}: damaged, or no weights of a known format ({str(error) or type(error).__name__})") from None
     _refuse_other_models(path, state)
     state = _openai_names(path, state)
     _check(path, state)
@@ -99,7 +104,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
 def architecture(state: dict[str, np.ndarray]) -> Architecture:
     """All sizes from the shapes of a state dict, as build_model in OpenAI's clip/model.py finds them.
 
-    Raises ClipError where a tensor that tells a size is missing or has another number of dimensions.
+    Raises ClipError where a tensor that tells a size is missing or has another number of dimensions, and where a size is 0 or
+    beyond any use.
     """
     def shape(name: str, ndim: int) -> tuple[int, ...]:
         if name not in state or state[name].ndim != ndim:
@@ -111,13 +117,17 @@ def architecture(state: dict[str, np.ndarray]) -> Architecture:
         return len({name.split(".")[tower.count(".")] for name in state if name.startswith(tower)})
 
     vision_width, _, _, patch = shape("visual.conv1.weight", 4)
-    grid = round((shape("visual.positional_embedding", 2)[0] - 1) ** 0.5)
+    tokens, context = shape("visual.positional_embedding", 2)[0], shape("positional_embedding", 2)[0]
+    grid = round(max(0, tokens - 1) ** 0.5)
     vocabulary, text_width = shape("token_embedding.weight", 2)
-    return Architecture(
+    found = Architecture(
         embed_dim=shape("text_projection", 2)[1], image_resolution=patch * grid, patch_size=patch,
         vision_width=vision_width, vision_layers=layers("visual.transformer.resblocks."), vision_heads=max(1, vision_width // HEAD_WIDTH),
-        context_length=shape("positional_embedding", 2)[0], vocab_size=vocabulary,
+        context_length=context, vocab_size=vocabulary,
         text_width=text_width, text_layers=layers("transformer.resblocks."), text_heads=max(1, text_width // HEAD_WIDTH))
+    if min(vars(found).values()) < 1 or max(tokens, context) > MOST_TOKENS or patch * grid > MOST_PIXELS:
+        raise ClipError(f"sizes that no CLIP has ({found})")
+    return found
 
 
 def expected_shapes(a: Architecture) -> dict[str, tuple[int, ...]]:
@@ -167,20 +177,17 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _content(path: Path):
+def _content(path: Path, file: BinaryIO):
     """Whatever the file holds, by its first bytes."""
-    with open(path, "rb") as file:
-        start = file.read(9)
-        file.seek(0)
-        if start.startswith(b"PK\x03\x04"):
-            with zipfile.ZipFile(file) as archive:
-                if any(name.split("/")[-1] == "data.pkl" for name in archive.namelist()):
-                    return unpickle.read_torch_zip(archive)
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        if start[:1] == b"\x80":
-            return unpickle.read_pickle(file)
+    start = file.read(9)
+    file.seek(0)
+    if start.startswith(b"PK\x03\x04"):
+        with bounded.archive(file) as archive:
+            if any(name.split("/")[-1] == "data.pkl" for name in archive.namelist()):
+                return unpickle.read_torch_zip(archive)
+        return bounded.npz(file)
+    if start[:1] == b"\x80":
+        return unpickle.read_pickle(file)
     if start[8:] == b"{":
         return _safetensors(path)
     raise ValueError("expected a torch archive or state dict, safetensors, Jittor's .pkl or .npz")
@@ -212,17 +219,35 @@ def _tensors(content) -> dict[str, np.ndarray]:
         return _tensors(inner)
     if all(isinstance(name, str) and name.startswith("module.") for name in content):  # of torch's DataParallel
         content = {name[len("module.") :]: value for name, value in content.items()}
-    return {str(name): value if isinstance(value, np.ndarray) else np.asarray(value) for name, value in content.items()}
+    strange = next((name for name, value in content.items() if not isinstance(value, (np.ndarray, int, float))), None)
+    if strange is not None:
+        raise ValueError(f"{strange!r} is a {type(content[strange]).__name__}, expected a tensor")
+    return {str(name): np.asarray(value) for name, value in content.items()}
 
 
-def _attributes(module: unpickle.Inert, prefix: str = "") -> dict[str, np.ndarray]:
+def _attributes(module: unpickle.Inert, prefix: str = "", met: set[int] | None = None) -> dict[str, np.ndarray]:
+    """The tensors of a module and of those below it, by the path to each; a module that stands in two places is met once."""
+    if len(prefix) > NAME_LENGTH:
+        raise ValueError("modules nested deeper than any model's")
+    met = {id(module)} if met is None else met
     found: dict[str, np.ndarray] = {}
-    for name, value in vars(module).items():
-        if isinstance(value, unpickle.Inert):
-            found.update(_attributes(value, f"{prefix}{name}."))
-        elif isinstance(value, np.ndarray):
-            found[prefix + name] = value
+    for name, value in module.attributes.items():
+        if isinstance(value, np.ndarray):
+            found[f"{prefix}{name}"] = value
+        elif isinstance(value, unpickle.Inert) and id(value) not in met:
+            met.add(id(value))
+            found.update(_attributes(value, f"{prefix}{name}.", met))
     return found
+
+
+def _check_names_and_size(state: dict[str, np.ndarray], size: int) -> None:
+    """A few bytes of a file can name one storage a million times; what they would fill must fit the file, too."""
+    strange = next((name for name in state if not NAME.fullmatch(name)), None)
+    if strange is not None:
+        raise ValueError(f"{strange[:50]!r} is no name of a tensor")
+    total = sum(value.nbytes for value in state.values())
+    if total > bounded.SLACK + bounded.RATIO * size:
+        raise ValueError(f"{size} bytes that declare {total} of tensors")
 
 
 def _refuse_other_models(path: Path, state: dict) -> None:
@@ -232,7 +257,7 @@ def _refuse_other_models(path: Path, state: dict) -> None:
     for config in (path.with_name("config.json"), path.with_name("open_clip_config.json")):
         if path.suffix == ".safetensors" and config.is_file():
             try:
-                said = json.loads(config.read_text(encoding="utf-8"))
+                said = bounded.json_value(bounded.content(config, bounded.JSON_BYTES).decode("utf-8"))
             except ValueError:
                 continue
             wrong = _unlike_openai(said) if isinstance(said, dict) else None

@@ -1,4 +1,5 @@
 """Lists and folders as people have them, and as they should not be."""
+import os
 import time
 
 import pytest
@@ -52,7 +53,7 @@ def test_test_folders_of_the_contest_layout_label_what_they_hold(contest):
         data.read_task(contest, "B")
 
 
-@pytest.mark.parametrize("line_end", ["\r\n", "\n\n", " \n"])
+@pytest.mark.parametrize("line_end", ["\r\n", "\n\n", " \n", "\r", "\t\n"])
 def test_lists_of_other_editors(contest, line_end):
     for name in ("classes_b.txt", "train.txt"):
         (contest / name).write_bytes(b"\xef\xbb\xbf" + (contest / name).read_text().replace("\n", line_end).encode())
@@ -72,7 +73,30 @@ def test_lists_of_other_editors(contest, line_end):
     ("train.txt", "TrainSet/x.jpg 3\n", r"train.txt:1: label 3, but there are 3 classes \(0 to 2\)"),
     ("train.txt", "TrainSet/x.jpg 0\n\n../x.jpg 0\n", r"train.txt:3: ../x.jpg leads out of"),
     ("train.txt", "/etc/x.jpg 0\n", "leads out of"),
+    ("train.txt", "C:\\photos\\x.jpg 0\n", "backslash"),
+    ("train.txt", "TrainSet\\Animal\\Bear\\1.jpg 0\n", "train.txt:1: .*backslash; expected a path below the data folder with forward slashes"),
     ("train.txt", "TrainSet/x.jpg\n", "expected a name, a space and a label"),
+    ("train.txt", "TrainSet/Animal/Bear/1.jpg,0\n", "train.txt:1: .*expected a name, a space and a label"),
+    ("train.txt", "TrainSet/Animal/Bear/1.jpg 0 0\n", "train.txt:1: 1 of 1 photographs are not in .*: TrainSet/Animal/Bear/1.jpg 0; put them there"),
+    ("train.txt", "TrainSet/Animal/Bear/1.jpg -1\n", "expected a name, a space and a label"),
+    ("train.txt", "TrainSet/Animal/Bear/1.jpg 1e0\n", "expected a name, a space and a label"),
+    ("train.txt", "TrainSet/Animal/Bear/1.jpg 99999999999999999999\n", "expected a name, a space and a label"),
+    ("train.txt", "TrainSet/Animal/Bear/1.jpg Animal_Bear\n", "expected a name, a space and a label"),
+    ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\n\nTrainSet/Animal/Bear/1.jpg 0\n", "train.txt:3: TrainSet/Animal/Bear/1.jpg stands in line 1 already, with label 0; 1 of 2 lines "),
+    ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\n./TrainSet//Animal/Bear/1.jpg 1\nTrainSet/Animal/Bear/1.jpg 0\n", "train.txt:2: .* stands in line 1 already, with label 0; 2 of 3 lines "),
+    ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\nTrainSet/a.jpg 0\nb.jpg 0\nTrainSet/Animal/Bear/9.jpg 1\nTrainSet/Animal/Bear/1.jpg/c.jpg 1\n",
+     "train.txt:2: 4 of 5 photographs are not in .*: TrainSet/a.jpg, b.jpg, TrainSet/Animal/Bear/9.jpg, …; put them there"),
+    ("train.txt", "TrainSet/Animal/Bear 0\n", "1 of 1 photographs are not in"),  # a folder is no photograph
+    ("train.txt", f"{'x' * 300}.jpg 0\n", "1 of 1 photographs are not in"),
+    ("train.txt", f"{'x' * 5000} 0\n", "train.txt:1: .*expected a name"),
+    ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\n".encode("utf-16"), "train.txt:1: not UTF-8 .*save it as UTF-8"),
+    ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\n".encode("utf-16-le"), "train.txt:1: .*UTF-16"),
+    ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\na\0b 0\n", "train.txt:2: .*NUL"),
+    ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\n\x1b[2Jb 0\n", "train.txt:2: .*control characters"),
+    ("classes_b.txt", "a\tb 0\n", "classes_b.txt:1: .*control characters"),
+    ("classes_b.txt", "Animal_Bear 0\n".encode("utf-16-be"), "classes_b.txt:1: .*UTF-16"),
+    ("classes_b.txt", b"a 0\nb 1\n\xe4 2\n", "classes_b.txt:3: not UTF-8"),
+    ("classes_b.txt", "a 1\nb 2\n", "none has label 0"),
 ])
 def test_a_bad_list_names_file_line_and_remedy(contest, file, content, said):
     (contest / file).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -95,11 +119,77 @@ def test_what_is_not_there_is_said(contest, tmp_path):
         data.read_task(contest, "B")
 
 
-def test_a_list_as_long_as_the_contests_is_read_at_once(contest):
-    (contest / "train.txt").write_text("".join(f"TrainSet/Animal/Bear/{i}.jpg {i % 3}\n" for i in range(181_729)))
+@pytest.mark.parametrize("photographs", [18_173, pytest.param(181_729, marks=pytest.mark.slow)])  # a tenth of the contest's, and as many
+def test_a_long_list_is_read_at_once_although_every_photograph_is_looked_for(contest, photographs):
+    names = [f"TrainSet/{i % 374}/{i}.jpg" for i in range(photographs)]
+    for folder in range(374):
+        (contest / f"TrainSet/{folder}").mkdir()
+    for name in names:
+        os.close(os.open(contest / name, os.O_CREAT | os.O_WRONLY))
+    (contest / "train.txt").write_text("".join(f"{name} {i % 3}\n" for i, name in enumerate(names)))
     start = time.perf_counter()
-    assert len(data.read_task(contest, "B").train) == 181_729
-    assert time.perf_counter() - start < 15
+    assert len(data.read_task(contest, "B").train) == photographs
+    seconds = time.perf_counter() - start
+    print(f"{photographs} lines in {seconds:.2f} s")
+    assert seconds < 15
+
+
+def test_a_class_list_of_a_hundred_thousand_is_read_at_once(tmp_path):
+    (tmp_path / "classes.txt").write_text("".join(f"class_{i} {i}\n" for i in range(100_000)))
+    start = time.perf_counter()
+    assert len(data.read_classes(tmp_path / "classes.txt")) == 100_000
+    assert time.perf_counter() - start < 10
+
+
+def test_links_are_followed_but_not_in_a_circle(contest, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "1.jpg").touch()
+    (contest / "TestSetB/Animal_Bear").symlink_to(elsewhere)
+    (contest / "TestSetB/linked.jpg").symlink_to(elsewhere / "1.jpg")
+    assert {"Animal_Bear/1.jpg", "linked.jpg"} <= {photo.name for photo in data.read_task(contest, "B").test}
+    (elsewhere / "back").symlink_to(elsewhere)
+    with pytest.raises(TaskError, match="a link that leads back"):
+        data.read_task(contest, "B")
+    (elsewhere / "back").unlink()
+    (elsewhere / "nowhere.jpg").symlink_to(elsewhere / "absent")
+    with pytest.raises(TaskError, match="nowhere.jpg: a link to nowhere"):
+        data.read_task(contest, "B")
+
+
+@pytest.mark.parametrize("name", ["a\nb.jpg", "a\x1b[2J.jpg", b"\xff.jpg"])
+def test_a_name_that_would_break_the_result_is_refused_before_the_work(contest, name):
+    with open(os.path.join(os.fsencode(contest / "TestSetB"), os.fsencode(name)), "w"):
+        pass
+    with pytest.raises(TaskError, match="rename it") as raised:
+        data.read_task(contest, "B")
+    assert str(raised.value).isprintable()
+
+
+def test_a_folder_of_two_lines_is_no_class(tmp_path):
+    (tmp_path / "train/a\nb").mkdir(parents=True)
+    with pytest.raises(TaskError, match="rename it"):
+        data.read_task(tmp_path, "B")
+
+
+def test_a_pipe_is_no_photograph(contest):
+    os.mkfifo(contest / "TestSetB/image_3.jpg")  # who opened it would wait for ever
+    with pytest.raises(TaskError, match="image_3.jpg: .*no file"):
+        data.read_task(contest, "B")
+    with pytest.raises(TaskError, match="no such photograph"):
+        data.photographs(contest / "TestSetB/image_3.jpg")
+
+
+def test_an_empty_folder_is_a_class_without_shots_and_one_of_other_files_a_mistake(tmp_path):
+    for name in ("cat/1.jpg", "dog/.keep", ".cache/x.jpg"):
+        (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / name).touch()
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test/1.jpg").touch()
+    task = data.read_task(tmp_path, "B")
+    assert task.classes == ("cat", "dog") and [photo.label for photo in task.train] == [0]
+    (tmp_path / "train/dog/1.heic").touch()
+    with pytest.raises(TaskError, match="train/dog: none of its files is a photograph .*convert them"):
+        data.read_task(tmp_path, "B")
 
 
 def test_photographs_of_a_folder_or_one(contest):
@@ -112,6 +202,10 @@ def test_photographs_of_a_folder_or_one(contest):
 @given(st.lists(st.integers(0, 10**6), unique=True))
 def test_natural_order_counts(numbers):
     assert sorted((f"image_{n}.jpg" for n in numbers), key=data.natural_key) == [f"image_{n}.jpg" for n in sorted(numbers)]
+
+
+def test_natural_order_of_numbers_longer_than_python_reads():
+    assert sorted(["1" * 9999, "2" * 9998, "x"], key=data.natural_key) == ["2" * 9998, "1" * 9999, "x"]
 
 
 @given(st.lists(st.text(max_size=8), unique=True))

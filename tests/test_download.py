@@ -23,6 +23,7 @@ class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     cut = None
     ignores_range = False
+    says = None  # in place of an answer
 
     def __init__(self):
         self.ranges = []
@@ -41,6 +42,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         start = int(asked[len("bytes=") : -1]) if asked and not self.server.ignores_range else 0
         if start >= len(CONTENT):
             return self.send_error(416)
+        if self.server.says:
+            return self.wfile.write(self.server.says)
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(CONTENT) - start))
         self.end_headers()
@@ -102,6 +105,22 @@ def test_a_part_that_is_complete_is_taken_and_one_that_is_too_long_is_not(server
         with pytest.raises(jclip.ClipError, match="SHA-256"):
             fetch(server, target)
         assert list(target.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("says", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nabc", b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nabc",
+                                  b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"HTTP/1.1 200 " + b"x" * 70_000, b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 300])
+def test_a_server_that_does_not_speak_http_is_a_clear_error(server, target, says):
+    server.says = says
+    with pytest.raises(jclip.ClipError, match="cannot download|SHA-256") as raised:
+        fetch(server, target)
+    assert str(raised.value).isprintable() and not target.exists()
+
+
+def test_a_download_without_end_is_given_up(server, target, monkeypatch):
+    monkeypatch.setattr(download, "LARGEST", 200_000)
+    with pytest.raises(jclip.ClipError, match="more than 200000 bytes"):
+        fetch(server, target)
+    assert not target.exists() and target.with_name("ViT-B-32.pt.part").stat().st_size == 0
 
 
 def test_a_wrong_hash_leaves_nothing(server, target):

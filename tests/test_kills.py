@@ -1,0 +1,25 @@
+"""train_adapter.py and predict.py leave the old files or the new ones when they are killed, never half of one."""
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from conftest import PROJECT
+from fewshot import artifacts
+from test_train import write_task
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs fork and SIGKILL")
+@pytest.mark.parametrize("kills", [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_a_kill_at_any_moment_leaves_whole_files(tmp_path, kills):
+    write_task(tmp_path / "output", validation=False)
+    rows = artifacts.read(tmp_path / "output/support.npz", artifacts.Support)
+    artifacts.write(tmp_path / "output/test.npz", artifacts.Split(rows.features[:, 0], rows.labels, np.array([f"{i}.jpg" for i in range(len(rows.labels))]), {}))
+    done = subprocess.run([sys.executable, PROJECT / "tests/kills.py", tmp_path, str(kills)], capture_output=True, text=True, timeout=1200)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert not found["failures"] and found["kills"] > kills
+    assert all(counts["old"] and counts["new"] for counts in found["files"].values())  # kills before and after each
