@@ -1,4 +1,4 @@
-"""Tip-Adapter: CLIP's zero-shot logits plus a cache of a few labelled photographs, and how its settings are chosen.
+"""Tip-Adapter: CLIP's zero-shot logits plus a cache of a few labelled photographs, and how its settings are chosen; all methods by name.
 
 Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022, arXiv:2207.09519;
 constants are those of the authors' code, github.com/gaopengcuhk/Tip-Adapter (main_imagenet.py, utils.py, configs/).
@@ -70,9 +70,9 @@ class Cache(NamedTuple):
     values: np.ndarray  # (N, C) one-hot
 
 
-def cache(keys: np.ndarray, labels: np.ndarray, classes: int) -> Cache:
-    """The cache of some shots: keys (N, D), the renormalised mean of each shot's views, and labels int (N,)."""
-    return Cache(keys, np.eye(classes, dtype=np.float32)[labels])
+def cache(features: np.ndarray, labels: np.ndarray, classes: int) -> Cache:
+    """The cache of some shots, features (N, V, D) and labels int (N,): a key is the renormalised mean of a shot's views."""
+    return Cache(shot_rows(features), np.eye(classes, dtype=np.float32)[labels])
 
 
 # ---- choosing alpha and beta ----
@@ -235,7 +235,7 @@ def _right(text: Text, judged: Sequence[Trial], caches: Iterable[Cache], alphas,
 
 
 def _cache_of(text: Text, support: Support, shots=slice(None)) -> Cache:
-    return cache(shot_rows(support)[shots], support.labels[shots], len(text.names))
+    return cache(support.features[shots], support.labels[shots], len(text.names))
 
 
 # ---- fine-tuning ----

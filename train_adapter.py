@@ -2,7 +2,7 @@
 
 Needs neither photographs nor CLIP's weights. Settings that are not given here are chosen on the validation rows or,
 where there are none, by leaving one shot a class out in turn. Figures and choices are also written to
-output/metrics.json.
+output/metrics.json and metrics.csv.
 """
 from __future__ import annotations
 
@@ -15,15 +15,24 @@ import numpy as np
 
 import cli
 from fewshot import artifacts, metrics, prompts
+from fewshot.errors import TaskError
+from fewshot.support import redrawn
 from tip_adapter_utils import METHODS, Settings, predict_logits, train
+
+BESIDE = ("zero-shot", "tip", "gda")  # methods that take seconds, to compare the chosen one with
 
 
 def parse(argv) -> argparse.Namespace:
     p = cli.parser(__doc__, "--output", "--device", "--seed")
-    p.add_argument("--method", choices=METHODS, default="tip-f", help="(default: tip-f, Tip-Adapter with fine-tuned keys)")
+    p.add_argument("--method", choices=METHODS, default="blend", help="(default: blend, of zero-shot, text-anchored regression and Gaussian discriminants)")
     p.add_argument("--epochs", type=cli.at_least(1), default=20, metavar="N", help="of tip-f (default: 20)")
     p.add_argument("--lr", type=learning_rate, default=1e-3, metavar="X", help="of tip-f (default: 0.001)")
-    return p.parse_args(argv)
+    p.add_argument("--refit", action="store_true", help="blend: once all is chosen, learn from the validation rows, too; not for a task that limits the shots")
+    p.add_argument("--seeds", type=cli.at_least(1), default=1, metavar="N", help="repeat with other shots and views, and print mean and standard deviation (default: 1)")
+    a = p.parse_args(argv)
+    if a.refit and a.method != "blend":
+        p.error(f"--refit is for --method blend, not for {a.method}")
+    return a
 
 
 def learning_rate(text: str) -> float:
@@ -37,16 +46,18 @@ def learning_rate(text: str) -> float:
 def main(argv=None):
     a = parse(argv)
     text, support, val = read_task(a.output)
+    settings = Settings(a.epochs, a.lr, a.seed, a.device, a.refit)
     started = time.perf_counter()
-    adapter, chosen = train(a.method, text, support, val, Settings(a.epochs, a.lr, a.seed, a.device))
+    adapter, chosen = train(a.method, text, support, val, settings)
     seconds = time.perf_counter() - started
-    asked = {"method": a.method, "seed": a.seed, "epochs": a.epochs, "lr": a.lr}
+    asked = {"method": a.method, "seed": a.seed, "epochs": a.epochs, "lr": a.lr, "refit": a.refit}
     adapter = replace(adapter, meta={**support.meta, **text.meta, "training": {**asked, "chosen": chosen}})
-    figures = {**asked, "chosen": chosen, "seconds": round(seconds, 2), **on_validation(text, support, val, adapter), "meta": adapter.meta}
+    figures = {**asked, "chosen": chosen, "seconds": round(seconds, 2), **on_validation(text, support, val, adapter, settings),
+               **repeated(a, text, support, val, settings), "meta": adapter.meta}
     artifacts.write(a.output / "adapter.npz", adapter)
-    metrics.write_json(a.output / "metrics.json", figures)
-    print(*summary(figures), f"{a.output / 'adapter.npz'} and metrics.json: {a.method}, {len(adapter.names)} classes, "
-          f"{len(adapter.keys)} shots, {seconds:.1f} s. Next: python predict.py", sep="\n")
+    metrics.write(a.output, figures)
+    print(*summary(figures), f"{a.output / 'adapter.npz'}, metrics.json and metrics.csv: {a.method}, {len(adapter.names)} classes, "
+          f"{len(support.labels)} shots, {seconds:.1f} s. Next: python predict.py", sep="\n")
 
 
 def read_task(folder) -> tuple:
@@ -59,32 +70,61 @@ def read_task(folder) -> tuple:
     return text, support, val
 
 
-def on_validation(text, support, val, adapter) -> dict:
-    """{"val": figures of the adapter on validation rows, and zero-shot's beside them}; empty without labelled rows."""
+def on_validation(text, support, val, adapter, settings) -> dict:
+    """{"val": figures of the adapter on validation rows, with those of other methods beside them}; empty without labelled rows."""
     if val is None or not (val.labels >= 0).any():
         return {}
-    zero_shot, _ = train("zero-shot", text, support, val, Settings())
 
     def score(adapter) -> dict:
-        ranked = metrics.top_classes(predict_logits(adapter, val.features))
-        return metrics.score(ranked, val.labels, adapter.names, prompts.groups_of(text))
+        return metrics.score(predict_logits(adapter, val.features), val.labels, adapter.names, prompts.groups_of(text))
 
-    return {"val": {**score(adapter), "zero_shot": score(zero_shot)}}
+    others = [name for name in BESIDE if name != adapter.method and (len(support.labels) or name == "zero-shot")]
+    beside = {name: score(train(name, text, support, val, settings)[0]) for name in others}
+    return {"val": {**score(adapter), "beside": {name: {key: one[key] for key in ("n", "top1", "top5", "calibration_error")} for name, one in beside.items()}}}
+
+
+def repeated(a, text, support, val, settings) -> dict:
+    """{"seeds": top-1 and top-5 of each repetition on its validation rows}; empty where none is asked for. Raises TaskError without rows to draw from."""
+    if a.seeds == 1:
+        return {}
+    if val is None or not (val.labels >= 0).any():
+        raise TaskError(f"--seeds {a.seeds} draws other shots from {a.output / 'val.npz'}, which holds no labelled rows; "
+                        "extract features of more training photographs than shots, or leave --seeds out")
+    found = []
+    for seed in range(a.seed, a.seed + a.seeds):
+        shots, rest = redrawn(support, val, seed)
+        adapter, _ = train(a.method, text, shots, rest, replace(settings, seed=seed, refit=False))
+        one = metrics.score(predict_logits(adapter, rest.features), rest.labels, adapter.names, prompts.groups_of(text))
+        found.append({"seed": seed, "n": one["n"], "top1": one["top1"], "top5": one["top5"]})
+    return {"seeds": found}
 
 
 def summary(figures: dict) -> list[str]:
     """Lines that say what a user wants to know: is it better than no training, and what was chosen how."""
     chosen, lines = figures["chosen"], []
     if "val" in figures:
-        for name, score in {"zero-shot": figures["val"]["zero_shot"], figures["method"]: figures["val"]}.items():
-            lines.append(f"validation: {name:9} top-1 {score['top1']:.1%}, top-5 {score['top5']:.1%} of {score['n']} rows")
+        val = figures["val"]
+        lines.append(f"{val['n']} validation rows, on which choices were made:  top-1   top-5   calibration error")
+        lines += [f"  {name:10} {score['top1']:39.1%} {score['top5']:7.1%} {score['calibration_error']:10.1%}"
+                  for name, score in {**val["beside"], figures["method"]: val}.items()]
     elif "top1" in chosen:
         lines.append(f"shots left out in turn: zero-shot top-1 {chosen['zero_shot_top1']:.1%}, "
                      f"{figures['method']} {chosen['top1']:.1%} of {chosen['rows']}")
     if "new_top1" in chosen:
         lines.append(f"shots of some classes hidden in turn: top-1 {chosen['base_top1']:.1%} on the others, {chosen['new_top1']:.1%} on them")
-    values = [f"{name} {chosen[name]:.4g}" for name in ("alpha", "beta", "epoch") if name in chosen]
-    return [*lines, f"chosen: {', '.join(values)} ({chosen['how']})"] if values else lines
+    if "seeds" in figures:
+        tops = [[100 * one[key] for one in figures["seeds"]] for key in ("top1", "top5")]
+        lines.append(f"{len(tops[0])} draws of shots: top-1 {np.mean(tops[0]):.2f} ± {np.std(tops[0]):.2f} %, top-5 {np.mean(tops[1]):.2f} ± {np.std(tops[1]):.2f} %")
+    return [*lines, f"chosen {chosen['how']}: {', '.join(choices(chosen))}"] if choices(chosen) else lines
+
+
+def choices(chosen: dict) -> list[str]:
+    """What was chosen, in words; of a blend's experts those that have a weight."""
+    said = [f"{name} {chosen[name]:.4g}" for name in ("alpha", "beta", "lambda", "epoch") if name in chosen]
+    said += [f"{weight:.3g} x {name}" for name, weight in chosen.get("weights", {}).items() if weight > 1e-6]
+    if "alike" in chosen:
+        said.append(f"{chosen['alike']} of {chosen['classes_without_shots']} classes without shots are of a known kind")
+    return said
 
 
 if __name__ == "__main__":

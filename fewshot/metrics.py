@@ -1,13 +1,19 @@
-"""Top-1 and top-5, over all, per group and per class."""
+"""Top-1 and top-5, over all, per group and per class; what is confused with what; how far probabilities can be trusted."""
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
-from typing import Sequence
+from typing import Iterator, Sequence
 
 import numpy as np
 
 from .artifacts import written_whole
+
+BINS = 15  # of probability, as in Guo et al.
+PAIRS = 20
+SPLITS = ("val", "test")
 
 
 def top_classes(logits: np.ndarray, k: int = 5) -> np.ndarray:
@@ -26,21 +32,29 @@ def top_classes(logits: np.ndarray, k: int = 5) -> np.ndarray:
     return ranked
 
 
-def score(ranked: np.ndarray, labels: np.ndarray, names: Sequence[str], groups: Sequence[str]) -> dict:
-    """Accuracies of the rows whose label is known (0 or more).
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of each row's classes; logits and result (M, C)."""
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def score(logits: np.ndarray, labels: np.ndarray, names: Sequence[str], groups: Sequence[str]) -> dict:
+    """Figures of the rows whose label is known (0 or more).
 
     Parameters
     ----------
-    ranked : int (M, 5 or more), from `top_classes`
+    logits : float (M, C)
     labels : int (M,), -1 where unknown
     names, groups : of the C classes
 
     Returns
     -------
-    {"n", "top1", "top5", "groups": {group: {"n", "top1", "top5"}}, "per_class": {name: …}}: fractions of 1, None of no rows
+    {"n", "top1", "top5", "calibration_error", "groups": {group: {"n", "top1", "top5"}}, "per_class": {name: …}, "confused": […]}:
+    fractions of 1, None of no rows
     """
-    ranked, labels = ranked[labels >= 0], labels[labels >= 0]
-    hits = ranked[:, :5] == labels[:, None]
+    logits, labels = logits[labels >= 0], labels[labels >= 0]
+    ranked = top_classes(logits)
+    hits = ranked == labels[:, None]
     top1, top5 = hits[:, 0], hits.any(axis=1)
 
     def of(rows) -> dict:
@@ -48,9 +62,53 @@ def score(ranked: np.ndarray, labels: np.ndarray, names: Sequence[str], groups: 
         return {"n": n, "top1": float(top1[rows].mean()) if n else None, "top5": float(top5[rows].mean()) if n else None}
 
     group_of_row = np.asarray(groups)[labels]
-    return {**of(np.ones(len(labels), bool)),
+    return {**of(np.ones(len(labels), bool)), "calibration_error": calibration_error(logits, labels),
             "groups": {str(group): of(group_of_row == group) for group in dict.fromkeys(groups)},
-            "per_class": {str(name): of(labels == label) for label, name in enumerate(names)}}
+            "per_class": {str(name): of(labels == label) for label, name in enumerate(names)},
+            "confused": confused(ranked[:, 0], labels, names)}
+
+
+def calibration_error(logits: np.ndarray, labels: np.ndarray) -> float | None:
+    """Expected calibration error: how far the first class's probability is from its accuracy, in the mean over BINS ranges of it.
+
+    Guo et al. 2017, arXiv:1706.04599, equation 3. logits (M, C), labels (M,); None of no rows.
+    """
+    if not len(labels):
+        return None
+    probabilities = softmax(logits)
+    first = probabilities.argmax(axis=1)
+    sure, right = probabilities[np.arange(len(labels)), first], first == labels
+    part = np.minimum((sure * BINS).astype(int), BINS - 1)
+    gaps = np.abs(np.bincount(part, sure, BINS) - np.bincount(part, right, BINS))
+    return float(gaps.sum() / len(labels))
+
+
+def confused(first: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> list[dict]:
+    """The PAIRS pairs of classes most often confused: {"is", "taken_for", "n"}, most often first; first and labels (M,)."""
+    wrong = first != labels
+    pairs, counts = np.unique(np.stack([labels[wrong], first[wrong]]), axis=1, return_counts=True)
+    return [{"is": str(names[pairs[0, i]]), "taken_for": str(names[pairs[1, i]]), "n": int(counts[i])} for i in np.argsort(-counts, kind="stable")[:PAIRS]]
+
+
+def write(folder: Path, figures: dict) -> None:
+    """Write figures to metrics.json and, as far as they are a table, to metrics.csv: each whole or not at all."""
+    write_json(Path(folder) / "metrics.json", figures)
+    with written_whole(Path(folder) / "metrics.csv") as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(("split", "method", "scope", "name", "n", "top1", "top5"))
+        for split in SPLITS:
+            for scope, name, row in _rows(figures.get(split, {})):
+                table.writerow((split, figures.get("method", ""), scope, name, row["n"], row["top1"], row["top5"]))
+        text.flush()
+        text.detach()
+
+
+def _rows(figures: dict) -> Iterator[tuple[str, str, dict]]:
+    if figures:
+        yield "all", "", figures
+        yield from (("group", name, row) for name, row in figures["groups"].items())
+        yield from (("class", name, row) for name, row in figures["per_class"].items())
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 
+from .artifacts import Split, Support
 from .errors import TaskError
 
 SELECT = ("kmeans", "first", "random")
@@ -61,3 +62,21 @@ def _nearest_centres(features: np.ndarray, k: int, seed: int) -> np.ndarray:
     chosen = [int(members[distance[members].argmin()]) for members in (np.flatnonzero(clusters.labels_ == c) for c in range(k)) if len(members)]
     others = [row for row in range(len(features)) if row not in chosen]
     return np.array(chosen + others[: k - len(chosen)])
+
+
+def redrawn(support: Support, val: Split, seed: int) -> tuple[Support, Split]:
+    """Other shots from the same photographs: as many a class, drawn with the seed from shots and labelled validation rows together.
+
+    The views of a shot are drawn anew, with replacement, from those that it has beside the plain one; a photograph that was
+    a validation row has only that. What is not drawn validates.
+    """
+    rng = np.random.default_rng(seed)
+    known, views = val.labels >= 0, support.features.shape[1]
+    plain = np.repeat(val.features[known][:, None], views, axis=1)
+    features, labels = np.concatenate([support.features, plain]), np.concatenate([support.labels, val.labels[known]])
+    names, wanted = np.concatenate([support.names, val.names[known]]), np.bincount(support.labels)
+    shots = _per_class(labels, lambda rows, label: rng.permutation(rows)[: wanted[label] if label < len(wanted) else 0])
+    rest = np.setdiff1d(np.arange(len(labels)), shots)
+    drawn = np.concatenate([np.zeros((len(shots), 1), np.int64), rng.integers(1, max(2, views), (len(shots), views - 1))], axis=1)
+    return (Support(features[shots[:, None], drawn], labels[shots], names[shots], support.meta),
+            Split(features[rest, 0], labels[rest], names[rest], val.meta))

@@ -51,6 +51,7 @@ class Choice(NamedTuple):
     weights: np.ndarray  # (experts,)
     alike: float  # added to the logits of classes without shots, of the kind of the others
     strange: float  # the same, of another kind
+    judged: dict = {}  # figures on the judging rows
 
 
 def blend(text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
@@ -63,7 +64,7 @@ def blend(text: Text, support: Support, val: Optional[Split], settings: Settings
         choice = Choice(np.array(list(DEFAULT_WEIGHTS.values())), 0.0, 0.0)
     if settings.refit and val is not None:
         everything = learn(text, with_rows(support, val))
-    chosen = {"how": how, "weights": {name: float(weight) for name, weight in zip(EXPERTS, choice.weights)}}
+    chosen = {"how": how, **choice.judged, "weights": {name: float(weight) for name, weight in zip(EXPERTS, choice.weights)}}
     if not everything.known.all():
         chosen.update(classes_without_shots=int((~everything.known).sum()), alike=int(everything.alike.sum()),
                       offset_alike=choice.alike, offset_strange=choice.strange)
@@ -79,7 +80,7 @@ def learn(text: Text, support: Support, shots=slice(None)) -> Experts:
     part = Support(support.features[shots], support.labels[shots], support.names[shots])
     known = np.isin(np.arange(len(text.names)), part.labels)
     base, place = np.flatnonzero(known), np.cumsum(known) - 1
-    rows, labels = shot_rows(part), place[part.labels]
+    rows, labels = shot_rows(part.features), place[part.labels]
     means, counts = gaussian.class_means(rows, labels, len(base))
     maps = {ridge: gaussian.TextMap(text.features[known], means, ridge) for ridge, _ in GAUSSIANS}
     alike = ~known & _of_known_kind(maps[1], text.features, known)
@@ -140,11 +141,11 @@ def choose(text: Text, support: Support, judged: Sequence[Trial], everything: Op
     """The weights and offsets that the trials' rows ask for; `everything` are the experts of all shots, if these are what is judged."""
     judged = [_fewer(trial, len(text.names), len(judged), seed) for trial in judged]
     learned = [everything if everything is not None else learn(text, support, trial.shots) for trial in judged]
-    weights = _weights(learned, judged)
+    weights, figures = _weights(learned, judged)
     if len(np.unique(support.labels)) in (1, len(text.names)):
-        return Choice(weights, 0.0, 0.0)
+        return Choice(weights, 0.0, 0.0, figures)
     alike, strange = _offsets(text, support, judged, weights)
-    return Choice(weights, alike, min(strange, _bearable(learned, judged, weights)))
+    return Choice(weights, alike, min(strange, _bearable(learned, judged, weights)), figures)
 
 
 def _fewer(trial: Trial, classes: int, trials: int, seed: int) -> Trial:
@@ -156,15 +157,21 @@ def _fewer(trial: Trial, classes: int, trials: int, seed: int) -> Trial:
     return Trial(trial.shots, trial.features[kept], trial.labels[kept])
 
 
-def _weights(learned: Sequence[Experts], judged: Sequence[Trial]) -> np.ndarray:
-    """Weights for the rows of classes that have shots, among those classes: the same ones in all trials, none of which loses a class."""
+def _weights(learned: Sequence[Experts], judged: Sequence[Trial]) -> tuple[np.ndarray, dict]:
+    """Weights for the rows of classes that have shots, among those classes: the same ones in all trials, none of which loses a class.
+
+    Also figures of these rows: how many there are, top-1 of the blend and of zero-shot.
+    """
     known = learned[0].known
     place, logits, labels = np.cumsum(known) - 1, [], []
     for experts, trial in zip(learned, judged):
         rows = known[trial.labels]
         logits.append(experts.logits(trial.features[rows])[:, :, known])
         labels.append(place[trial.labels[rows]])
-    return stacked(np.concatenate(logits, axis=1), np.concatenate(labels))
+    logits, labels = np.concatenate(logits, axis=1), np.concatenate(labels)
+    weights = stacked(logits, labels)
+    right = [float((z.argmax(axis=1) == labels).mean()) for z in (np.tensordot(weights, logits, 1), logits[0])]
+    return weights, {"rows": len(labels), "top1": right[0], "zero_shot_top1": right[1]}
 
 
 def stacked(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

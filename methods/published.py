@@ -38,7 +38,7 @@ def gda(text: Text, support: Support, val: Optional[Split], settings: Settings) 
 
 def _discriminant(text: Text, support: Support, shots=slice(None)) -> Linear:
     """f·Σ⁻¹μ − ½μᵀΣ⁻¹μ, the precision Σ⁻¹ shrunk as by Kubokawa & Srivastava 2008: D·((N − 1)·S + tr(S)·I)⁻¹."""
-    features, labels = shot_rows(support)[shots], support.labels[shots]
+    features, labels = shot_rows(support.features)[shots], support.labels[shots]
     means, _ = class_means(features, labels, len(text.names))
     scatter = np.cov((features - means[labels]).T.astype(np.float64)) if len(labels) > 1 else np.zeros((features.shape[1],) * 2)
     width = len(scatter)
@@ -55,7 +55,7 @@ def proker(text: Text, support: Support, val: Optional[Split], settings: Setting
         right = sum(_proker_right(text, support, trial) for trial in judged)
         beta, strength = np.unravel_index(right.argmax(), right.shape)
         chosen.update(beta=float(PROKER_BETAS[beta]), **{"lambda": float(PROKER_LAMBDAS[strength])})
-    keys = shot_rows(support)
+    keys = shot_rows(support.features)
     values = _proker_values(text, keys, support.labels, chosen["beta"], [chosen["lambda"]])[0]
     return Adapter("proker", text.names, text.features, text.scale, keys, values, text.scale, chosen["beta"]), chosen
 
@@ -69,7 +69,7 @@ def _proker_values(text: Text, keys, labels, beta: float, strengths: Sequence[fl
 
 def _proker_right(text: Text, support: Support, trial: Trial) -> np.ndarray:
     """Rows classified rightly for each beta and lambda, int (betas, lambdas)."""
-    keys, labels = shot_rows(support)[trial.shots], support.labels[trial.shots]
+    keys, labels = shot_rows(support.features)[trial.shots], support.labels[trial.shots]
     cosines, distance = trial.features @ text.features.T, 1 - trial.features @ keys.T
     right = np.zeros((len(PROKER_BETAS), len(PROKER_LAMBDAS)), int)
     for i, beta in enumerate(tqdm(PROKER_BETAS, desc="proker", unit=" beta", disable=None, leave=False)):

@@ -55,9 +55,9 @@ def place_in_class(labels: np.ndarray) -> np.ndarray:
     return places
 
 
-def shot_rows(support: Support) -> np.ndarray:
-    """One row a shot, the renormalised mean of its views: float32 (N, D)."""
-    mean = support.features.mean(axis=1)
+def shot_rows(features: np.ndarray) -> np.ndarray:
+    """One row a shot, the renormalised mean of its views: (N, V, D) -> float32 (N, D)."""
+    mean = features.mean(axis=1)
     return mean / np.linalg.norm(mean, axis=1, keepdims=True)
 
 
