@@ -18,10 +18,15 @@ def test_top_classes_are_those_of_a_stable_sort(rows, classes, k, levels, seed):
     np.testing.assert_array_equal(found, expected)
 
 
+def logits_of(ranked):
+    """Logits whose order of classes is that of `ranked` (M, C)."""
+    return -np.argsort(ranked, axis=1).astype(np.float32)
+
+
 def test_score_counts_labelled_rows_only():
-    ranked = np.array([[0, 1, 2, 3, 4], [1, 0, 2, 3, 4], [5, 4, 3, 2, 1], [0, 1, 2, 3, 4], [2, 1, 0, 3, 4]])
+    ranked = np.array([[0, 1, 2, 3, 4, 5], [1, 0, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [0, 1, 2, 3, 4, 5], [2, 1, 0, 3, 4, 5]])
     labels = np.array([0, 0, 0, -1, 2])
-    figures = metrics.score(ranked, labels, ["a", "b", "c", "d", "e", "f"], ["x", "x", "y", "y", "y", "z"])
+    figures = metrics.score(logits_of(ranked), labels, ["a", "b", "c", "d", "e", "f"], ["x", "x", "y", "y", "y", "z"])
     assert (figures["n"], figures["top1"], figures["top5"]) == (4, 0.5, 0.75)
     assert figures["groups"]["x"] == {"n": 3, "top1": pytest.approx(1 / 3), "top5": pytest.approx(2 / 3)}
     assert figures["groups"]["z"] == {"n": 0, "top1": None, "top5": None}
@@ -30,8 +35,22 @@ def test_score_counts_labelled_rows_only():
 
 
 def test_top_5_looks_no_further_than_five():
-    figures = metrics.score(np.array([[0, 1, 2, 3, 4, 5]]), np.array([5]), list("abcdef"), list("......"))
+    figures = metrics.score(logits_of(np.array([[0, 1, 2, 3, 4, 5]])), np.array([5]), list("abcdef"), list("......"))
     assert figures["top5"] == 0
+
+
+def test_confused_pairs_come_with_the_most_frequent_first():
+    found = metrics.confused(np.array([1, 1, 0, 2, 0]), np.array([0, 0, 0, 1, 1]), ["a", "b", "c"])
+    assert found == [{"is": "a", "taken_for": "b", "n": 2}, {"is": "b", "taken_for": "a", "n": 1}, {"is": "b", "taken_for": "c", "n": 1}]
+
+
+def test_calibration_error_of_the_sure_and_wrong_and_of_the_honest():
+    labels = np.arange(1000) % 2
+    sure = np.tile(np.float32([50, 0]), (1000, 1))
+    assert metrics.calibration_error(sure, labels) == pytest.approx(0.5)
+    honest = np.tile(np.log(np.float32([0.75, 0.25])), (1000, 1))
+    assert metrics.calibration_error(honest, np.arange(1000) % 4 // 3) == pytest.approx(0, abs=1e-6)
+    assert metrics.calibration_error(sure[:0], labels[:0]) is None
 
 
 def test_json_is_written_in_utf_8(tmp_path):

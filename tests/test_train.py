@@ -1,6 +1,7 @@
 """train_adapter.py as a user runs it: in a process of its own, on files between the stages."""
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -42,6 +43,43 @@ def figures_of(folder):
     return json.loads((folder / "output/metrics.json").read_text())
 
 
+def test_without_a_word_it_is_the_blend(task, run):
+    out = run("train_adapter.py", cwd=task).stdout
+    figures, adapter = figures_of(task), artifacts.read(task / "output/adapter.npz", Adapter)
+    assert adapter.method == figures["method"] == "blend" and not len(adapter.keys)
+    assert list(figures["val"]["beside"]) == ["zero-shot", "tip", "gda"]
+    for name in ("zero-shot", "tip", "gda", "blend"):
+        assert any(line.split()[:1] == [name] for line in out.splitlines())
+    assert figures["val"]["top1"] > figures["val"]["beside"]["zero-shot"]["top1"] and 0 <= figures["val"]["calibration_error"] < 0.5
+
+
+def test_figures_stand_in_a_table_too(task, run):
+    run("train_adapter.py", "--method", "tip", cwd=task)
+    rows = list(csv.DictReader((task / "output/metrics.csv").open(encoding="utf-8")))
+    val = figures_of(task)["val"]
+    assert [row["name"] for row in rows if row["scope"] == "class"] == CLASSES
+    assert float(rows[0]["top1"]) == val["top1"] and rows[0] | {"top1": "", "top5": ""} == {
+        "split": "val", "method": "tip", "scope": "all", "name": "", "n": "40", "top1": "", "top5": ""}
+    assert sum(pair["n"] for pair in val["confused"]) == round(40 * (1 - val["top1"])) and all(pair["is"] != pair["taken_for"] for pair in val["confused"])
+
+
+def test_seeds_repeat_with_other_shots(task, run):
+    out = run("train_adapter.py", "--method", "tip", "--seeds", 3, cwd=task).stdout
+    seeds = figures_of(task)["seeds"]
+    assert [one["seed"] for one in seeds] == [1, 2, 3] and all(one["n"] == 40 for one in seeds) and len({one["top1"] for one in seeds}) > 1
+    mean = 100 * np.mean([one["top1"] for one in seeds])
+    assert f"3 draws of shots: top-1 {mean:.2f} ± " in out
+
+
+def test_refit_takes_the_validation_rows_as_shots(task, run):
+    weights = []
+    for arguments in ([], ["--refit"]):
+        run("train_adapter.py", *arguments, cwd=task)
+        weights.append(artifacts.read(task / "output/adapter.npz", Adapter).weight)
+    assert figures_of(task)["refit"] and np.abs(weights[0] - weights[1]).max() > 0.01
+    assert run("train_adapter.py", "--method", "tip", "--refit", cwd=task, check=False).returncode == 2
+
+
 @pytest.mark.parametrize("method", ["zero-shot", "tip", "tip-f"])
 def test_a_method_end_to_end(task, run, method):
     out = run("train_adapter.py", "--method", method, "--epochs", 4, cwd=task).stdout
@@ -52,9 +90,9 @@ def test_a_method_end_to_end(task, run, method):
     right = (predict_logits(adapter, val.features).argmax(axis=1) == val.labels).mean()
     assert figures["val"]["top1"] == pytest.approx(right) and figures["val"]["n"] == 40
     assert set(figures["val"]["groups"]) >= {"Animal", "Food-101"} and set(figures["val"]["per_class"]) == set(CLASSES)
-    assert f"{method:9} top-1 {right:.1%}" in out and "output/adapter.npz" in out
+    assert f"{method:10} {right:39.1%}" in out and "output/adapter.npz" in out
     if method != "zero-shot":
-        assert figures["val"]["top1"] > figures["val"]["zero_shot"]["top1"]
+        assert figures["val"]["top1"] > figures["val"]["beside"]["zero-shot"]["top1"]
         chosen = figures["chosen"]
         assert chosen["how"] == "on 40 validation rows" and chosen["top1"] == pytest.approx(right)
         assert (chosen["alpha"], chosen["beta"]) == pytest.approx((adapter.alpha, adapter.beta))
@@ -67,16 +105,21 @@ def test_the_adapter_says_what_made_it(task, run):
     assert meta["training"]["method"] == "tip" and meta["training"]["seed"] == 9 and "alpha" in meta["training"]["chosen"]
 
 
-def test_bare_it_is_tip_f_and_a_second_run_gives_the_same_bytes(task, run):
+@pytest.mark.parametrize("method", ["blend", "tip-f"])
+def test_a_second_run_gives_the_same_bytes_and_another_seed_others(task, run, method):
     contents = []
     for seed in (1, 1, 2):
-        run("train_adapter.py", *(["--seed", seed] if seed != 1 else []), cwd=task)
+        run("train_adapter.py", "--method", method, *(["--seed", seed] if seed != 1 else []), cwd=task)
         contents.append((task / "output/adapter.npz").read_bytes())
     assert contents[0] == contents[1] != contents[2]
-    assert figures_of(task)["method"] == "tip-f" and 1 <= figures_of(task)["chosen"]["epoch"] <= 20
 
 
-@pytest.mark.parametrize("method", ["tip", "tip-f"])
+def test_the_epoch_is_one_of_twenty(task, run):
+    run("train_adapter.py", "--method", "tip-f", cwd=task)
+    assert 1 <= figures_of(task)["chosen"]["epoch"] <= 20
+
+
+@pytest.mark.parametrize("method", ["blend", "tip", "tip-f"])
 def test_without_validation_shots_are_left_out_in_turn(tmp_path, run, method):
     write_task(tmp_path / "output", validation=False)
     out = run("train_adapter.py", "--method", method, "--epochs", 3, cwd=tmp_path).stdout
@@ -90,8 +133,8 @@ def test_one_shot_a_class_without_validation_takes_the_defaults(tmp_path, run):
     assert "defaults: " in run("train_adapter.py", "--method", "tip", cwd=tmp_path).stdout
 
 
-@pytest.mark.parametrize("method", ["zero-shot", "tip"])
-def test_what_trains_nothing_does_not_import_jittor(task, method):
+@pytest.mark.parametrize("method", ["blend", "zero-shot", "tip"])
+def test_what_needs_no_gradients_does_not_import_jittor(task, method):
     code = f"import sys, train_adapter; assert train_adapter.main(['--method', '{method}', '--output', '{task / 'output'}']) == 0; assert 'jittor' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT, timeout=120).returncode == 0
 
@@ -132,7 +175,8 @@ def damaged(folder):
     (other_weights, [], "different weights"),
     (strange_label, [], "label 4, but there are 4 classes"),
     (damaged, [], "support.npz: damaged"),
-    (lambda folder: None, ["--lr", "1e30"], "diverged"),
+    (lambda folder: None, ["--method", "tip-f", "--lr", "1e30"], "diverged"),
+    (lambda folder: (folder / "val.npz").unlink(), ["--seeds", "2"], "--seeds 2 draws other shots from output/val.npz"),
 ])
 def test_a_mistake_is_one_line(task, run, spoil, arguments, message):
     spoil(task / "output")
@@ -150,7 +194,9 @@ def test_wrong_arguments_are_exit_code_2(task, run, arguments):
 # ---- real features: top-1 on test of the published code (data/features/README.md), less 0.5 points; zero-shot to 0.2 ----
 
 PUBLISHED = {("cars_4", "zero-shot"): 58.9, ("sun397_4", "zero-shot"): 63.6, ("cars_4", "tip"): 64.9, ("sun397_4", "tip"): 67.9,
-             ("cars_4", "tip-f"): 67.6, ("sun397_4", "tip-f"): 69.4}
+             ("cars_4", "tip-f"): 67.6, ("sun397_4", "tip-f"): 69.4, ("cars_4", "gda"): 69.7, ("sun397_4", "gda"): 70.4,
+             ("cars_4", "taskres"): 70.2, ("cars_4", "clap"): 69.4, ("cars_4", "proker"): 68.2,
+             ("cars_4", "blend"): 71.5, ("sun397_4", "blend"): 71.2}  # of the blend: what it is to reach
 
 
 @pytest.mark.parametrize("name, method", PUBLISHED)

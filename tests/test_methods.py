@@ -1,0 +1,302 @@
+"""The default method and its parts, and the published methods beside it, on tasks small enough to know the answer."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import expit
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+import tip_adapter_utils as tip
+from fewshot.artifacts import Split, Support, Text
+from fewshot.support import redrawn
+from methods import blend, gaussian, published
+from methods.regression import _loss, cross_entropy, regressions
+from methods.task import Settings, linear_adapter, place_in_class, shot_rows, trials
+
+WIDTH = 24
+CPU = Settings(epochs=3, device="cpu")
+
+
+def unit(rows):
+    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+def make_task(rng, classes=12, shots=4, rows=6, noise=0.8, shotless=(), kinds=1):
+    """Classes whose photographs lie around a linear image of their texts: what the texts say can be learned from others.
+
+    kinds=2: the classes without shots have texts in directions of their own, and photographs about them.
+    """
+    bend = rng.normal(size=(WIDTH, WIDTH)) / WIDTH**0.5
+    text = rng.normal(size=(classes, WIDTH)) * (np.arange(WIDTH) < WIDTH // 2)
+    if kinds == 2:
+        text[list(shotless)] = text[list(shotless)][:, ::-1]
+    text = unit(text)
+    centre = unit(text + 1.5 * text @ bend)
+    near = lambda labels, views: unit(centre[labels][:, None] + noise * rng.normal(size=(len(labels), views, WIDTH)) / WIDTH**0.5)
+    names = lambda what, n: np.array([f"{what} {i}" for i in range(n)], np.str_)
+    of_shots = np.array([label for label in range(classes) if label not in shotless]).repeat(shots)
+    of_val = np.array([label for label in range(classes) if label not in shotless]).repeat(rows)
+    of_test = np.arange(classes).repeat(20)
+    return (Text(text, names("class", classes), 20.0), Support(near(of_shots, 2), of_shots, names("shot", len(of_shots))),
+            Split(near(of_val, 1)[:, 0], of_val, names("val", len(of_val))), Split(near(of_test, 1)[:, 0], of_test, names("test", len(of_test))))
+
+
+def accuracy(adapter, split, rows=slice(None)):
+    return float((tip.predict_logits(adapter, split.features[rows]).argmax(axis=1) == split.labels[rows]).mean())
+
+
+# ---- text-anchored regression ----
+
+
+def test_the_gradient_is_that_of_the_loss(rng):
+    rows, labels = unit(rng.normal(size=(9, 5))).astype(np.float64), rng.integers(0, 4, 9)
+    anchor, step = rng.normal(size=(4, 5)), rng.normal(size=(4, 5))
+    root = rng.normal(size=(5, 5))
+    arguments = rows, labels, anchor, root @ root.T / 10, 0.3
+    _, gradient = _loss(step, *arguments)
+    for place in np.ndindex(step.shape):
+        nudge = np.zeros_like(step)
+        nudge[place] = 1e-6
+        slope = (_loss(step + nudge, *arguments)[0] - _loss(step - nudge, *arguments)[0]) / 2e-6
+        assert gradient[place] == pytest.approx(slope, abs=1e-5)
+
+
+def test_the_loss_bounds_that_of_noisy_rows_closely(rng):
+    rows, labels, weight = unit(rng.normal(size=(40, 5))), rng.integers(0, 4, 40), 2 * rng.normal(size=(4, 5))
+    covariance = 0.002 * np.eye(5)
+    noisy = rows[:, None] + rng.multivariate_normal(np.zeros(5), covariance, (40, 4000))
+    sampled, _ = cross_entropy(noisy.reshape(-1, 5) @ weight.T, labels.repeat(4000))
+    bound, _ = _loss(np.zeros_like(weight), rows, labels, weight, covariance, 0.0)
+    plain, _ = cross_entropy(rows @ weight.T, labels)
+    assert plain < sampled < bound < sampled + 0.03
+
+
+def test_a_strong_pull_leaves_the_anchor_and_a_weak_one_fits_the_rows(rng):
+    text, support, _, _ = make_task(rng)
+    start = text.scale * text.features
+    rows = shot_rows(support.features)
+    strong, weak = (regressions(rows, support.labels, start, np.zeros((WIDTH, WIDTH), np.float32), [strength], 100)[0] for strength in (1e4, 1e-5))
+    np.testing.assert_allclose(strong, start, atol=1e-3)
+    assert ((rows @ weak.T).argmax(axis=1) == support.labels).all()
+
+
+# ---- Gaussian discriminants ----
+
+
+def test_the_discriminant_is_that_of_scikit_learn(rng):
+    labels = np.arange(5).repeat(30)
+    rows = (rng.normal(size=(5, 8))[labels] + rng.normal(size=(150, 8))).astype(np.float32)
+    means, counts = gaussian.class_means(rows, labels, 5)
+    covariance = gaussian.pooled_covariance(rows - means[labels], len(rows), caution=0)
+    weight, bias = gaussian.discriminant(means, covariance)
+    theirs = LinearDiscriminantAnalysis(solver="lsqr", priors=np.full(5, 0.2)).fit(rows, labels).decision_function(rows)
+    ours = rows @ weight.T + bias
+    np.testing.assert_allclose(ours - ours[:, :1], theirs - theirs[:, :1], atol=2e-3)
+    assert counts.tolist() == [30] * 5
+
+
+def test_a_text_map_finds_a_linear_relation_and_knows_what_it_has_not_seen(rng):
+    text, matrix = rng.normal(size=(30, 6)), rng.normal(size=(6, 6))
+    text[:, 5] = 0
+    found = gaussian.TextMap(text, text @ matrix + 3, 1e-6)
+    np.testing.assert_allclose(found(text), text @ matrix + 3, atol=1e-3)
+    strange = np.eye(6)[[5]]
+    assert found.novelty(strange) > 1e4 * found.novelty(text).max()
+
+
+def test_own_novelty_is_that_of_really_leaving_a_text_out(rng):
+    text = unit(rng.normal(size=(12, 6)))
+    whole = gaussian.TextMap(text, text, 0.5)
+    for i, said in enumerate(whole.own_novelty(text)):
+        rest = np.delete(text, i, axis=0) - whole.centre
+        left = np.linalg.inv(rest.T @ rest + 0.5 * np.eye(6))
+        assert said == pytest.approx(0.5 * (text[i] - whole.centre) @ left @ (text[i] - whole.centre), rel=1e-4)
+
+
+def test_few_rows_make_a_rounder_covariance(rng):
+    stretched = rng.normal(size=(4000, 4)) * [3, 1, 1, 1]
+    ratios = [np.ptp(np.linalg.eigvalsh(gaussian.pooled_covariance(stretched[:n], n))) for n in (4, 40, 4000)]
+    assert ratios[0] < ratios[1] < ratios[2]
+
+
+# ---- weights and offsets ----
+
+
+def test_weights_are_the_least_of_a_convex_problem_and_not_negative(rng):
+    labels = rng.integers(0, 5, 200)
+    good = (np.eye(5)[labels] * 3 + rng.normal(size=(200, 5))).astype(np.float32)
+    harmful = -good + rng.normal(size=(200, 5)).astype(np.float32)
+    logits = np.stack([good, harmful, rng.normal(size=(200, 5)).astype(np.float32)])
+    weights = blend.stacked(logits, labels)
+    assert weights[0] > 0.3 and weights[1] == 0 and weights.min() >= 0
+    value = lambda w: cross_entropy(np.tensordot(w.astype(np.float32), logits, 1), labels)[0]
+    for expert, nudge in ((0, 0.05), (0, -0.05), (1, 0.05), (2, 0.05)):
+        other = weights.copy()
+        other[expert] += nudge
+        assert value(other) > value(weights) - 1e-6
+
+
+def test_an_offset_makes_the_expected_number_of_hidden_rows_the_true_one(rng):
+    ahead, belongs = rng.normal(size=300) * 4, rng.random(300) < 0.2
+    offset = blend._balance(ahead, belongs)
+    assert expit(ahead + offset).sum() == pytest.approx(belongs.sum(), abs=0.1)
+    assert blend._balance(ahead, np.ones(300, bool)) == blend.FARTHEST and blend._balance(ahead, np.zeros(300, bool)) == -blend.FARTHEST
+
+
+# ---- the blend ----
+
+
+def test_the_blend_beats_zero_shot_and_its_probabilities_can_be_trusted(rng):
+    text, support, val, test = make_task(rng)
+    adapter, chosen = tip.train("blend", text, support, val, CPU)
+    zero_shot, _ = tip.train("zero-shot", text, support, val, CPU)
+    assert accuracy(adapter, test) > accuracy(zero_shot, test) + 0.05
+    assert chosen["how"] == "on 72 validation rows" and set(chosen["weights"]) == set(blend.EXPERTS) and min(chosen["weights"].values()) >= 0
+    assert not len(adapter.keys) and "offset_alike" not in chosen
+    assert chosen["top1"] == pytest.approx(accuracy(adapter, val))
+
+
+def test_the_blend_is_the_weighted_sum_of_its_experts(rng):
+    text, support, val, test = make_task(rng)
+    adapter, chosen = tip.train("blend", text, support, val, CPU)
+    logits = np.tensordot(list(chosen["weights"].values()), blend.learn(text, support).logits(test.features), 1)
+    np.testing.assert_allclose(tip.predict_logits(adapter, test.features), logits, atol=1e-3)
+
+
+def test_the_same_rows_and_seed_give_the_same_blend(rng):
+    task = make_task(rng, shotless=(2, 5))[:3]
+    one, other = (tip.train("blend", *task, CPU)[0] for _ in range(2))
+    assert one.weight.tobytes() == other.weight.tobytes() and one.bias.tobytes() == other.bias.tobytes()
+
+
+def test_test_rows_are_nothing_that_a_method_sees():
+    for method in tip.METHODS.values():
+        assert method.__code__.co_varnames[: method.__code__.co_argcount] == ("text", "support", "val", "settings")
+
+
+@pytest.mark.parametrize("shots", [2, 4, 9])
+def test_without_validation_rows_shots_are_left_out_at_most_four_times(rng, shots):
+    text, support, _, test = make_task(rng, shots=shots)
+    judged, how = trials(support, None, blend.FOLDS)
+    assert len(judged) == min(shots, 4) and sum(len(trial.labels) for trial in judged) == 12 * shots
+    for trial in judged:
+        assert set(support.labels[trial.shots]) == set(range(12)) and not np.isin(trial.features, support.features[trial.shots][:, 0]).all(axis=1).any()
+    adapter, chosen = tip.train("blend", text, support, None, CPU)
+    assert chosen["how"] == how and chosen["rows"] == 12 * shots and accuracy(adapter, test) > 0.7
+
+
+def test_one_shot_a_class_and_nothing_else_takes_the_defaults(rng):
+    text, support, _, test = make_task(rng, shots=1)
+    adapter, chosen = tip.train("blend", text, support, None, CPU)
+    assert chosen["how"].startswith("defaults") and chosen["weights"] == blend.DEFAULT_WEIGHTS
+    zero_shot, _ = tip.train("zero-shot", text, support, None, CPU)
+    assert accuracy(adapter, test) > accuracy(zero_shot, test)
+
+
+def test_refit_learns_from_validation_rows_but_chooses_as_before(rng):
+    text, support, val, test = make_task(rng, shots=1)
+    plain, chosen = tip.train("blend", text, support, val, CPU)
+    refit, again = tip.train("blend", text, support, val, Settings(refit=True))
+    assert again["weights"] == chosen["weights"] and accuracy(refit, test) > accuracy(plain, test)
+    added = blend.with_rows(support, Split(val.features, np.where(np.arange(72) % 2, val.labels, -1), val.names))
+    assert len(added.labels) == 12 + 36 and added.features.shape[1] == 2
+
+
+# ---- classes without shots ----
+
+
+def test_classes_without_shots_of_a_known_kind_follow_their_texts(rng):
+    shotless = (1, 7, 13, 22, 30)
+    text, support, val, test = make_task(rng, classes=40, shotless=shotless)
+    adapter, chosen = tip.train("blend", text, support, val, CPU)
+    zero_shot, _ = tip.train("zero-shot", text, support, val, CPU)
+    new = np.isin(test.labels, shotless)
+    assert chosen["classes_without_shots"] == 5 and chosen["alike"] >= 4
+    assert accuracy(adapter, test, new) > accuracy(zero_shot, test, new) - 0.05 and accuracy(adapter, test, ~new) > accuracy(zero_shot, test, ~new)
+
+
+def test_classes_without_shots_of_another_kind_keep_their_texts(rng):
+    shotless = (1, 7, 13, 22, 30)
+    text, support, val, test = make_task(rng, classes=40, shotless=shotless, kinds=2)
+    adapter, chosen = tip.train("blend", text, support, val, CPU)
+    assert chosen["alike"] == 0
+    own = adapter.weight[list(shotless)]
+    np.testing.assert_allclose(unit(own), text.features[list(shotless)], atol=1e-4)
+    assert np.ptp(adapter.bias[list(shotless)]) < 1e-4 and adapter.bias[1] == pytest.approx(chosen["offset_strange"], abs=1e-3)
+    base = ~np.isin(test.labels, shotless)
+    among = tip.predict_logits(adapter, test.features[base])
+    among[:, list(shotless)] = -np.inf
+    assert accuracy(adapter, test, base) > (among.argmax(axis=1) == test.labels[base]).mean() - 0.03
+
+
+def test_a_single_class_with_shots_is_no_obstacle(rng):
+    text, support, val, test = make_task(rng, shotless=range(1, 12))
+    adapter, _ = tip.train("blend", text, support, val, CPU)
+    assert np.isfinite(tip.predict_logits(adapter, test.features)).all()
+
+
+# ---- other draws of shots ----
+
+
+def test_other_shots_are_drawn_from_shots_and_validation_rows(rng):
+    text, support, val, _ = make_task(rng, shots=3)
+    shots, rest = redrawn(support, val, 5)
+    assert np.bincount(shots.labels).tolist() == [3] * 12 and shots.features.shape == support.features.shape
+    assert sorted([*shots.names, *rest.names]) == sorted([*support.names, *val.names])
+    assert (redrawn(support, val, 5)[0].names == shots.names).all() and (redrawn(support, val, 6)[0].names != shots.names).any()
+
+
+# ---- published methods ----
+
+
+def test_gda_is_its_formula(rng):
+    text, support, val, test = make_task(rng)
+    adapter, chosen = tip.train("gda", text, support, val, CPU)
+    keys = shot_rows(support.features).astype(np.float64)
+    means = np.stack([keys[support.labels == c].mean(axis=0) for c in range(12)])
+    spread = np.cov((keys - means[support.labels]).T)
+    precision = WIDTH * np.linalg.inv((len(keys) - 1) * spread + np.trace(spread) * np.eye(WIDTH))
+    gaussian_logits = test.features @ precision @ means.T - 0.5 * np.einsum("cd,de,ce->c", means, precision, means)
+    expected = text.scale * test.features @ text.features.T + chosen["alpha"] * gaussian_logits
+    found = tip.predict_logits(adapter, test.features)
+    np.testing.assert_allclose(found - found.mean(axis=1, keepdims=True), expected - expected.mean(axis=1, keepdims=True), atol=1e-2)
+
+
+def test_gda_of_one_shot_a_class_is_zero_shot(rng):
+    text, support, val, test = make_task(rng, shots=1)
+    found = tip.predict_logits(tip.train("gda", text, support, val, CPU)[0], test.features)
+    np.testing.assert_allclose(found - found[:, :1], text.scale * (test.features @ text.features.T - (test.features @ text.features.T)[:, :1]), atol=1e-3)
+
+
+def test_proker_fits_its_shots_where_it_is_hardly_held_back(rng):
+    text, support, val, _ = make_task(rng)
+    keys = shot_rows(support.features)
+    held, free = published._proker_values(text, keys, support.labels, 8.0, [1e6, 1e-9])
+    kernel = np.exp(-8.0 * (1 - keys @ keys.T))
+    targets = np.eye(12)[support.labels]
+    np.testing.assert_allclose(keys @ text.features.T + kernel @ (free / 1e-9), targets, atol=0.05)
+    np.testing.assert_allclose(held, targets - keys @ text.features.T, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["taskres", "clap", "proker", "gda"])
+def test_a_published_method_learns(rng, method):
+    text, support, val, test = make_task(rng)
+    adapter, chosen = tip.train(method, text, support, val, CPU)
+    zero_shot, _ = tip.train("zero-shot", text, support, val, CPU)
+    assert accuracy(adapter, test) > accuracy(zero_shot, test) and adapter.method == method and chosen["how"]
+
+
+def test_an_adapter_without_weight_is_zero_shot(rng):
+    text = make_task(rng)[0]
+    adapter = linear_adapter("x", text, type("", (), {"weight": None, "bias": None}))
+    np.testing.assert_allclose(adapter.weight, text.scale * text.features)
+    assert not adapter.bias.any()
+
+
+def test_place_in_class():
+    assert place_in_class(np.array([2, 0, 2, 2, 0])).tolist() == [0, 0, 1, 2, 1]
