@@ -110,6 +110,8 @@ def _test_photos(folder: Path, classes: tuple[str, ...]) -> tuple[Photo, ...]:
     photos = []
     for path in _images_below(folder):
         name = path.relative_to(folder)
+        if name.as_posix().splitlines() != [name.as_posix()]:
+            raise TaskError(f"{path}: its name holds a line break, but result.txt has one line a photograph; rename it")
         label = UNKNOWN if len(name.parts) == 1 else labels.get(name.parts[0])
         if label is None:
             raise TaskError(f"{path}: its folder is none of the {len(classes)} classes; put unlabelled photographs into {folder} itself")
@@ -120,8 +122,12 @@ def _test_photos(folder: Path, classes: tuple[str, ...]) -> tuple[Photo, ...]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    found = [Path(parent, file) for parent, _, files in os.walk(folder) for file in files if os.path.splitext(file)[1].lower() in SUFFIXES]
+    found = [Path(parent, file) for parent, _, files in os.walk(folder, onerror=_raise) for file in files if os.path.splitext(file)[1].lower() in SUFFIXES]
     return sorted(found, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
+
+
+def _raise(error: OSError) -> None:
+    raise error  # a folder that cannot be listed would else be taken for an empty one
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str, int]]:

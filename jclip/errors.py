@@ -1,4 +1,4 @@
-"""The one exception that jclip raises for a user's mistake."""
+"""What jclip raises for a user's mistake."""
 
 
 class ClipError(RuntimeError):
@@ -6,3 +6,7 @@ class ClipError(RuntimeError):
 
     A RuntimeError, because that is what OpenAI's `clip` raises for an unknown model or an over-long text.
     """
+
+
+class Unreadable(ClipError):
+    """An image that cannot be read; the message is the cause. Where many are read, it need not end the work on the others."""
