@@ -119,10 +119,11 @@ def test_clearing_forgets_all(tmp_path):
 @pytest.mark.parametrize("moment", range(8))
 def test_killed_at_any_moment_of_writing_it_has_lost_a_chunk_at_most(tmp_path, moment, chunked):
     """Four parts, hence four times fsync and four times replace; before each of these the process is killed."""
+    rows = [row(number).tolist() for number in range(40)]
     code = f"""
 import os, sys
-sys.path.insert(0, "tests")
-from test_store import Store, WIDTH, rows_of, store
+import numpy as np
+from fewshot import store
 store.CHUNK, moments = 10, iter(range(100))
 def killing(what):
     def run(*arguments):
@@ -131,7 +132,8 @@ def killing(what):
         return what(*arguments)
     return run
 os.fsync, os.replace = killing(os.fsync), killing(os.replace)
-rows_of(Store(sys.argv[1], WIDTH), range(40))
+keys = [store.key_of("item", number) for number in range(40)]
+store.Store(sys.argv[1], {WIDTH}).rows(keys, lambda places: [(places, np.float32({rows}))])
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=PROJECT)
     assert done.returncode == -signal.SIGKILL
