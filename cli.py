@@ -63,9 +63,9 @@ def _lock(file) -> bool:
     """Whether the file is locked now; some systems and file systems have no locks."""
     try:
         if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock's: those go on in the processes that Jittor forks to compile
         return bool(fcntl)
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):
         folder = Path(file.name).parent
         raise TaskError(f"{folder}: another run is at work in it; wait until it has ended, or name another folder with --output") from None
     except OSError:

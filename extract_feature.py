@@ -108,7 +108,7 @@ def train_files(a, task: data.Task, views: list[str], encoder: Encoder, made_by:
         pool = readable(a, task, pool, lost, unreadable)
 
     made_by = {**made_by, "shots": a.shots, "select": a.select, "seed": a.seed, "selection_sha256": fingerprint(
-        [[train[i].name, train[i].label] for i in pool], a.shots, a.select, a.seed, a.max_train, a.max_val, hashlib.sha256(rows[kept].tobytes()).hexdigest())}
+        [[train[i].name, train[i].label] for i in pool], a.shots, a.select, a.seed, a.max_train, a.max_val, hashlib.sha256(rows[kept]).hexdigest())}
     shot_photos = [train[i] for i in shots]
     cache = artifacts.Support(np.concatenate([rows[shots][:, None], augmented], axis=1), labels[shots], names_of(shot_photos), {**made_by, "views": views})
     return cache, split_of([train[i] for i in val], rows[val], made_by) if len(val) else None

@@ -31,7 +31,8 @@ class Store:
 
     Attributes
     ----------
-    asked, computed : the keys that were asked for since the store was opened, and those of them that had to be computed
+    asked : the keys that were asked for since the store was opened
+    computed : how many of them had to be computed
     """
 
     def __init__(self, folder: Path, width: int):
@@ -39,7 +40,7 @@ class Store:
         self.width = width
         self.form = np.dtype([("key", "V32"), ("row", "<f4", (width,))])
         self.asked: set[bytes] = set()
-        self.computed: set[bytes] = set()
+        self.computed = 0
         self._places: dict[bytes, tuple[Path, int]] = {}
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(self.folder)
@@ -67,12 +68,12 @@ class Store:
             computed = ((keys[place], row) for places, rows in compute(list(absent.values())) for place, row in zip(places, rows))
             for path, part in self._write(computed):
                 self._register(path, part)
-                self.computed.update(_keys(part))
+                self.computed += len(part)
         return self._read(keys)
 
     def tally(self) -> tuple[int, int]:
         """How many of the rows that were asked for had to be computed, and how many were here."""
-        return len(self.computed), len((self.asked & self._places.keys()) - self.computed)
+        return self.computed, sum(key in self._places for key in self.asked) - self.computed
 
     def tidy(self) -> None:
         """Keep the rows that were asked for and no others, in whole parts, so that the folder does not grow for ever."""

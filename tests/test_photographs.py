@@ -299,11 +299,12 @@ def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
         data.read_task(tmp_path)
 
 
-def test_a_hundred_thousand_photographs_are_listed_in_seconds(tmp_path):
+@pytest.mark.parametrize("n", [20_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_many_photographs_are_listed_in_seconds(tmp_path, n):
     (tmp_path / "train/cat").mkdir(parents=True)
     (tmp_path / "test").mkdir()
-    for i in range(100_000):
+    for i in range(n):
         os.mknod(tmp_path / f"test/image_{i}.jpg")
     started = time.perf_counter()
     task = data.read_task(tmp_path)
-    assert len(task.test) == 100_000 and task.test[-1].name == "image_99999.jpg" and time.perf_counter() - started < 10
+    assert len(task.test) == n and task.test[-1].name == f"image_{n - 1}.jpg" and time.perf_counter() - started < n / 5000

@@ -1,5 +1,4 @@
 """extract_feature.py stopped at any moment, started again, run twice at once, on changed inputs and on full disks."""
-import fcntl
 import json
 import os
 import random
@@ -7,8 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -373,17 +371,51 @@ def test_of_two_runs_into_one_folder_one_says_so_and_stops(work):
                 "error: output: another run is at work in it; wait until it has ended, or name another folder with --output"]
 
 
+@contextmanager
+def locked_by_another(folder):
+    """Another process holds the folder, and a child that it has forked lives on when it is killed."""
+    code = """
+import os, sys, time
+from pathlib import Path
+import cli
+with cli.locked(Path(sys.argv[1])):
+    if os.fork():
+        print("locked", flush=True)
+    time.sleep(20)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code, folder], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "locked\n"
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_run_under_lock_is_left_alone_and_leftovers_go(work, extract, capfd):
     leftovers = [work / "output/.test.npz.abc.part", work / "output/store/.x.npy.abc.part"]
-    for path in leftovers:
-        path.write_text("half")
     before = outputs(work / "output")
-    with open(work / "output/.lock") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked_by_another(work / "output"):
+        for path in leftovers:
+            path.write_text("half")
         assert extract_feature.main(["--seed", "2"]) == 1 and "another run is at work" in capfd.readouterr().err
     assert all(path.exists() for path in leftovers) and outputs(work / "output") == before
     extract()
     assert not any(path.exists() for path in leftovers)
+
+
+def test_predict_waits_for_nobody_with_its_figures(work, monkeypatch, capfd):
+    """Labelled test photographs: metrics.json is written, so the folder must be free."""
+    for label in range(2):
+        for i in range(6):
+            draw(work / f"mine/{'train' if i < 4 else 'test'}/class {label}/{i}.png", label, i)
+    monkeypatch.chdir(work)
+    assert extract_feature.main(["--data", "mine"]) == 0 and train_adapter.main(["--method", "tip"]) == 0
+    before = (work / "output/metrics.json").read_bytes()
+    with locked_by_another(work / "output"):
+        assert predict.main([]) == 1 and "another run is at work" in capfd.readouterr().err
+    assert (work / "output/metrics.json").read_bytes() == before
+    assert predict.main([]) == 0 and (work / "output/metrics.json").read_bytes() != before
 
 
 # ---- disks that are full, folders that cannot be written ----
@@ -472,7 +504,7 @@ def test_memory_does_not_grow_with_the_number_of_photographs(work, tmp_path_fact
     peaks = {}
     for n in (2000, 20000):
         data = photographs(tmp_path_factory.mktemp("data"), n * 4 // 5)
-        code = "import resource, sys, extract_feature; code = extract_feature.main(sys.argv[1:]); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+        code = "import re, sys, extract_feature; code = extract_feature.main(sys.argv[1:]); print(re.search(r'VmHWM:\\s+([0-9]+)', open('/proc/self/status').read())[1]); sys.exit(code)"
         done = subprocess.run([sys.executable, "-c", code, "--data", data, "--output", str(n), "--select", "first"], cwd=work, env={**os.environ, "PYTHONPATH": str(PROJECT)},
                               capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr
