@@ -58,8 +58,8 @@ def write_result(a) -> None:
     ranked = metrics.top_classes(logits, max(5, a.topk))
     order = sorted(range(len(test.names)), key=lambda i: data.natural_key(test.names[i]))
     unreadable = test.meta.get("unreadable", {})
-    guesses = {**dict(zip(test.names, ranked)), **dict.fromkeys(unreadable, prior(logits, a.topk) if unreadable else None)}
-    lines = [" ".join([name, *map(str, guesses[name][: a.topk])]) + "\n" for name in sorted(guesses, key=data.natural_key)]
+    guesses = [*zip(test.names, ranked), *((name, prior(logits, a.topk)) for name in unreadable)]
+    lines = [" ".join([name, *map(str, best[: a.topk])]) + "\n" for name, best in sorted(guesses, key=lambda guess: data.natural_key(guess[0]))]
     if a.sheet:
         draw_test_sheet(a, adapter, test, logits, order)
     write_text_and_zip(a.result, "".join(lines).encode("utf-8", "surrogateescape"))
