@@ -45,7 +45,7 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(self.folder)
         for path in self._parts():
-            self._register(path, self._load(path))
+            self._register(path, _keys(self._load(path)))
 
     def clear(self) -> None:
         """Forget all rows."""
@@ -66,9 +66,9 @@ class Store:
                 absent.setdefault(key, place)
         if absent:
             computed = ((keys[place], row) for places, rows in compute(list(absent.values())) for place, row in zip(places, rows))
-            for path, part in self._write(computed):
-                self._register(path, part)
-                self.computed += len(part)
+            for path, written in self._write(computed):
+                self._register(path, written)
+                self.computed += len(written)
         return self._read(keys)
 
     def tally(self) -> tuple[int, int]:
@@ -77,19 +77,19 @@ class Store:
 
     def tidy(self) -> None:
         """Keep the rows that were asked for and no others, in whole parts, so that the folder does not grow for ever."""
-        kept: set[bytes] = set()
         loose: dict[bytes, np.ndarray] = {}  # rows of parts that hold few, or others too
         old = []
         for path in self._parts():
             part = self._load(path)
-            keys = [] if part is None else _keys(part)
-            if len(keys) >= CHUNK and self.asked.issuperset(keys) and kept.isdisjoint(keys):
-                kept.update(keys)
-            else:
+            keys = _keys(part)
+            alive = [at for at, key in enumerate(keys) if key in self.asked and self._places.get(key) == (path, at)]
+            if len(alive) < max(CHUNK, len(keys)):
                 old.append(path)
-                loose.update((key, part["row"][i]) for i, key in enumerate(keys) if key in self.asked)
-        new = [path for path, _ in self._write((key, row) for key, row in loose.items() if key not in kept)]
-        for path in set(old) - set(new):
+                loose.update((keys[at], part["row"][at]) for at in alive)
+        new = list(self._write(loose.items()))
+        for path, keys in new:
+            self._register(path, keys)
+        for path in set(old) - {path for path, _ in new}:
             path.unlink()
 
     def _read(self, keys: Sequence[bytes]) -> np.ndarray:
@@ -107,8 +107,8 @@ class Store:
             rows[places] = part["row"][at]
         return rows
 
-    def _write(self, items: Iterable[tuple[bytes, np.ndarray]]) -> Iterator[tuple[Path, np.ndarray]]:
-        """Put (key, row) pairs down, CHUNK at a time; yields each part's path and content once it is on disk."""
+    def _write(self, items: Iterable[tuple[bytes, np.ndarray]]) -> Iterator[tuple[Path, list[bytes]]]:
+        """Put (key, row) pairs down, CHUNK at a time; yields each part's path and keys once it is on disk."""
         items = iter(items)
         while chosen := list(islice(items, CHUNK)):
             part = np.array(chosen, self.form)
@@ -117,7 +117,7 @@ class Store:
             path = self.folder / f"{hashlib.sha256(content.getvalue()).hexdigest()}.npy"
             with written_whole(path) as file:
                 file.write(content.getvalue())
-            yield path, part
+            yield path, [key for key, _ in chosen]
 
     def _load(self, path: Path) -> np.ndarray | None:
         """A part's content, array of (key, row); None where it is damaged, or of another width."""
@@ -128,13 +128,13 @@ class Store:
             return None
         return part if hashlib.sha256(content).hexdigest() == path.stem and part.dtype == self.form else None
 
-    def _register(self, path: Path, part: np.ndarray | None) -> None:
-        if part is not None:
-            self._places.update((key, (path, at)) for at, key in enumerate(_keys(part)))
+    def _register(self, path: Path, keys: list[bytes]) -> None:
+        self._places.update((key, (path, at)) for at, key in enumerate(keys))
 
     def _parts(self) -> list[Path]:
         return sorted(self.folder.glob("*.npy"))
 
 
-def _keys(part: np.ndarray) -> list[bytes]:
-    return [key.tobytes() for key in part["key"]]
+def _keys(part: np.ndarray | None) -> list[bytes]:
+    """The keys of a part, in their order; none of a damaged one."""
+    return [] if part is None else [key.tobytes() for key in part["key"]]
