@@ -68,7 +68,7 @@ def parse_views(listed: str) -> list[str]:
 
 def view_rng(seed: int, name: str, number: int) -> np.random.Generator:
     """The randomness of one view of one photograph, whatever else is computed before it or beside it."""
-    digest = hashlib.sha256(f"{seed}\0{number}\0{name}".encode("utf-8", "surrogateescape")).digest()
+    digest = hashlib.sha256(f"{seed}\0{number}\0{name}".encode("utf-8")).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
 

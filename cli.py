@@ -1,9 +1,21 @@
 """What the four scripts share: options spelt the same everywhere, and one line for a user's mistake."""
+from __future__ import annotations
+
 import argparse
 import functools
+import io
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Iterator
 
+try:
+    import fcntl
+except ImportError:  # not a Unix: runs are not kept apart
+    fcntl = None
+
+import bounded
+from fewshot import artifacts
 from fewshot.errors import TaskError
 from jclip.errors import ClipError
 
@@ -36,17 +48,45 @@ def at_least(low: int):
     return number
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """`folder`, made where it is missing, for this run alone; raises TaskError where another run is at work in it.
+
+    The system frees the lock when the process ends, however it ends. What killed runs left half-written is removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        if _lock(file):
+            artifacts.remove_unfinished(folder)
+        yield
+
+
+def _lock(file) -> bool:
+    """Whether the file is locked now; some systems and file systems have no locks."""
+    try:
+        if fcntl:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock's: those go on in the processes that Jittor forks to compile
+        return bool(fcntl)
+    except (BlockingIOError, PermissionError):
+        folder = Path(file.name).parent
+        raise TaskError(f"{folder}: another run is at work in it; wait until it has ended, or name another folder with --output") from None
+    except OSError:
+        return False
+
+
 def script(main):
     """Decorate a script's main(argv): a mistake becomes one line on stderr and exit code 1; returns the exit code."""
     @functools.wraps(main)
     def run(argv=None) -> int:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text that the terminal can show
         try:
             main(argv)
             return 0
         except (ClipError, TaskError) as error:
             message = str(error)
         except OSError as error:
-            message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            message = bounded.one_line(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         except KeyboardInterrupt:
             print("\nstopped", file=sys.stderr)
             return 130

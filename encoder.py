@@ -1,42 +1,56 @@
-"""CLIP at work on photographs and prompts: one-line errors, progress bars; what extract_feature and predict share."""
+"""CLIP at work on photographs and prompts: progress bars, what cannot be read, and a store; what extract_feature and predict share."""
 from __future__ import annotations
 
 import os
+import stat
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import Callable, Iterator, Sequence
 
 import numpy as np
-from PIL import Image
+import PIL
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 import augment
 import jclip
 from fewshot.data import Photo
 from fewshot.errors import TaskError
-from jclip import features, preprocess, weights
+from fewshot.store import Store, key_of
+from jclip import features, preprocess, runtime, weights
+from jclip.errors import Unreadable
 
 FEW = 64  # so many photographs are read sooner than processes start
 READERS = 2  # processes: reading costs a twentieth of what encoding does
+TRANSFORM = 1  # to be raised when the same photograph or sentence gets another row: by preprocess, augment, tokenizer or model
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A model, its preprocessing and where it came from. D is the width of its features."""
+    """A model, its preprocessing and where it came from. D is the width of its features.
+
+    With a store, rows that it holds are not computed again, and batches always have the same number of rows, so that a row's
+    bits do not depend on what else was computed. With `strict`, the first photograph that cannot be read ends the work.
+    """
 
     model: object
     preprocess: object
     weights_sha256: str
+    device: str
     batch_size: int
+    store: Store | None = None
+    strict: bool = False
 
     @classmethod
-    def load(cls, path: Path, device: str, batch_size: int) -> "Encoder":
+    def load(cls, path: Path, device: str, batch_size: int, store: Path | None = None, strict: bool = False) -> "Encoder":
         """From a weights file; raises ClipError where it or the device cannot be used."""
         with ThreadPoolExecutor(1) as pool:
             digest = pool.submit(weights.sha256, path)  # takes half as long as the loading, beside it
             model, preprocess = jclip.load(path, device)
-        return cls(model, preprocess, digest.result(), batch_size)
+        opened = Store(store, model.visual.output_dim) if store else None
+        return cls(model, preprocess, digest.result(), runtime.use(device), batch_size, opened, strict)
 
     @property
     def width(self) -> int:
@@ -50,59 +64,110 @@ class Encoder:
     def prompts(self, sentences: Sequence[Sequence[str]]) -> np.ndarray:
         """One unit row a class, float32 (C, D): the ensemble of the class's sentences."""
         flat = [sentence for of_class in sentences for sentence in of_class]
-        with tqdm(total=len(flat), desc="prompts", unit=" text", disable=None) as bar:
-            rows = features.text_features(self.model, flat, bar.update)
+        batch_size = features.TEXT_BATCH if self.store else even(len(flat), features.TEXT_BATCH)
+
+        def compute(places: Sequence[int]) -> Iterator[tuple[list[int], np.ndarray]]:
+            with tqdm(total=len(places), desc="prompts", unit=" text", disable=None) as bar:
+                for chosen, rows in features.text_features(self.model, [flat[place] for place in places], batch_size):
+                    yield [places[i] for i in chosen], rows
+                    bar.update(len(chosen))
+
+        rows = self._rows([self._key("text", batch_size, sentence) for sentence in flat], compute)
         return features.prompt_ensemble(rows, [len(of_class) for of_class in sentences])
 
-    def photos(self, paths: Sequence[Path], what: str) -> np.ndarray:
-        """Unit rows of n photographs as they are, float32 (n, D); raises TaskError for one that cannot be read."""
-        return self._encode(paths, Reader(self.preprocess.resolution), what)
+    def photos(self, photos: Sequence[Photo], what: str) -> tuple[np.ndarray, dict[int, str]]:
+        """Unit rows of n photographs as they are, float32 (n, D), and why some, by place, cannot be read: their rows are NaN.
 
-    def views(self, photos: Sequence[Photo], views: Sequence[str], seed: int) -> np.ndarray:
-        """Unit rows of all views but the first, which is the plain photograph, float32 (n, V - 1, D)."""
-        items = [(photo, number) for photo in photos for number in range(1, len(views))]
-        rows = self._encode(items, ViewReader(self.preprocess.resolution, tuple(views), seed), "views")
-        return rows.reshape(len(photos), len(views) - 1, self.width)
+        what : "train" or "test", whose names may be the same
+        """
+        return self._encode([(photo, 0) for photo in photos], ("plain",), 0, what)
 
-    def _encode(self, items: Sequence, read: Callable, what: str) -> np.ndarray:
-        rows, done = np.empty((len(items), self.width), np.float32), 0
-        workers = 0 if len(items) <= FEW else min(READERS, os.cpu_count() or 1)
-        with tqdm(total=len(items), desc=what, unit=" photo", disable=None) as bar:
-            for batch in features.image_features(self.model, items, read, self.batch_size, workers):
-                rows[done : done + len(batch)] = batch
-                done += len(batch)
-                bar.update(len(batch))
+    def views(self, photos: Sequence[Photo], views: Sequence[str], seed: int) -> tuple[np.ndarray, dict[int, str]]:
+        """The same of all views but the first, which is the plain photograph, float32 (n, V - 1, D)."""
+        each = len(views) - 1
+        rows, unreadable = self._encode([(photo, number) for photo in photos for number in range(1, each + 1)], tuple(views), seed, "views")
+        return rows.reshape(len(photos), each, self.width), {place // each: cause for place, cause in unreadable.items()}
+
+    def _encode(self, items: list[tuple[Photo, int]], views: tuple[str, ...], seed: int, what: str) -> tuple[np.ndarray, dict[int, str]]:
+        """Rows of (photograph, number of the view) pairs, and why some, by place, cannot be read."""
+        keys = [self._photo_key(photo, views[number], number, seed, what) for photo, number in items]
+        read = Reader(self.preprocess.resolution, views, seed)
+        unreadable: dict[bytes, str] = {}
+
+        def compute(places: Sequence[int]) -> Iterator[tuple[list[int], np.ndarray]]:
+            causes, done = {}, 0
+            workers = 0 if len(places) <= FEW else min(READERS, os.cpu_count() or 1)
+            with tqdm(total=len(places), desc=what, unit=" photo", disable=None) as bar:
+                for rows in features.image_features(self.model, (items[place] for place in places), read, self.batch_size, workers, causes):
+                    here = places[done : done + len(rows)]
+                    well = [i for i in range(len(rows)) if done + i not in causes]
+                    for i in sorted(set(range(len(rows))).difference(well)):
+                        unreadable[keys[here[i]]] = self._excused(items[here[i]][0], causes[done + i])
+                    yield [here[i] for i in well], rows[well]
+                    done += len(rows)
+                    bar.update(len(rows))
+
+        rows = self._rows(keys, compute)
+        return rows, {place: unreadable[key] for place, key in enumerate(keys) if key in unreadable}
+
+    def _rows(self, keys: list[bytes], compute: Callable) -> np.ndarray:
+        """Rows by key from the store, else all computed here; NaN where none came."""
+        if self.store:
+            return self.store.rows(keys, compute)
+        rows = np.full((len(keys), self.width), np.nan, np.float32)
+        for places, computed in compute(range(len(keys))):
+            rows[places] = computed
         return rows
+
+    def _key(self, *of: object) -> bytes:
+        return key_of(self.weights_sha256, TRANSFORM, self.device, *of)
+
+    def _photo_key(self, photo: Photo, view: str, number: int, seed: int, what: str) -> bytes:
+        try:
+            status = os.stat(photo.path)
+            found = [status.st_size, status.st_mtime_ns]
+        except OSError:
+            found = os.urandom(8).hex()  # its reading says why; should it be there by then, no later run shall take its row
+        drawn = [seed, number] if number else None
+        return self._key("photo", self.batch_size, PIL.__version__, view, drawn, "test" if what == "test" else "train", photo.name, found)
+
+    def _excused(self, photo: Photo, cause: str) -> str:
+        if self.strict:
+            raise TaskError(f"{photo.path}: cannot be read as a photograph ({cause}); replace it or leave it out")
+        return cause
+
+
+def even(n: int, most: int) -> int:
+    """The size of the fewest batches that hold n, none of them above `most`, so that the last one lacks little."""
+    batches = max(1, -(-n // most))
+    return max(1, -(-n // batches))
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A photograph's path -> uint8 (resolution, resolution, 3), in whatever process."""
+    """(photograph, number of the view) -> uint8 (resolution, resolution, 3), in whatever process."""
 
     resolution: int
-
-    def __call__(self, path: Path) -> np.ndarray:
-        return self.crop(path, lambda image: image)
-
-    def crop(self, path: Path, view: Callable) -> np.ndarray:
-        """What CLIP sees of a view of the photograph; raises TaskError where it cannot be read."""
-        try:
-            with Image.open(path) as image:
-                return preprocess.crop(view(image), self.resolution)
-        except FileNotFoundError:
-            raise TaskError(f"{path}: no such photograph; mend the list or put the file there") from None
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise TaskError(f"{path}: cannot be read as a photograph ({error}); replace it or leave it out") from None
-
-
-@dataclass(frozen=True)
-class ViewReader(Reader):
-    """(photograph, number of the view) -> the same, of that view, with the randomness of its own."""
-
     views: tuple[str, ...]
     seed: int
 
     def __call__(self, item: tuple[Photo, int]) -> np.ndarray:
+        """What CLIP sees of the view; raises Unreadable. Damaged files make Pillow raise whatever it likes."""
         photo, number = item
         rng = augment.view_rng(self.seed, photo.name, number)
-        return self.crop(photo.path, lambda image: augment.VIEWS[self.views[number]](image, rng))
+        try:
+            status = os.stat(photo.path)
+            if not stat.S_ISREG(status.st_mode):
+                raise Unreadable("not a file")  # a pipe would be waited for
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what Pillow could make sense of
+                with Image.open(photo.path) as image:
+                    return preprocess.crop(augment.VIEWS[self.views[number]](image, rng), self.resolution)
+        except UnidentifiedImageError:
+            raise Unreadable("not an image" if status.st_size else "empty") from None
+        except OSError as error:
+            raise Unreadable(error.strerror or str(error)) from None
+        except Unreadable:
+            raise
+        except Exception as error:
+            raise Unreadable(f"{type(error).__name__}: {error}") from None

@@ -2,7 +2,8 @@
 
 Reads the contest's lists (classes_b.txt, train.txt, TestSetB) or plain folders (train/CLASS/*, test/* or
 test/CLASS/*). Of each class's training photographs a few become the shots, with augmented views; the rest is the
-validation set, on which train_adapter.py makes its choices.
+validation set, on which train_adapter.py makes its choices. Stopped and started again, it goes on where it was; what is
+unchanged since an earlier run is not encoded again.
 """
 from __future__ import annotations
 
@@ -16,10 +17,14 @@ from typing import Sequence
 import numpy as np
 
 import augment
+import bounded
 import cli
 import jclip
 from encoder import Encoder
 from fewshot import artifacts, data, prompts, support
+from fewshot.errors import TaskError
+
+FIRST = 5  # so many unreadable photographs are said, the rest is listed in a file
 
 
 def parse(argv) -> argparse.Namespace:
@@ -32,6 +37,8 @@ def parse(argv) -> argparse.Namespace:
     p.add_argument("--max-train", type=cli.at_least(1), metavar="N", help="look at N training photographs a class, drawn with --seed (default: at all)")
     p.add_argument("--max-val", type=cli.at_least(0), metavar="N", help="keep N validation photographs a class, drawn with --seed (default: all that are left)")
     p.add_argument("--batch-size", type=cli.at_least(1), default=32, metavar="N", help="photographs encoded at a time (default: 32)")
+    p.add_argument("--force", action="store_true", help="encode all anew, also what is unchanged since an earlier run")
+    p.add_argument("--strict", action="store_true", help="stop at the first photograph that cannot be read (default: leave it out and say so)")
     return p.parse_args(argv)
 
 
@@ -41,19 +48,30 @@ def main(argv=None):
     views = augment.parse_views(a.views)
     task = data.read_task(a.data, a.split)
     worded = read_prompts(task.classes, a.prompts)
-    encoder = Encoder.load(a.weights, a.device, a.batch_size)
-    a.output.mkdir(parents=True, exist_ok=True)
+    with cli.locked(a.output):
+        extract(a, views, task, worded)
+
+
+def extract(a, views: list[str], task: data.Task, worded: prompts.Prompts) -> None:
+    """Encode all that the task needs, then write the files, all or none."""
+    encoder = Encoder.load(a.weights, a.device, a.batch_size, a.output / "store", a.strict)
+    if a.force:
+        encoder.store.clear()
     made_by = {"program": f"jittor-tip-adapter {jclip.__version__}", "weights_sha256": encoder.weights_sha256,
                "classes_sha256": fingerprint(task.classes)}
-
     text = artifacts.Text(encoder.prompts(worded.sentences), np.array(task.classes), encoder.scale,
                           {**made_by, "groups": worded.groups, "prompts_sha256": fingerprint(worded.sentences)})
-    artifacts.write(a.output / "text.npz", text)
-    write_shots(a, task.train, views, encoder, made_by)
-    rows = encoder.photos([photo.path for photo in task.test], "test")
-    artifacts.write(a.output / "test.npz", split_of(task.test, rows, {**made_by, "list_sha256": fingerprint([p.name for p in task.test])}))
-    print(f"{a.output}: text of {len(task.classes)} classes and {sum(map(len, worded.sentences))} sentences, {len(task.test)} test photographs. "
-          f"Next: python train_adapter.py")
+    unreadable: dict[str, str] = {}
+    shots, val = train_files(a, task, views, encoder, made_by, unreadable)
+    test = test_file(a, task.test, encoder, made_by, unreadable)
+    report(a.output, unreadable)
+    artifacts.write_together({a.output / "text.npz": text, a.output / "support.npz": shots, a.output / "val.npz": val, a.output / "test.npz": test})
+    encoder.store.tidy()
+
+    computed, kept = encoder.store.tally()
+    print(f"{a.output}: {len(shots.names)} shots of {len(np.unique(shots.labels))} classes in {len(views)} views, {len(val.names) if val else 0} validation photographs")
+    print(f"{a.output}: text of {len(task.classes)} classes and {sum(map(len, worded.sentences))} sentences, {len(task.test)} test photographs")
+    print(f"{a.output}: encoded {computed}, kept {kept} photographs, views and sentences. Next: python train_adapter.py")
 
 
 def read_prompts(classes: Sequence[str], folder: Path) -> prompts.Prompts:
@@ -67,30 +85,76 @@ def read_prompts(classes: Sequence[str], folder: Path) -> prompts.Prompts:
     return read
 
 
-def write_shots(a, train: Sequence[data.Photo], views: list[str], encoder: Encoder, made_by: dict) -> None:
-    """Choose the shots, encode their views and the validation photographs, write support.npz and val.npz."""
-    labels = np.array([photo.label for photo in train], np.int64)
-    pool = support.looked_at(labels, a.max_train, a.seed)
-    rows = np.zeros((len(train), encoder.width), np.float32)
-    if a.select == "kmeans":  # needs the features of all; the other ways only those that are kept
-        rows[pool] = encoder.photos([train[i].path for i in pool], "train")
-    shots = pool[support.choose(labels[pool], a.shots, a.select, a.seed, rows[pool])]
-    rest = np.setdiff1d(pool, shots)
-    val = rest[support.looked_at(labels[rest], a.max_val, a.seed)]
-    if a.select != "kmeans":
-        kept = np.union1d(shots, val)
-        rows[kept] = encoder.photos([train[i].path for i in kept], "train")
+def train_files(a, task: data.Task, views: list[str], encoder: Encoder, made_by: dict, unreadable: dict[str, str]) -> tuple:
+    """Choose the shots, encode their views and the validation photographs: a Support, and a Split or None.
 
-    shot_photos = [train[i] for i in shots]
-    augmented = encoder.views(shot_photos, views, a.seed)
+    Where one of them turns out to be unreadable, the choice is made again without it.
+    """
+    train, labels = task.train, np.array([photo.label for photo in task.train], np.int64)
+    rows = np.full((len(train), encoder.width), np.nan, np.float32)
+    pool, lost = support.looked_at(labels, a.max_train, a.seed), {}
+    while True:
+        if a.select == "kmeans":  # needs the features of all; the other ways only those that are kept
+            lost = encode(train, pool, rows, encoder)
+            pool = readable(a, task, pool, lost, unreadable)
+        shots = pool[support.choose(labels[pool], a.shots, a.select, a.seed, rows[pool])]
+        rest = np.setdiff1d(pool, shots)
+        val = rest[support.looked_at(labels[rest], a.max_val, a.seed)]
+        kept = np.union1d(shots, val)
+        lost = encode(train, kept, rows, encoder)
+        augmented, failed = encoder.views([train[i] for i in shots], views, a.seed)
+        lost.update({int(shots[place]): cause for place, cause in failed.items()})
+        if not lost:
+            break
+        pool = readable(a, task, pool, lost, unreadable)
+
     made_by = {**made_by, "shots": a.shots, "select": a.select, "seed": a.seed, "selection_sha256": fingerprint(
-        [[photo.name, photo.label] for photo in train], a.shots, a.select, a.seed, a.max_train, a.max_val)}
-    (a.output / "val.npz").unlink(missing_ok=True)  # one of an earlier choice may hold today's shots
-    artifacts.write(a.output / "support.npz", artifacts.Support(
-        np.concatenate([rows[shots][:, None], augmented], axis=1), labels[shots], names_of(shot_photos), {**made_by, "views": views}))
-    if len(val):
-        artifacts.write(a.output / "val.npz", split_of([train[i] for i in val], rows[val], made_by))
-    print(f"{a.output}: {len(shots)} shots of {len(np.unique(labels[shots]))} classes in {len(views)} views, {len(val)} validation photographs")
+        [[train[i].name, train[i].label] for i in pool], a.shots, a.select, a.seed, a.max_train, a.max_val, hashlib.sha256(rows[kept]).hexdigest())}
+    shot_photos = [train[i] for i in shots]
+    cache = artifacts.Support(np.concatenate([rows[shots][:, None], augmented], axis=1), labels[shots], names_of(shot_photos), {**made_by, "views": views})
+    return cache, split_of([train[i] for i in val], rows[val], made_by) if len(val) else None
+
+
+def encode(photos: Sequence[data.Photo], places: np.ndarray, rows: np.ndarray, encoder: Encoder) -> dict[int, str]:
+    """Put the rows of the photographs at `places` into `rows`; why some of them, by place, cannot be read."""
+    rows[places], failed = encoder.photos([photos[i] for i in places], "train")
+    return {int(places[i]): cause for i, cause in failed.items()}
+
+
+def readable(a, task: data.Task, pool: np.ndarray, lost: dict[int, str], unreadable: dict[str, str]) -> np.ndarray:
+    """`pool` without the lost ones, which are noted in `unreadable`; raises TaskError where a class loses its last."""
+    unreadable.update({str(task.train[i].path): cause for i, cause in lost.items()})
+    left = np.setdiff1d(pool, list(lost))
+    emptied = {task.train[i].label for i in lost} - {task.train[i].label for i in left}
+    if emptied:
+        report(a.output, unreadable)
+        raise TaskError(f"class {task.classes[min(emptied)]!r}: none of its training photographs that were looked at can be read; "
+                        f"{a.output / 'unreadable.txt'} has the causes: mend them, or leave the class without photographs")
+    return left
+
+
+def test_file(a, photos: Sequence[data.Photo], encoder: Encoder, made_by: dict, unreadable: dict[str, str]) -> artifacts.Split:
+    """The test photographs that can be read; the others stand in its meta, for predict.py to give them a line, too."""
+    rows, failed = encoder.photos(photos, "test")
+    unreadable.update({str(photos[i].path): cause for i, cause in failed.items()})
+    if len(failed) == len(photos):
+        report(a.output, unreadable)
+        raise TaskError(f"none of the {len(photos)} test photographs can be read; {a.output / 'unreadable.txt'} has the causes")
+    well = [i for i in range(len(photos)) if i not in failed]
+    return split_of([photos[i] for i in well], rows[well], {**made_by, "list_sha256": fingerprint([photo.name for photo in photos]),
+                                                           "unreadable": {photos[i].name: cause for i, cause in failed.items()}})
+
+
+def report(folder: Path, unreadable: dict[str, str]) -> None:
+    """Put what cannot be read into unreadable.txt, one "path: cause" a line, and say the first few."""
+    path = folder / "unreadable.txt"
+    lines = [bounded.one_line(f"{photo}: {cause}") for photo, cause in unreadable.items()]
+    if not lines:
+        path.unlink(missing_ok=True)
+        return
+    with artifacts.written_whole(path) as file:
+        file.write("".join(f"{line}\n" for line in lines).encode())
+    print(f"{len(lines)} photographs cannot be read and are left out; {path} lists them:", *lines[:FIRST], *["…"] * (len(lines) > FIRST), sep="\n  ", file=sys.stderr)
 
 
 def split_of(photos: Sequence[data.Photo], rows: np.ndarray, meta: dict) -> artifacts.Split:

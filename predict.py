@@ -7,19 +7,20 @@ from the trained adapter or, with --classes, zero-shot: no training and no data 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
+import bounded
 import cli
 import sheet
 from fewshot import artifacts, data, metrics, prompts
 from fewshot.errors import TaskError
 from tip_adapter_utils import predict_logits
 
+FIRST = 5  # so many unreadable photographs are said one by one
 SHEET = 30  # photographs on a contact sheet
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # of a contact sheet; all else is PNG
 
@@ -56,15 +57,26 @@ def write_result(a) -> None:
     logits = predict_logits(adapter, test.features)
     ranked = metrics.top_classes(logits, max(5, a.topk))
     order = sorted(range(len(test.names)), key=lambda i: data.natural_key(test.names[i]))
-    lines = [" ".join([test.names[i], *map(str, ranked[i, : a.topk])]) + "\n" for i in order]
+    unreadable = test.meta.get("unreadable", {})
+    guesses = [*zip(test.names, ranked), *((name, prior(logits, a.topk)) for name in unreadable)]
+    lines = [" ".join([name, *map(str, best[: a.topk])]) + "\n" for name, best in sorted(guesses, key=lambda guess: data.natural_key(guess[0]))]
     if a.sheet:
         draw_test_sheet(a, adapter, test, logits, order)
-    write_text_and_zip(a.result, "".join(lines).encode())
+    write_text_and_zip(a.result, "".join(lines).encode("utf-8"))
     print(f"{a.result}: {len(lines)} photographs, {min(a.topk, len(adapter.names))} classes each, by {adapter.method}; the same in {zip_beside(a.result)}")
+    if unreadable:
+        print(f"{len(unreadable)} of them could not be read and got the classes that are likeliest over all others:",
+              *[bounded.one_line(f"{name}: {cause}") for name, cause in list(unreadable.items())[:FIRST]], *["…"] * (len(unreadable) > FIRST), sep="\n  ")
     if (test.labels >= 0).any():
-        figures = metrics.score(ranked, test.labels, adapter.names, prompts.groups_of(adapter))
-        record_test(a.output / "metrics.json", figures)
+        figures = metrics.score(logits, test.labels, adapter.names, prompts.groups_of(adapter))
+        with cli.locked(a.output):
+            record_test(a.output, figures)
         print(f"test: top-1 {figures['top1']:.1%}, top-5 {figures['top5']:.1%} of {figures['n']} labelled photographs")
+
+
+def prior(logits: np.ndarray, k: int) -> np.ndarray:
+    """The k classes, best first, that are likeliest of a photograph nobody has seen: by the mean probabilities of all others."""
+    return metrics.top_classes(metrics.softmax(logits).mean(axis=0, keepdims=True), k)[0]
 
 
 def draw_test_sheet(a, adapter: artifacts.Adapter, test: artifacts.Split, logits: np.ndarray, order: list[int]) -> None:
@@ -75,7 +87,7 @@ def draw_test_sheet(a, adapter: artifacts.Adapter, test: artifacts.Split, logits
     if absent:
         raise TaskError(f"{a.output / 'test.npz'} names {absent[0]}, which {a.data} does not hold; name the data it was made from with --data")
     truths = [adapter.names[test.labels[i]] if test.labels[i] >= 0 else None for i in rows]
-    draw_sheet(a, [paths[test.names[i]] for i in rows], softmax(logits[rows]), adapter, truths)
+    draw_sheet(a, [paths[test.names[i]] for i in rows], metrics.softmax(logits[rows]), adapter, truths)
 
 
 def draw_sheet(a, paths, probabilities: np.ndarray, adapter: artifacts.Adapter, truths) -> None:
@@ -95,44 +107,53 @@ def spoken(adapter: artifacts.Adapter) -> list[str]:
 
 
 def write_text_and_zip(path: Path, content: bytes) -> None:
-    with artifacts.written_whole(path) as file:
-        file.write(content)
-    with artifacts.written_whole(zip_beside(path)) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(zipfile.ZipInfo(path.name), content, zipfile.ZIP_DEFLATED)  # its fixed date keeps the bytes the same
+    with artifacts.written_together([path, zip_beside(path)]) as (text, zipped):
+        text.write(content)
+        with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(zipfile.ZipInfo(path.name), content, zipfile.ZIP_DEFLATED)  # its fixed date keeps the bytes the same
 
 
 def zip_beside(path: Path) -> Path:
     return path.with_suffix(".zip")
 
 
-def record_test(path: Path, figures: dict) -> None:
-    """Put the test figures into metrics.json beside what train_adapter.py wrote."""
+def record_test(folder: Path, figures: dict) -> None:
+    """Put the test figures into metrics.json and metrics.csv beside what train_adapter.py wrote."""
+    path = folder / "metrics.json"
     try:
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        known = bounded.json_value(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not isinstance(known, dict):
+            raise ValueError(f"holds a {type(known).__name__}, expected an object")
     except ValueError as error:
-        raise TaskError(f"{path}: not JSON ({error}); run train_adapter.py again") from None
-    metrics.write_json(path, {**known, "test": figures})
+        raise TaskError(f"{path}: {error}; run train_adapter.py again") from None
+    metrics.write(folder, {**known, "test": figures})
 
 
 def print_photos(a) -> None:
     """Print the classes and probabilities of the given photographs."""
-    from encoder import Encoder
+    from encoder import Encoder, even
 
-    paths = [path for given in a.photos for path in data.photographs(given)]
+    photos = [data.Photo(path, str(path), data.UNKNOWN) for given in a.photos for path in data.photographs(given)]
     adapter = None if a.classes else artifacts.read(a.output / "adapter.npz", artifacts.Adapter)
-    encoder = Encoder.load(a.weights, a.device, batch_size=32)
+    encoder = Encoder.load(a.weights, a.device, even(len(photos), 32))
     adapter = adapter or zero_shot_adapter(encoder, a.classes)
     trained_on = adapter.meta.get("weights_sha256", encoder.weights_sha256)
     if trained_on != encoder.weights_sha256:
         raise TaskError(f"{a.output / 'adapter.npz'} was trained on features of other weights (SHA-256 {trained_on[:12]}…) than {a.weights} "
                         f"({encoder.weights_sha256[:12]}…); name those with --weights or run extract_feature.py and train_adapter.py again")
-    probabilities = softmax(predict_logits(adapter, encoder.photos(paths, "photographs")))
+    rows, unreadable = encoder.photos(photos, "photographs")
+    well = [i for i in range(len(photos)) if i not in unreadable]
+    paths, probabilities = [photos[i].path for i in well], metrics.softmax(predict_logits(adapter, rows[well]))
     for path, row, best in zip(paths, probabilities, metrics.top_classes(probabilities, a.topk)):
-        print(path)
+        print(bounded.one_line(str(path)))
         for label in best:
             print(f"  {row[label]:6.1%}  {adapter.names[label]}")
-    if a.sheet:
+    if a.sheet and paths:
         draw_sheet(a, paths[:SHEET], probabilities[:SHEET], adapter, [None] * len(paths))
+    if unreadable:
+        said = [f"{photos[i].path}: cannot be read as a photograph ({cause})" for i, cause in unreadable.items()]
+        print(*map(bounded.one_line, said[1:]), sep="\n", end="\n" * (len(said) > 1), file=sys.stderr)
+        raise TaskError(f"{said[0]}; {len(said)} of {len(photos)} left out")
 
 
 def zero_shot_adapter(encoder, listed: str) -> artifacts.Adapter:
@@ -143,12 +164,6 @@ def zero_shot_adapter(encoder, listed: str) -> artifacts.Adapter:
     text = encoder.prompts(prompts.read(names).sentences)
     none = np.zeros((0, encoder.width), np.float32), np.zeros((0, len(names)), np.float32)
     return artifacts.Adapter("zero-shot", np.array(names), text, encoder.scale, *none, 0.0, 0.0, {"weights_sha256": encoder.weights_sha256})
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities of each row's classes; logits and result (m, C)."""
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 if __name__ == "__main__":

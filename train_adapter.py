@@ -45,6 +45,14 @@ def learning_rate(text: str) -> float:
 @cli.script
 def main(argv=None):
     a = parse(argv)
+    if not a.output.is_dir():  # which the lock would make
+        raise TaskError(f"no {a.output / 'text.npz'}; run extract_feature.py first, or name its folder with --output")
+    with cli.locked(a.output):
+        learn(a)
+
+
+def learn(a) -> None:
+    """Train, compare, write adapter.npz and the figures, say what came out."""
     text, support, val = read_task(a.output)
     settings = Settings(a.epochs, a.lr, a.seed, a.device, a.refit)
     started = time.perf_counter()

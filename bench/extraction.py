@@ -20,7 +20,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from encoder import Encoder  # noqa: E402
-from fewshot.data import photographs  # noqa: E402
+from fewshot.data import UNKNOWN, Photo, photographs  # noqa: E402
 from jclip import runtime  # noqa: E402
 
 BATCH = 32
@@ -41,7 +41,7 @@ def main():
         for _ in range(a.rounds):
             tower = run_tower(encoder, 12)
             started = time.perf_counter()
-            encoder.photos(files, "files")
+            encoder.photos([Photo(file, file.name, UNKNOWN) for file in files], "files")
             read = len(files) / (time.perf_counter() - started)
             ratios.append(read / tower)
             print(f"tower {tower:.1f} images/s, files {read:.1f} images/s: {ratios[-1]:.0%}", flush=True)

@@ -30,7 +30,7 @@ def images(n):
 
 
 def texts(texts):
-    features.text_features(model(), texts)
+    list(features.text_features(model(), texts))
 
 
 def product(m, k, n):

@@ -7,10 +7,11 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from contextlib import contextmanager
+import zipfile
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Iterator, Optional, TypeVar
+from typing import Iterator, Optional, Sequence, TypeVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from .data import NOT_IN_NAMES
 from .errors import TaskError
 
 DEFAULT_SCALE = 100.0  # exp(logit_scale) of all of OpenAI's models
+PART = ".part"  # of files that are not whole yet
 NORM_TOLERANCE = 1e-2  # of a row's L2 norm; wide enough for rows that were stored as float16
 
 
@@ -98,25 +100,54 @@ def written_whole(path: Path) -> Iterator:
 
     The content is on disk before the name is, so that a kill or a power cut leaves the old file or the new one.
     """
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    path, temporary = Path(path), None
     try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and (error.filename is None or str(error.filename).endswith(PART)):
+            raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file, others the temporary one
         raise
+
+
+@contextmanager
+def written_together(paths: Sequence[Path]) -> Iterator[list]:
+    """Binary files that become `paths` when the block ends well, all or none: all are on disk before the first has its name."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(written_whole(path)) for path in paths]
+        yield files
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed runs left of `written_whole` in a folder that no other run uses."""
+    for path in Path(folder).glob(f".*{PART}"):
+        path.unlink(missing_ok=True)
 
 
 def write(path: Path, artifact) -> None:
     """Write an artifact, whole or not at all; the same content gives the same bytes."""
-    arrays = {f.name: np.asarray(getattr(artifact, f.name), _DTYPES[f.metadata["kind"]]) for f in _arrays_of(type(artifact))}
-    with written_whole(path) as file:
-        np.savez(file, **arrays, meta=np.array(json.dumps(artifact.meta, sort_keys=True)))
+    write_together({path: artifact})
+
+
+def write_together(content: dict) -> None:
+    """Write artifacts by path, all or none; None instead of one removes what is there."""
+    new = {path: artifact for path, artifact in content.items() if artifact is not None}
+    with written_together(list(new)) as files:
+        for file, artifact in zip(files, new.values()):
+            arrays = {f.name: np.asarray(getattr(artifact, f.name), _DTYPES[f.metadata["kind"]]) for f in _arrays_of(type(artifact))}
+            _savez(file, {**arrays, "meta": np.array(json.dumps(artifact.meta, sort_keys=True))})
+    for path in content.keys() - new.keys():
+        Path(path).unlink(missing_ok=True)
 
 
 def read(path: Path, kind: type[Artifact]) -> Artifact:
@@ -223,6 +254,14 @@ _NAMES = {"f": "float32", "i": "int64", "U": "text"}
 
 def _arrays_of(kind) -> list:
     return [f for f in fields(kind) if "dims" in f.metadata]
+
+
+def _savez(file, arrays: dict[str, np.ndarray]) -> None:
+    """numpy.savez, byte for byte; but that leaves its zip open where the disk is full, which then ends in a traceback."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def _width(artifact) -> int:

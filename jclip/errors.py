@@ -1,4 +1,4 @@
-"""The one exception that jclip raises for a user's mistake."""
+"""What jclip raises for a user's mistake."""
 import bounded
 
 
@@ -10,3 +10,7 @@ class ClipError(RuntimeError):
 
     def __init__(self, message: str):
         super().__init__(bounded.one_line(message))
+
+
+class Unreadable(ClipError):
+    """An image that cannot be read; the message is the cause. Where many are read, it need not end the work on the others."""

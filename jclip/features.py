@@ -19,8 +19,11 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def image_features(model, images: Iterable, read: Callable, batch_size: int = 32, workers: int = 0) -> Iterator[np.ndarray]:
+def image_features(model, images: Iterable, read: Callable, batch_size: int = 32, workers: int = 0,
+                   unreadable: dict[int, str] | None = None) -> Iterator[np.ndarray]:
     """Features of any number of images, batch by batch, in the order given; memory does not grow with their number.
+
+    A row's bits depend on its image and on batch_size alone, not on the other images: see `_filled`.
 
     Parameters
     ----------
@@ -30,36 +33,43 @@ def image_features(model, images: Iterable, read: Callable, batch_size: int = 32
         workers it is sent to other processes (`reading.batches` says how). What it raises is raised here.
     batch_size : images at a time
     workers : processes that read ahead; with 0 images are read here, in between
+    unreadable : where it is given, an image whose reading raises Unreadable has a row without meaning, and its place and
+        the cause are put here before its batch is yielded; nothing is raised then
 
     Yields
     ------
     float32 arrays (up to batch_size, d), rows of unit norm
     """
     jt = jittor()
-    for batch in reading.batches(images, read, model.visual.input_resolution, batch_size, workers):
+    for batch in reading.batches(images, read, model.visual.input_resolution, batch_size, workers, unreadable):
         with jt.no_grad():
-            rows = model.encode_image(jt.array(normalised(batch))).numpy()
-        yield unit(rows)
+            rows = model.encode_image(jt.array(normalised(_filled(batch, batch_size)))).numpy()
+        yield unit(rows[: len(batch)])
 
 
-def text_features(model, texts: list[str], progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
-    """Features of n texts, float32 (n, d), rows of unit norm; raises ClipError for an over-long text.
+def text_features(model, texts: list[str], batch_size: int = TEXT_BATCH) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Features of n texts, batch by batch; raises ClipError for an over-long text.
 
-    Texts of like length are computed together, because a batch costs as much as its longest text for every row.
-    progress(done) is called after each batch with the number of texts it held.
+    Texts of like length are computed together, because a batch costs as much as its longest text for every row. A row's
+    bits depend on its text and on batch_size alone.
+
+    Yields
+    ------
+    places in `texts`, int64 (up to batch_size,), and their rows, float32 (up to batch_size, d) of unit norm
     """
     jt = jittor()
     tokens = tokenize(texts, model.context_length)
     by_length = np.argsort((tokens != 0).sum(axis=1), kind="stable")
-    features = None
-    for start in range(0, len(texts), TEXT_BATCH):
-        chosen = by_length[start : start + TEXT_BATCH]
+    for start in range(0, len(texts), batch_size):
+        chosen = by_length[start : start + batch_size]
         with jt.no_grad():
-            rows = model.encode_text(tokens[chosen]).numpy()
-        features = np.empty((len(texts), rows.shape[1]), np.float32) if features is None else features
-        features[chosen] = unit(rows)
-        progress(len(chosen))
-    return features
+            rows = model.encode_text(_filled(tokens[chosen], batch_size)).numpy()
+        yield chosen, unit(rows[: len(chosen)])
+
+
+def _filled(batch: np.ndarray, n: int) -> np.ndarray:
+    """The batch, its first row repeated until there are n: for few rows oneDNN takes other ways, which round otherwise."""
+    return np.concatenate([batch, np.repeat(batch[:1], n - len(batch), axis=0)]) if len(batch) < n else batch
 
 
 def prompt_ensemble(features: np.ndarray, counts: list[int]) -> np.ndarray:

@@ -18,12 +18,12 @@ from typing import Callable, Iterable, Iterator
 
 import numpy as np
 
-from .errors import ClipError
+from .errors import ClipError, Unreadable
 
 NICENESS = 19  # of the readers: what they take from the computing threads delays all of those
 
 
-def batches(items: Iterable, read: Callable, resolution: int, batch_size: int, workers: int) -> Iterator[np.ndarray]:
+def batches(items: Iterable, read: Callable, resolution: int, batch_size: int, workers: int, unreadable: dict[int, str] | None = None) -> Iterator[np.ndarray]:
     """read(item) of each item in order, uint8 (up to batch_size, resolution, resolution, 3).
 
     Parameters
@@ -31,19 +31,24 @@ def batches(items: Iterable, read: Callable, resolution: int, batch_size: int, w
     read : turns an item into a uint8 array (resolution, resolution, 3). It is sent to the processes, so it must be a
         function of a module, or an object of a class of one. What it raises is raised here.
     workers : how many processes; with 0 all is read here, in between
+    unreadable : where it is given, an item whose reading raises Unreadable is black, and its place in `items` and the
+        cause are put here before its batch is yielded; nothing is raised then
 
     A batch is valid until the next one is asked for. Raises ClipError where a process is killed.
     """
-    items = iter(items)
+    items, done = iter(items), 0
     if not workers:
         while chosen := list(islice(items, batch_size)):
-            yield np.stack([read(item) for item in chosen])
+            batch = np.empty((len(chosen), resolution, resolution, 3), np.uint8)
+            _note(_fill(batch, chosen, read), done, unreadable)
+            done += len(chosen)
+            yield batch
         return
     shape = (2, batch_size, resolution, resolution, 3)
     memory = SharedMemory(create=True, size=int(np.prod(shape)))
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (memory.name, shape, read))
     try:
-        yield from _in_turn(pool, items, np.ndarray(shape, np.uint8, memory.buf), workers)
+        yield from _in_turn(pool, items, np.ndarray(shape, np.uint8, memory.buf), workers, unreadable)
     except BrokenProcessPool:
         raise ClipError("a process that reads images was killed (out of memory?); run the same command again, with a smaller --batch-size") from None
     finally:
@@ -51,7 +56,7 @@ def batches(items: Iterable, read: Callable, resolution: int, batch_size: int, w
         memory.unlink()
 
 
-def _in_turn(pool: ProcessPoolExecutor, items: Iterator, halves: np.ndarray, workers: int) -> Iterator[np.ndarray]:
+def _in_turn(pool: ProcessPoolExecutor, items: Iterator, halves: np.ndarray, workers: int, unreadable: dict | None) -> Iterator[np.ndarray]:
     """The two halves of the memory by turns: one is filled while the other is computed on."""
     batch_size = halves.shape[1]
     share = -(-batch_size // workers)
@@ -60,17 +65,38 @@ def _in_turn(pool: ProcessPoolExecutor, items: Iterator, halves: np.ndarray, wor
     def fill(half: int) -> None:
         chosen = list(islice(items, batch_size))
         if chosen:
-            parts = [pool.submit(_read, half, start, chosen[start : start + share]) for start in range(0, len(chosen), share)]
+            parts = [(start, pool.submit(_read, half, start, chosen[start : start + share])) for start in range(0, len(chosen), share)]
             filling.append((half, len(chosen), parts))
 
     fill(0)
     fill(1)
+    done = 0
     while filling:
         half, count, parts = filling.popleft()
-        for part in parts:
-            part.result()
+        for start, part in parts:
+            _note(part.result(), done + start, unreadable)
+        done += count
         yield halves[half, :count]
         fill(half)
+
+
+def _fill(rows: np.ndarray, items: list, read: Callable) -> list[tuple[int, Unreadable]]:
+    """Read each item into its row; the places of those that cannot be read, and why."""
+    failures = []
+    for i, item in enumerate(items):
+        try:
+            rows[i] = read(item)
+        except Unreadable as error:
+            rows[i] = 0
+            failures.append((i, error))
+    return failures
+
+
+def _note(failures: list[tuple[int, Unreadable]], start: int, unreadable: dict | None) -> None:
+    for i, error in failures:
+        if unreadable is None:
+            raise error
+        unreadable[start + i] = str(error)
 
 
 # ---- in a reading process ----
@@ -90,6 +116,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _read(half: int, start: int, items: list) -> None:
-    for i, item in enumerate(items, start):
-        _halves[half, i] = _reader(item)
+def _read(half: int, start: int, items: list) -> list[tuple[int, Unreadable]]:
+    return _fill(_halves[half, start : start + len(items)], items, _reader)

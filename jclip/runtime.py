@@ -14,6 +14,8 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from .errors import ClipError
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -81,6 +83,7 @@ def jittor():
     if not any(Path.home().glob(".cache/jittor/*/*/*/*/*/*/*/jittor_core*.so")):
         print("Jittor compiles its core on its first use: about 3 minutes, once.", file=sys.stderr)
     interrupt = signal.getsignal(signal.SIGINT)
+    np.finfo(np.float32), np.finfo(np.float64)  # asked now, once: later they would warn that Jittor computes with denormal numbers as zero
     try:
         import jittor as jt
     except SystemExit:  # its own way of saying that it rebuilt a part of itself

@@ -1,16 +1,24 @@
-"""What the tests share: the scripts run as a user runs them, and a tiny CLIP to run them with."""
+"""What the tests share: the scripts run as a user runs them, and drawn photographs and a tiny CLIP to run them with."""
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from jclip import weights
 
 PROJECT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = PROJECT.parent / "shared"
+
+CLASSES = ["Animal_Bear", "Animal_Bee", "Food-101_hot_dog", "Stanford-Cars_Volvo_C30", "no group", "Thu-dog_Pomeranian"]
+SHOTLESS = 3  # the label of the one class without a training photograph
 
 
 def pytest_addoption(parser):
@@ -43,3 +51,66 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip(f"needs the real data in {SHARED.name}/ beside the project")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory):
+    """Random weights with the full vocabulary, 32 px: a CLIP that knows nothing, but does all its work."""
+    a = weights.Architecture(embed_dim=32, image_resolution=32, patch_size=16, vision_width=64, vision_layers=1, vision_heads=1,
+                             context_length=77, vocab_size=49408, text_width=64, text_layers=1, text_heads=1)
+    rng = np.random.default_rng(0)
+    state = {name: rng.normal(0, 0.2, shape).astype(np.float32) for name, shape in weights.expected_shapes(a).items()}
+    state["logit_scale"] = np.float32(np.log(50))
+    path = tmp_path_factory.mktemp("weights") / "tiny.pkl"
+    with open(path, "wb") as file:
+        weights.write(state, file)
+    return path
+
+
+def draw(path, label, seed):
+    """A photograph of a colour of its class and noise: even a random tower tells such classes apart."""
+    rng = np.random.default_rng([label, seed])
+    colour = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 40], [40, 200, 200], [200, 40, 200]][label])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((colour + rng.normal(0, 25, (40 + seed % 3, 48, 3))).clip(0, 255).astype(np.uint8)).save(path)
+
+
+@pytest.fixture(scope="session")
+def contest(tmp_path_factory, tiny_weights):
+    """A working folder with a contest layout of 7 training photographs a class and 13 test photographs, and the weights."""
+    folder = tmp_path_factory.mktemp("contest")
+    lines = []
+    for label, name in enumerate(CLASSES):
+        for i in range(0 if label == SHOTLESS else 7):
+            draw(folder / f"Dataset/TrainSet/{name}/{i}.jpg", label, i)
+            lines.append(f"TrainSet/{name}/{i}.jpg {label}\n")
+    for i in range(1, 14):
+        draw(folder / f"Dataset/TestSetB/image_{i}.jpg", i % 6, 100 + i)
+    (folder / "Dataset/train.txt").write_text("".join(lines))
+    (folder / "Dataset/classes_b.txt").write_text("\n".join(f"{name} {label}" for label, name in enumerate(CLASSES)))
+    shutil.copy(tiny_weights, folder / "ViT-B-32.pkl")
+    return folder
+
+
+@pytest.fixture
+def work(contest, tmp_path):
+    """A working folder of the test's own, on the same photographs and weights."""
+    for name in ("Dataset", "ViT-B-32.pkl"):
+        (tmp_path / name).symlink_to(contest / name)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def extracted(contest, tmp_path_factory):
+    """output/ as a bare extract_feature.py makes it; to be copied."""
+    done = subprocess.run([sys.executable, PROJECT / "extract_feature.py"], cwd=contest, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    return contest / "output", done
+
+
+@pytest.fixture
+def trained(work, extracted, run):
+    """`work` after extract_feature.py and train_adapter.py."""
+    shutil.copytree(extracted[0], work / "output")
+    run("train_adapter.py", "--method", "tip", cwd=work)
+    return work

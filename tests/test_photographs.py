@@ -1,0 +1,301 @@
+"""Photographs as they come: damaged, odd, enormous, badly named. None of them ends a run, and every test photograph has its line."""
+import io
+import os
+import random
+import shutil
+import struct
+import time
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import extract_feature
+import predict
+import train_adapter
+from conftest import draw
+from encoder import Reader
+from fewshot import artifacts, data, metrics
+from fewshot.errors import TaskError
+from jclip import preprocess
+from jclip.errors import Unreadable
+
+VIEWS = ("plain", "flip", "jitter", "crop")
+SIDE = 32
+
+
+def noise(width, height, channels=3, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, channels) if channels > 1 else (height, width), np.uint8))
+
+
+def encoded(image, form, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def rotated() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    return encoded(noise(60, 40), "JPEG", exif=exif, quality=95)
+
+
+def transparent() -> bytes:
+    return encoded(noise(60, 40).quantize(16), "PNG", transparency=bytes(range(0, 256, 16)))
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes that says it has 100,000 x 100,000 pixels."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", 100000, 100000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head)) + b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+
+
+JPEG = encoded(noise(60, 40), "JPEG")
+GOOD = {
+    "a.jpg": JPEG, "png named.jpg": encoded(noise(60, 40), "PNG"), "cmyk.jpg": encoded(noise(60, 40).convert("CMYK"), "JPEG"),
+    "deep.png": encoded(Image.fromarray(np.random.default_rng(0).integers(0, 65536, (40, 60)).astype(np.uint16)), "PNG"), "palette.png": transparent(),
+    "moving.gif": encoded(noise(60, 40), "GIF", save_all=True, append_images=[noise(60, 40, seed=1)] * 3), "one.png": encoded(noise(1, 1), "PNG"),
+    "wide.png": encoded(noise(30000, 10), "PNG"), "tall.png": encoded(noise(10, 30000), "PNG"), "turned.jpg": rotated(), "grey.jpg": encoded(noise(60, 40, 1), "JPEG"),
+    "alpha.png": encoded(noise(60, 40, 4), "PNG"), "grey alpha.png": encoded(noise(60, 40, 4).convert("LA"), "PNG"), "bits.tif": encoded(noise(60, 40, 1).convert("1"), "TIFF"),
+    "real.tif": encoded(noise(60, 40, 1).convert("F"), "TIFF"), "a.webp": encoded(noise(60, 40), "WEBP"), "a.bmp": encoded(noise(60, 40), "BMP"),
+    "Ünïcode 照片 🐻.jpg": JPEG, "sp a  ce.jpg": JPEG, "x" * 251 + ".jpg": JPEG,
+}
+BAD = {"cut.jpg": (JPEG[:400], "(?i)truncated"), "empty.jpg": (b"", "^empty$"), "text.jpg": (b"no picture at all", "^not an image$"), "bomb.png": (bomb(), "exceeds limit"),
+       "head.png": (GOOD["alpha.png"][:60], "."), "headless.jpg": (JPEG[20:], "not an image")}
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    """A folder with all of them, and with what is no file at all."""
+    folder = tmp_path_factory.mktemp("zoo")
+    for name, content in [*GOOD.items(), *((name, content) for name, (content, _) in BAD.items())]:
+        (folder / name).write_bytes(content)
+    (folder / "folder.jpg").mkdir()
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "dangling.jpg").symlink_to("nowhere.jpg")
+    (folder / "circle.jpg").symlink_to("circle.jpg")
+    (folder / "link.jpg").symlink_to("a.jpg")
+    return folder
+
+
+def read(path, number=0):
+    return Reader(SIDE, VIEWS, 1)((data.Photo(path, path.name, 0), number))
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
+@pytest.mark.parametrize("name", GOOD)
+def test_odd_photographs_are_read_as_openais_pipeline_sees_them(zoo, name):
+    """Resized as a whole, cropped, RGB, in that order and by Pillow alone; no EXIF orientation, no first convert."""
+    with Image.open(zoo / name) as image:
+        short = min(image.size)
+        size = tuple(SIDE * length // short for length in image.size)
+        resized = image.resize(size, Image.BICUBIC)
+        left, top = round((size[0] - SIDE) / 2), round((size[1] - SIDE) / 2)
+        expected = np.asarray(resized.crop((left, top, left + SIDE, top + SIDE)).convert("RGB"))
+    np.testing.assert_array_equal(read(zoo / name), expected)
+    for number in range(1, len(VIEWS)):
+        assert read(zoo / name, number).shape == (SIDE, SIDE, 3)
+
+
+@pytest.mark.parametrize("name, said", [*[(name, said) for name, (_, said) in BAD.items()], ("folder.jpg", "not a file"), ("pipe.jpg", "not a file"),
+                                        ("dangling.jpg", "No such file"), ("circle.jpg", "symbolic links"), ("absent.jpg", "No such file")])
+def test_what_cannot_be_read_says_why(zoo, name, said):
+    for number in range(len(VIEWS)):
+        with pytest.raises(Unreadable, match=said):
+            read(zoo / name, number)
+
+
+def test_a_file_without_permission_says_so(zoo, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Image, "open", refused)  # root may read everything
+    with pytest.raises(Unreadable, match="^Permission denied$"):
+        read(zoo / "a.jpg")
+
+
+@pytest.mark.parametrize("size", [(3000, 10), (10, 3000), (1, 300), (9000, 70), (26, 2700), (40000, 300)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_of_a_very_long_photograph_the_crop_is_computed_alone(monkeypatch, size, mode):
+    """With the same levels but for rounding: one level in one of a thousand pixels; 30,000 x 10 above is the same to the bit."""
+    image = noise(*size).convert(mode)
+    alone = preprocess.crop(image, 64).astype(int)
+    monkeypatch.setattr(preprocess, "LONGEST", 10**9)
+    off = np.abs(alone - preprocess.crop(image, 64))
+    assert off.max() <= 1 and (off > 0).mean() < 1e-3
+
+
+def test_very_long_photographs_take_no_room():
+    """30,000 x 10 as a whole would be 672,000 x 224 pixels, 600 MB."""
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    for size in ((30000, 10), (10, 30000), (100000, 1), (1, 100000)):
+        preprocess.crop(noise(*size), 224)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000 and time.perf_counter() - started < 2
+
+
+@pytest.mark.parametrize("n", [600, pytest.param(30000, marks=pytest.mark.slow)])
+def test_damaged_bytes_give_a_row_or_a_cause_and_nothing_else(zoo, tmp_path, n):
+    """Files of all formats, cut off or with bytes changed at random."""
+    rng = random.Random(n)
+    whole = [GOOD[name] for name in ("a.jpg", "alpha.png", "palette.png", "moving.gif", "bits.tif", "real.tif", "a.webp", "a.bmp", "cmyk.jpg", "deep.png")]
+    outcomes = {"row": 0, "cause": 0}
+    for i in range(n):
+        content = bytearray(rng.choice(whole))
+        for _ in range(rng.choice([0, 1, 3, 30])):
+            content[rng.randrange(min(len(content), rng.choice([60, len(content)])))] = rng.randrange(256)
+        path = tmp_path / "harmed.jpg"
+        path.write_bytes(content[: rng.choice([len(content), rng.randrange(len(content))])])
+        try:
+            assert read(path, i % len(VIEWS)).shape == (SIDE, SIDE, 3)
+            outcomes["row"] += 1
+        except Unreadable as error:
+            assert str(tmp_path) not in str(error)
+            outcomes["cause"] += 1
+    print(outcomes)
+    assert min(outcomes.values()) > n / 10
+
+
+# ---- in a run ----
+
+
+@pytest.fixture
+def here(work, contest, monkeypatch):
+    """`work` with photographs of its own, as the current folder."""
+    (work / "Dataset").unlink()
+    shutil.copytree(contest / "Dataset", work / "Dataset")
+    monkeypatch.chdir(work)
+    return work
+
+
+def spoil(folder, *names):
+    for name in names:
+        (folder / name).write_bytes((folder / name).read_bytes()[:300])
+
+
+def test_training_photographs_that_fail_are_left_out_and_listed(here, capfd):
+    spoil(here / "Dataset/TrainSet", "Animal_Bear/0.jpg", *[f"Animal_Bee/{i}.jpg" for i in range(5)], "no group/2.jpg")
+    assert extract_feature.main([]) == 0
+    said = capfd.readouterr()
+    listed = (here / "output/unreadable.txt").read_text().splitlines()
+    assert len(listed) == 7 and listed[0].startswith("Dataset/TrainSet/Animal_Bear/0.jpg: ") and all("runcated" in line for line in listed)
+    assert "7 photographs cannot be read and are left out; output/unreadable.txt lists them:" in said.err and said.err.count("runcated") == 5
+    support = artifacts.read(here / "output/support.npz", artifacts.Support)
+    val = artifacts.read(here / "output/val.npz", artifacts.Split)
+    assert np.bincount(support.labels, minlength=6).tolist() == [4, 2, 4, 0, 4, 4] and len(support.names) + len(val.names) == 28
+    assert np.isfinite(support.features).all() and np.isfinite(val.features).all()
+
+    shutil.copy(here / "Dataset/TrainSet/Animal_Bee/5.jpg", here / "Dataset/TrainSet/Animal_Bear/0.jpg")
+    for i in range(5):
+        draw(here / f"Dataset/TrainSet/Animal_Bee/{i}.jpg", 1, i)
+    draw(here / "Dataset/TrainSet/no group/2.jpg", 4, 2)
+    assert extract_feature.main([]) == 0 and not (here / "output/unreadable.txt").exists()  # mended
+
+
+@pytest.mark.parametrize("select", ["first", "random"])
+def test_shots_that_fail_are_replaced(here, select):
+    spoil(here / "Dataset/TrainSet", *[f"Animal_Bee/{i}.jpg" for i in range(3)])
+    assert extract_feature.main(["--select", select]) == 0
+    support = artifacts.read(here / "output/support.npz", artifacts.Support)
+    assert np.bincount(support.labels, minlength=6).tolist() == [4, 4, 4, 0, 4, 4]
+
+
+def test_a_class_that_loses_all_its_photographs_is_an_error(here, capfd):
+    spoil(here / "Dataset/TrainSet", *[f"Animal_Bee/{i}.jpg" for i in range(7)])
+    assert extract_feature.main([]) == 1
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: class 'Animal_Bee': none of its training photographs that were looked at can be read; output/unreadable.txt")
+    assert len((here / "output/unreadable.txt").read_text().splitlines()) == 7 and not list((here / "output").glob("*.npz"))
+
+
+def test_strict_stops_at_the_first(here, capfd):
+    spoil(here / "Dataset/TestSetB", "image_3.jpg", "image_4.jpg")
+    assert extract_feature.main(["--strict"]) == 1
+    assert capfd.readouterr().err.splitlines()[-1].startswith("error: Dataset/TestSetB/image_3.jpg: cannot be read as a photograph (")
+    assert not list((here / "output").glob("*.npz"))
+
+
+def test_no_test_photograph_that_can_be_read_is_an_error(here, capfd):
+    spoil(here / "Dataset/TestSetB", *[f"image_{i}.jpg" for i in range(1, 14)])
+    assert extract_feature.main([]) == 1 and "none of the 13 test photographs can be read" in capfd.readouterr().err
+
+
+def test_a_test_photograph_that_fails_has_its_line_by_the_prior(here, capfd):
+    names = [f"image_{i}.jpg" for i in (2, 5, 6, 7, 9, 10, 13)]
+    spoil(here / "Dataset/TestSetB", *names)
+    assert extract_feature.main([]) == 0 and train_adapter.main(["--method", "tip"]) == 0
+    capfd.readouterr()
+    assert predict.main([]) == 0
+    said = capfd.readouterr().out
+    lines = dict(line.split(" ", 1) for line in (here / "result.txt").read_text().splitlines())
+    assert list(lines) == [f"image_{i}.jpg" for i in range(1, 14)] and len({lines[name] for name in names}) == 1
+    assert "7 of them could not be read and got the classes that are likeliest over all others:" in said and said.count("runcated") == 5 and "…" in said
+    adapter = artifacts.read(here / "output/adapter.npz", artifacts.Adapter)
+    test = artifacts.read(here / "output/test.npz", artifacts.Split)
+    assert sorted(test.meta["unreadable"]) == sorted(names) and len(test.names) == 6
+    mean = metrics.softmax(predict.predict_logits(adapter, test.features)).mean(axis=0)
+    assert lines[names[0]] == " ".join(map(str, np.argsort(-mean, kind="stable")[:5]))
+
+
+def test_every_odd_photograph_gets_a_line(here, zoo, capfd):
+    """The whole zoo as test photographs, read by processes; and names with spaces, in Unicode, of 255 bytes."""
+    shutil.rmtree(here / "Dataset/TestSetB")
+    (here / "Dataset/TestSetB").symlink_to(zoo)
+    for i in range(70):
+        (here / f"Dataset/TrainSet/no group/more {i}.jpg").write_bytes(JPEG)
+    with open(here / "Dataset/train.txt", "a") as file:
+        file.writelines(f"TrainSet/no group/more {i}.jpg 4\n" for i in range(70))
+    assert extract_feature.main([]) == 0 and train_adapter.main(["--method", "tip"]) == 0 and predict.main([]) == 0
+    names = [line.rsplit(" ", 5)[0] for line in (here / "result.txt").read_text(encoding="utf-8").splitlines()]
+    assert sorted(names) == sorted([*GOOD, *BAD, "pipe.jpg", "dangling.jpg", "circle.jpg", "link.jpg"])
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a\nb.jpg", "a\r.jpg", "a\u2028b.jpg"])
+def test_a_name_with_a_line_break_is_refused(here, capfd, name):
+    draw(here / "x.jpg", 0, 0)
+    shutil.copy(here / "x.jpg", here / "Dataset/TestSetB" / name)
+    assert extract_feature.main([]) == 1
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and said.startswith("error: Dataset/TestSetB/a\\") and "rename it" in said
+
+
+def test_photographs_given_to_predict_that_fail_are_said_and_skipped(here, extracted, zoo, capfd):
+    shutil.copytree(extracted[0], here / "output")
+    assert train_adapter.main(["--method", "tip"]) == 0
+    capfd.readouterr()
+    assert predict.main([str(zoo / name) for name in ("a.jpg", "cut.jpg", "one.png", "empty.jpg")] + ["--topk", "1", "--sheet", "sheet.png"]) == 1
+    said = capfd.readouterr()
+    assert [line for line in said.out.splitlines() if line.startswith("/")] == [str(zoo / "a.jpg"), str(zoo / "one.png")] and (here / "sheet.png").exists()
+    errors = said.err.splitlines()[-2:]
+    assert errors[0] == f"{zoo / 'empty.jpg'}: cannot be read as a photograph (empty)"
+    assert errors[1].startswith(f"error: {zoo / 'cut.jpg'}: cannot be read as a photograph (") and errors[1].endswith("; 2 of 4 left out")
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
+    (tmp_path / "train/cat").mkdir(parents=True)
+    (tmp_path / "test").mkdir()
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("cat"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        data.read_task(tmp_path)
+
+
+@pytest.mark.parametrize("n", [20_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_many_photographs_are_listed_in_seconds(tmp_path, n):
+    (tmp_path / "train/cat").mkdir(parents=True)
+    (tmp_path / "test").mkdir()
+    for i in range(n):
+        os.mknod(tmp_path / f"test/image_{i}.jpg")
+    started = time.perf_counter()
+    task = data.read_task(tmp_path)
+    assert len(task.test) == n and task.test[-1].name == f"image_{n - 1}.jpg" and time.perf_counter() - started < n / 5000

@@ -1,0 +1,511 @@
+"""extract_feature.py stopped at any moment, started again, run twice at once, on changed inputs and on full disks."""
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+import encoder
+import extract_feature
+import jclip
+import predict
+import train_adapter
+from conftest import CLASSES, PROJECT, draw
+from fewshot import artifacts, prompts, store
+from fewshot.errors import TaskError
+from jclip import features, runtime
+from jclip.preprocess import normalised
+
+OUTPUTS = ("text.npz", "support.npz", "val.npz", "test.npz")
+CHUNK, BATCH = 8, 4
+SENTENCES = sum(map(len, prompts.read(CLASSES).sentences))
+TRAIN, TEST, VIEWS = 35, 13, 60  # what the contest of the tests consists of: 20 shots in 3 views besides the plain one
+ALL = SENTENCES + TRAIN + TEST + VIEWS
+# runs extract_feature.py with small chunks; writes down how many rows were encoded, and kills itself before the n-th time that
+# something is put on disk
+DRIVEN = f"""
+import os, sys
+import encoder, extract_feature
+from fewshot import store
+from jclip import features
+moment, number, log, *argv = sys.argv[1:]
+store.CHUNK, done = {CHUNK}, iter(range(10**6))
+def killing(what):
+    def run(*arguments):
+        if next(done) == int(moment):
+            os.kill(os.getpid(), int(number))
+        return what(*arguments)
+    return run
+def counting(what):
+    def run(*arguments):
+        for found in what(*arguments):
+            with open(log, "a") as file:
+                print(len(found[-1]) if isinstance(found, tuple) else len(found), file=file)
+            yield found
+    return run
+os.fsync, os.replace = killing(os.fsync), killing(os.replace)
+features.image_features, features.text_features = counting(features.image_features), counting(features.text_features)
+sys.exit(extract_feature.main(argv))
+"""
+
+
+def outputs(folder):
+    return {name: (folder / name).read_bytes() for name in OUTPUTS}
+
+
+def drive(work, *arguments, moment=-1, number=0, output="output", check=True):
+    """One run of extract_feature.py as above: its exit code and what it said."""
+    done = subprocess.run([sys.executable, "-c", DRIVEN, str(moment), str(int(number)), work / "encoded.log", "--batch-size", str(BATCH), "--output", output, *arguments],
+                          cwd=work, env={**os.environ, "PYTHONPATH": str(PROJECT)}, capture_output=True, text=True, timeout=300)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def encoded(work):
+    """How many rows were encoded since this was last asked."""
+    log = work / "encoded.log"
+    count = sum(map(int, log.read_text().split())) if log.exists() else 0
+    log.unlink(missing_ok=True)
+    return count
+
+
+@pytest.fixture(scope="session")
+def undisturbed(contest, tmp_path_factory):
+    """The output of a run that nobody stopped, and how many rows it encoded."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    for name in ("Dataset", "ViT-B-32.pkl"):
+        (folder / name).symlink_to(contest / name)
+    drive(folder)
+    return folder / "output", encoded(folder)
+
+
+def stopped_and_resumed(work, undisturbed, kills):
+    """Run until it ends, killed by kills = [(moment, signal), ...] in turn, and compare what it leaves."""
+    for moment, number in kills:
+        done = drive(work, moment=moment, number=number, check=False)
+        assert done.returncode in (130 if number == signal.SIGINT else -number, 0), done.stderr
+        assert "Traceback" not in done.stderr
+    done = drive(work)
+    total = encoded(work)
+    assert outputs(work / "output") == outputs(undisturbed[0])
+    lost = max(CHUNK, SENTENCES) + BATCH  # all sentences are one batch, which is more than a part of these tests
+    assert undisturbed[1] <= total <= undisturbed[1] + len(kills) * lost
+    assert not list(work.glob("output/**/.*.part"))
+
+
+def test_stopped_by_any_signal_it_goes_on_to_the_same_bytes(work, undisturbed):
+    rng = random.Random(1)
+    stopped_and_resumed(work, undisturbed, [(rng.randrange(4, 14), number) for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("moment", range(0, 60, 2))
+def test_stopped_at_every_moment_it_goes_on_to_the_same_bytes(work, undisturbed, moment, number):
+    stopped_and_resumed(work, undisturbed, [(moment + (number != signal.SIGKILL), number)])
+
+
+def photographs(folder, n):
+    """A plain data folder of n training photographs in 4 classes and n // 4 of test; links to a few that are drawn."""
+    for label in range(4):
+        for i in range(5):
+            draw(folder / f"drawn/{label}/{i}.jpg", label, i)
+    for i in range(n + n // 4):
+        path = folder / (f"train/class {i % 4}/{i}.jpg" if i < n else f"test/{i}.jpg")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(folder / f"drawn/{i % 4}/{i % 5}.jpg")
+    return folder
+
+
+def killed_from_outside(work, data, seconds, number):
+    """Start a run with reading processes and send it a signal after so many seconds; whether it was still at work."""
+    process = subprocess.Popen([sys.executable, "-c", DRIVEN, "-1", "0", work / "encoded.log", "--data", data], cwd=work,
+                               env={**os.environ, "PYTHONPATH": str(PROJECT)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode in (0, 130, -number), said
+    return process.returncode != 0
+
+
+@pytest.mark.parametrize("n, kills", [(300, 1), pytest.param(2000, 40, marks=pytest.mark.slow)])
+def test_killed_from_outside_while_processes_read(work, n, kills, tmp_path_factory):
+    """One run after the other is killed at a random time, each going on from where the last one was; then one may end."""
+    data, rng = photographs(tmp_path_factory.mktemp("data"), n), random.Random(kills)
+    killed = 0
+    while killed < kills:
+        number = rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+        if killed_from_outside(work, data, rng.uniform(1.5, 4), number):
+            killed += 1
+        else:  # it was through: once more from the start, but in the quick test
+            shutil.rmtree(work / "output")
+            (work / "encoded.log").unlink()
+            killed += kills == 1
+    drive(work, "--data", data, "--batch-size", "32")
+    total = encoded(work)
+    drive(work, "--data", data, "--batch-size", "32", output="anew")
+    assert outputs(work / "output") == outputs(work / "anew")
+    assert total <= encoded(work) + kills * (CHUNK + 32)
+
+
+# ---- what a row depends on ----
+
+
+@pytest.fixture(scope="module")
+def model(tiny_weights):
+    return jclip.load(tiny_weights, "cpu")[0]
+
+
+class Noise:
+    def __call__(self, i):
+        return np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)
+
+
+@pytest.mark.parametrize("batch_size", [2, 7, 32])
+def test_a_photographs_row_does_not_depend_on_its_place_or_company(model, batch_size):
+    """The bits are the same alone, in any order, and in a batch that is not full."""
+    rng = np.random.default_rng(batch_size)
+    rows = np.concatenate(list(features.image_features(model, range(70), Noise(), batch_size)))
+    for chosen in (rng.permutation(70), rng.permutation(70)[:21], [69], rng.integers(0, 70, 50)):
+        found = np.concatenate(list(features.image_features(model, list(map(int, chosen)), Noise(), batch_size)))
+        np.testing.assert_array_equal(found, rows[chosen])
+
+
+def test_a_sentences_row_does_not_depend_on_its_place_or_company(model):
+    """Nor on the length of the longest sentence beside it."""
+    texts = [f"a photo of a {'very ' * (i % 50)}big bear, {i}" for i in range(150)]
+
+    def rows_of(chosen):
+        found = np.empty((len(chosen), 32), np.float32)
+        for places, rows in features.text_features(model, [texts[i] for i in chosen]):
+            found[places] = rows
+        return found
+
+    rows, rng = rows_of(range(150)), np.random.default_rng(0)
+    for chosen in (rng.permutation(150), rng.permutation(150)[:70], [0], [49], rng.integers(0, 150, 65)):
+        np.testing.assert_array_equal(rows_of(chosen), rows[chosen])
+
+
+@pytest.mark.slow
+def test_rows_of_the_real_size_do_not_depend_on_their_place_or_company():
+    """ViT-B/32 in full, of random weights."""
+    from jclip import weights
+    from jclip.model import build_model
+
+    a = weights.Architecture(embed_dim=512, image_resolution=224, patch_size=32, vision_width=768, vision_layers=12, vision_heads=12, context_length=77,
+                             vocab_size=49408, text_width=512, text_layers=12, text_heads=8)
+    rng, jt = np.random.default_rng(0), runtime.jittor()
+    model = build_model({name: rng.normal(0, 0.02, shape).astype(np.float32) for name, shape in weights.expected_shapes(a).items()})
+    pixels = normalised(rng.integers(0, 256, (40, 224, 224, 3), np.uint8))
+    with jt.no_grad():
+        rows = np.concatenate([model.encode_image(jt.array(pixels[:32])).numpy(), model.encode_image(jt.array(pixels[8:])).numpy()[-8:]])
+        for _ in range(5):
+            chosen = rng.integers(0, 40, 32)
+            np.testing.assert_array_equal(model.encode_image(jt.array(pixels[chosen])).numpy(), rows[chosen])
+
+
+# ---- changed inputs ----
+
+
+@pytest.fixture
+def extract(work, contest, extracted, monkeypatch, capfd):
+    """extract(*arguments) runs extract_feature.py here, in an own copy of the contest's data, whose features output/ has
+    already; returns (encoded, kept)."""
+    (work / "Dataset").unlink()
+    shutil.copytree(contest / "Dataset", work / "Dataset")  # with the photographs' times
+    shutil.copytree(extracted[0], work / "output")
+    shutil.copytree(PROJECT / "prompts", work / "prompts")
+    monkeypatch.chdir(work)
+
+    def extract(*arguments):
+        code = extract_feature.main(["--prompts", "prompts", *map(str, arguments)])
+        said = capfd.readouterr()
+        assert code == 0, said.err
+        words = said.out.splitlines()[-1].replace(",", "").split()
+        return int(words[words.index("encoded") + 1]), int(words[words.index("kept") + 1])
+
+    return extract
+
+
+def other_weights(work):
+    from jclip import weights
+
+    state = weights.read(work / "ViT-B-32.pkl")
+    state["logit_scale"] = np.float32(1)
+    (work / "ViT-B-32.pkl").unlink()
+    with open(work / "ViT-B-32.pkl", "wb") as file:
+        weights.write(state, file)
+
+
+def another_sentence(work):
+    path = work / "prompts/Animal_prompt.json"
+    sentences = json.loads(path.read_text())
+    sentences["Bee"][0] += " It hums."
+    path.write_text(json.dumps(sentences))
+
+
+def another_class(work):
+    path = work / "Dataset/classes_b.txt"
+    path.write_text(path.read_text().replace("no group", "another name"))
+
+
+def another_test_photograph(work):
+    draw(work / "Dataset/TestSetB/image_5.jpg", 2, 3)
+
+
+def another_val_photograph(work):
+    val = artifacts.read(work / "output/val.npz", artifacts.Split)
+    draw(work / "Dataset" / str(val.names[0]), int(val.labels[0]), 77)
+
+
+def a_test_photograph_more(work):
+    draw(work / "Dataset/TestSetB/image_14.jpg", 2, 3)
+
+
+# what is changed, and how many rows are encoded for it; None where the choice of the shots changes with it
+CHANGES = {"nothing": (lambda work: None, [], 0), "touched": (lambda work: os.utime(work / "Dataset/TestSetB/image_5.jpg"), [], 1),
+           "weights": (other_weights, [], ALL), "prompts": (another_sentence, [], 1), "class list": (another_class, [], 1),
+           "test photograph": (another_test_photograph, [], 1), "training photograph": (another_val_photograph, [], None),
+           "test list": (a_test_photograph_more, [], 1), "views": (lambda work: None, ["--views", "plain,flip,jitter,crop:2"], 20),
+           "fewer views": (lambda work: None, ["--views", "plain,flip"], 0), "shots": (lambda work: None, ["--shots", 2], None),
+           "seed": (lambda work: None, ["--seed", 2], VIEWS), "batch size": (lambda work: None, ["--batch-size", 8], TRAIN + TEST + VIEWS),
+           "--force": (lambda work: None, ["--force"], ALL)}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_changed_is_encoded_anew_and_nothing_else(work, extract, change):
+    """And the files are those of a run that never saw the old inputs."""
+    harm, arguments, expected = CHANGES[change]
+    harm(work)
+    computed, kept = extract(*arguments)
+    if expected is None:
+        assert 0 < computed < VIEWS + 2 and kept >= SENTENCES + TEST
+    else:
+        assert computed == expected
+    assert computed + kept == sum(extract(*arguments, "--output", "anew"))
+    assert outputs(work / "output") == outputs(work / "anew")
+
+
+def test_another_transform_encodes_all_anew(extract, monkeypatch):
+    monkeypatch.setattr(encoder, "TRANSFORM", encoder.TRANSFORM + 1)
+    assert extract() == (ALL, 0)
+
+
+def test_the_store_holds_what_the_last_run_used(work, extract, monkeypatch):
+    monkeypatch.setattr(store, "CHUNK", CHUNK)
+    for seed in (2, 3):
+        extract("--seed", seed)
+    items = [len(np.load(path)) for path in (work / "output/store").iterdir()]
+    assert sum(items) == ALL and sorted(items)[1:] == [CHUNK] * (len(items) - 1)
+
+
+def test_a_failed_run_leaves_the_files_of_the_last_one(work, extract):
+    before = outputs(work / "output")
+    shutil.rmtree(work / "Dataset/TestSetB")
+    (work / "Dataset/TestSetB").mkdir()
+    (work / "Dataset/TestSetB/x.jpg").write_text("no photograph")
+    assert extract_feature.main(["--seed", "2"]) == 1 and outputs(work / "output") == before
+
+
+@pytest.mark.parametrize("moment", range(14))
+def test_killed_while_writing_the_files_belong_together_or_are_refused(tmp_path, moment):
+    """New files over old ones of another choice of shots, a kill before each step of that: never a silent mixture."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder, selection, names in ((old, "1", "abcd"), (new, "2", "bcad")):
+        folder.mkdir()
+        rows = np.eye(4, dtype=np.float32)
+        meta = {"selection_sha256": selection}
+        artifacts.write(folder / "support.npz", artifacts.Support(rows[:2, None], np.arange(2), np.array(list(names[:2])), meta))
+        artifacts.write(folder / "val.npz", artifacts.Split(rows[2:], np.arange(2), np.array(list(names[2:])), meta))
+        artifacts.write(folder / "text.npz", artifacts.Text(rows, np.array(list("wxyz")), 100.0))
+    code = """
+import os, sys
+from pathlib import Path
+from fewshot import artifacts as a
+old, new, moment, done = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), iter(range(99))
+def killing(what):
+    def run(*arguments, **options):
+        if next(done) == moment:
+            os.kill(os.getpid(), 9)
+        return what(*arguments, **options)
+    return run
+content = {old / "text.npz": a.read(new / "text.npz", a.Text), old / "support.npz": a.read(new / "support.npz", a.Support),
+           old / "val.npz": a.read(new / "val.npz", a.Split) if moment % 2 else None}
+os.fsync, os.replace, Path.unlink = killing(os.fsync), killing(os.replace), killing(Path.unlink)
+a.write_together(content)
+"""
+    subprocess.run([sys.executable, "-c", code, str(old), str(new), str(moment)], cwd=PROJECT)
+    found = [artifacts.read(old / "text.npz", artifacts.Text), artifacts.read(old / "support.npz", artifacts.Support)]
+    if (old / "val.npz").exists():
+        found.append(artifacts.read(old / "val.npz", artifacts.Split))
+    try:
+        artifacts.check_together(*found)
+    except TaskError as error:
+        assert "different selection" in str(error)
+    else:
+        names = [*found[1].names, *(found[2].names if len(found) == 3 else [])]
+        assert len(set(names)) == len(names)
+        assert len(found) == 3 or found[1].meta["selection_sha256"] == "2"  # without a val.npz it can only be the new choice
+
+
+# ---- two runs at once ----
+
+
+def test_of_two_runs_into_one_folder_one_says_so_and_stops(work):
+    runs = [subprocess.Popen([sys.executable, PROJECT / "extract_feature.py"], cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate(timeout=100)[1] for process in runs]
+    assert sorted(process.returncode for process in runs) == [0, 1, 1]
+    for process, errors in zip(runs, said):
+        if process.returncode:
+            assert [line for line in errors.splitlines() if line.startswith("error: ")] == [
+                "error: output: another run is at work in it; wait until it has ended, or name another folder with --output"]
+
+
+@contextmanager
+def locked_by_another(folder):
+    """Another process holds the folder, and a child that it has forked lives on when it is killed."""
+    code = """
+import os, sys, time
+from pathlib import Path
+import cli
+with cli.locked(Path(sys.argv[1])):
+    if os.fork():
+        print("locked", flush=True)
+    time.sleep(20)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code, folder], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "locked\n"
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_run_under_lock_is_left_alone_and_leftovers_go(work, extract, capfd):
+    leftovers = [work / "output/.test.npz.abc.part", work / "output/store/.x.npy.abc.part"]
+    before = outputs(work / "output")
+    with locked_by_another(work / "output"):
+        for path in leftovers:
+            path.write_text("half")
+        assert extract_feature.main(["--seed", "2"]) == 1 and "another run is at work" in capfd.readouterr().err
+    assert all(path.exists() for path in leftovers) and outputs(work / "output") == before
+    extract()
+    assert not any(path.exists() for path in leftovers)
+
+
+def test_predict_waits_for_nobody_with_its_figures(work, monkeypatch, capfd):
+    """Labelled test photographs: metrics.json is written, so the folder must be free."""
+    for label in range(2):
+        for i in range(6):
+            draw(work / f"mine/{'train' if i < 4 else 'test'}/class {label}/{i}.png", label, i)
+    monkeypatch.chdir(work)
+    assert extract_feature.main(["--data", "mine"]) == 0 and train_adapter.main(["--method", "tip"]) == 0
+    before = (work / "output/metrics.json").read_bytes()
+    with locked_by_another(work / "output"):
+        assert predict.main([]) == 1 and "another run is at work" in capfd.readouterr().err
+    assert (work / "output/metrics.json").read_bytes() == before
+    assert predict.main([]) == 0 and (work / "output/metrics.json").read_bytes() != before
+
+
+# ---- disks that are full, folders that cannot be written ----
+
+
+def mounted(path, *options):
+    """Mount at `path`, or skip where that is not allowed."""
+    path.mkdir(exist_ok=True)
+    if os.geteuid() or subprocess.run(["mount", *options, path], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+
+
+@pytest.mark.parametrize("size", ["4k", "24k", "36k"])
+def test_a_full_disk_is_one_line_and_leaves_old_results(work, extract, capfd, size):
+    mounted(work / "small", "-t", "tmpfs", "-o", f"size={size}", "tmpfs")
+    try:
+        assert extract_feature.main(["--output", "small"]) == 1
+        errors = capfd.readouterr().err
+        assert errors.splitlines()[-1].startswith("error: small/") and errors.endswith(": No space left on device\n") and "Traceback" not in errors
+        assert not list((work / "small").glob("*.npz")) and not list((work / "small").glob("**/.*.part"))
+    finally:
+        subprocess.run(["umount", "--lazy", work / "small"], check=True)
+
+
+def test_a_disk_that_gets_full_leaves_the_old_files(work, extract, capfd):
+    mounted(work / "small", "-t", "tmpfs", "-o", "size=200k", "tmpfs")
+    try:
+        extract("--output", "small")
+        before = outputs(work / "small")
+        free = os.statvfs(work / "small")
+        (work / "small/filler").write_bytes(bytes(free.f_bavail * free.f_bsize - 12288))
+        capfd.readouterr()
+        assert extract_feature.main(["--output", "small", "--views", "plain", "--shots", "1"]) == 1
+        assert capfd.readouterr().err.endswith(": No space left on device\n") and outputs(work / "small") == before
+        (work / "small/filler").unlink()
+        assert extract("--output", "small", "--views", "plain", "--shots", "1")[0] == 0
+    finally:
+        subprocess.run(["umount", "--lazy", work / "small"], check=True)
+
+
+def test_a_limit_on_file_sizes_is_one_line(trained, run):
+    """What a full disk is where nothing can be mounted."""
+    before = (trained / "output/test.npz").read_bytes()
+    code = """
+import resource, sys, extract_feature
+from jclip import runtime
+runtime.jittor()  # which writes files of its own
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+sys.exit(extract_feature.main(["--views", "plain"]))  # whose rows are all there
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=trained, env={**os.environ, "PYTHONPATH": str(PROJECT)}, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].endswith(": File too large") and "Traceback" not in done.stderr
+    assert (trained / "output/test.npz").read_bytes() == before
+
+
+def test_result_and_zip_are_of_one_run_or_none_is_written(trained, monkeypatch, capfd):
+    monkeypatch.chdir(trained)
+    mounted(trained / "small", "-t", "tmpfs", "-o", "size=8k", "tmpfs")
+    try:
+        assert predict.main(["--result", "small/result.txt"]) == 0
+        before = {path.name: path.read_bytes() for path in (trained / "small").iterdir()}
+        capfd.readouterr()
+        assert predict.main(["--result", "small/result.txt", "--topk", "2"]) == 1  # old and new do not fit beside each other
+        assert capfd.readouterr().err.endswith(": No space left on device\n")
+        assert {path.name: path.read_bytes() for path in (trained / "small").iterdir()} == before and len(before) == 2
+    finally:
+        subprocess.run(["umount", "--lazy", trained / "small"], check=True)
+
+
+@pytest.mark.parametrize("main, arguments, named", [(extract_feature.main, [], "output/.lock"), (train_adapter.main, ["--method", "tip"], "output/"),
+                                                    (predict.main, ["--result", "output/r.txt"], "output/r.txt")])
+def test_a_folder_that_cannot_be_written_is_one_line(trained, monkeypatch, capfd, main, arguments, named):
+    monkeypatch.chdir(trained)
+    mounted(trained / "output", "--bind", trained / "output")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", trained / "output"], check=True)
+        assert main(arguments) == 1
+        said = capfd.readouterr().err.splitlines()[-1]
+        assert said.startswith(f"error: {named}") and said.endswith(": Read-only file system")
+    finally:
+        subprocess.run(["umount", "--lazy", trained / "output"], check=True)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_photographs(work, tmp_path_factory):
+    peaks = {}
+    for n in (2000, 20000):
+        data = photographs(tmp_path_factory.mktemp("data"), n * 4 // 5)
+        code = "import re, sys, extract_feature; code = extract_feature.main(sys.argv[1:]); print(re.search(r'VmHWM:\\s+([0-9]+)', open('/proc/self/status').read())[1]); sys.exit(code)"
+        done = subprocess.run([sys.executable, "-c", code, "--data", data, "--output", str(n), "--select", "first"], cwd=work, env={**os.environ, "PYTHONPATH": str(PROJECT)},
+                              capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr
+        peaks[n] = int(done.stdout.split()[-1])
+    print(peaks)
+    assert peaks[20000] <= 1.15 * peaks[2000], peaks

@@ -1,0 +1,141 @@
+"""The store of feature rows: what is kept, what is computed anew, what a damaged part does."""
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from conftest import PROJECT
+from fewshot import store
+from fewshot.store import Store, key_of
+
+WIDTH = 5
+
+
+def row(number):
+    return np.random.default_rng(number).standard_normal(WIDTH).astype(np.float32)
+
+
+def keys(numbers):
+    return [key_of("item", number) for number in numbers]
+
+
+class Computing:
+    """A compute function for Store.rows that remembers which numbers it was asked for; of `blind` ones it makes no row."""
+
+    def __init__(self, numbers, batch=4, blind=()):
+        self.numbers, self.batch, self.blind, self.asked = list(numbers), batch, blind, []
+
+    def __call__(self, places):
+        for start in range(0, len(places), self.batch):
+            chosen = places[start : start + self.batch]
+            self.asked += [self.numbers[place] for place in chosen]
+            seen = [place for place in chosen if self.numbers[place] not in self.blind]
+            yield seen, np.array([row(self.numbers[place]) for place in seen], np.float32).reshape(-1, WIDTH)
+
+
+def rows_of(opened, numbers, **options):
+    """The rows of the numbers, checked, and the numbers that were computed for it."""
+    computing = Computing(numbers, **options)
+    found = opened.rows(keys(numbers), computing)
+    for number, of_number in zip(numbers, found):
+        np.testing.assert_array_equal(of_number, np.full(WIDTH, np.nan) if number in computing.blind else row(number))
+    return computing.asked
+
+
+@pytest.fixture
+def chunked(monkeypatch):
+    monkeypatch.setattr(store, "CHUNK", 10)
+
+
+def test_rows_are_computed_once(tmp_path, chunked):
+    assert rows_of(Store(tmp_path / "deep/er", WIDTH), range(25)) == list(range(25))
+    again = Store(tmp_path / "deep/er", WIDTH)
+    assert rows_of(again, range(24, -1, -1)) == [] and rows_of(again, [30, 3, 31, 30]) == [30, 31]
+    assert again.tally() == (2, 25)
+
+
+def test_rows_that_cannot_be_made_are_nan_and_asked_for_again(tmp_path, chunked):
+    for _ in range(2):
+        opened = Store(tmp_path, WIDTH)
+        asked = rows_of(opened, range(12), blind={0, 7, 11})
+    assert asked == [0, 7, 11] and opened.tally() == (0, 9)
+
+
+def test_no_keys_no_rows(tmp_path):
+    assert Store(tmp_path, WIDTH).rows([], Computing([])).shape == (0, WIDTH)
+
+
+@pytest.mark.parametrize("harm", [lambda content: content[:-1], lambda content: b"", lambda content: content + b"\0",
+                                  lambda content: content[:200] + bytes([content[200] ^ 1]) + content[201:], lambda content: b"\x93NUMPY no array"])
+def test_of_a_damaged_part_the_rows_are_computed_anew(tmp_path, chunked, harm):
+    rows_of(Store(tmp_path, WIDTH), range(30))
+    damaged = sorted(tmp_path.glob("*.npy"))[1]
+    lost = [key.tobytes() for key in np.load(damaged)["key"]]
+    damaged.write_bytes(harm(damaged.read_bytes()))
+    opened = Store(tmp_path, WIDTH)
+    assert keys(rows_of(opened, range(30))) == lost and opened.tally() == (10, 20)
+    opened.tidy()
+    assert len(list(tmp_path.iterdir())) == 3 and rows_of(Store(tmp_path, WIDTH), range(30)) == []
+
+
+def test_rows_of_another_width_are_no_rows(tmp_path):
+    rows_of(Store(tmp_path, WIDTH), range(3))
+    assert Store(tmp_path, WIDTH + 1).rows(keys(range(3)), lambda places: [(places, np.ones((3, WIDTH + 1), np.float32))]).shape == (3, WIDTH + 1)
+
+
+def test_tidying_leaves_what_was_asked_for_in_whole_parts(tmp_path, chunked):
+    rows_of(Store(tmp_path, WIDTH), range(47))
+    for extra in range(100, 105):
+        rows_of(Store(tmp_path, WIDTH), [extra])
+    opened = Store(tmp_path, WIDTH)
+    rows_of(opened, [*range(5, 47), 103, 104])
+    before = {path for path in tmp_path.iterdir()}
+    opened.tidy()
+    sizes = sorted(len(np.load(path)) for path in tmp_path.iterdir())
+    assert sizes == [4, 10, 10, 10, 10] and len(before & set(tmp_path.iterdir())) == 3  # whole parts were not touched
+    assert rows_of(Store(tmp_path, WIDTH), [4, *range(5, 47), 103, 104, 100]) == [4, 100]
+    opened.tidy()
+    assert rows_of(Store(tmp_path, WIDTH), [*range(5, 47), 103, 104]) == []
+
+
+def test_tidying_what_is_tidy_changes_nothing(tmp_path, chunked):
+    opened = Store(tmp_path, WIDTH)
+    rows_of(opened, range(47))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    opened.tidy()
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in before}
+
+
+def test_clearing_forgets_all(tmp_path):
+    opened = Store(tmp_path, WIDTH)
+    rows_of(opened, range(3))
+    opened.clear()
+    assert rows_of(opened, range(3)) == [0, 1, 2] and rows_of(Store(tmp_path, WIDTH), range(3)) == []
+
+
+@pytest.mark.parametrize("moment", range(8))
+def test_killed_at_any_moment_of_writing_it_has_lost_a_chunk_at_most(tmp_path, moment, chunked):
+    """Four parts, hence four times fsync and four times replace; before each of these the process is killed."""
+    rows = [row(number).tolist() for number in range(40)]
+    code = f"""
+import os, sys
+import numpy as np
+from fewshot import store
+store.CHUNK, moments = 10, iter(range(100))
+def killing(what):
+    def run(*arguments):
+        if next(moments) == {moment}:
+            os.kill(os.getpid(), 9)
+        return what(*arguments)
+    return run
+os.fsync, os.replace = killing(os.fsync), killing(os.replace)
+keys = [store.key_of("item", number) for number in range(40)]
+store.Store(sys.argv[1], {WIDTH}).rows(keys, lambda places: [(places, np.float32({rows}))])
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=PROJECT)
+    assert done.returncode == -signal.SIGKILL
+    on_disk = moment // 2 * 10
+    assert rows_of(Store(tmp_path, WIDTH), range(40)) == list(range(on_disk, 40)) and not [name for name in os.listdir(tmp_path) if name.endswith(".part")]
