@@ -21,7 +21,7 @@ sys.path.insert(0, str(HERE.parent))
 import cli  # noqa: E402
 from fewshot.errors import TaskError  # noqa: E402
 
-METHODS = {"zero-shot": "zero-shot", "tip": "Tip-Adapter", "tip-f": "Tip-Adapter-F"}
+METHODS = {"zero-shot": "zero-shot", "tip": "Tip-Adapter", "tip-f": "Tip-Adapter-F", "blend": "blend (default)"}
 
 
 def parse(argv) -> argparse.Namespace:
@@ -39,7 +39,7 @@ def main(argv=None):
     figures = {}
     for method, name in METHODS.items():
         run("train_adapter.py", "--method", method, "--output", output, "--device", a.device)
-        sheet = ["--sheet", a.folder / "sheet.png", "--data", dataset] if method == "tip-f" else []
+        sheet = ["--sheet", a.folder / "sheet.png", "--data", dataset] if method == "blend" else []
         run("predict.py", "--output", output, "--result", a.folder / "result.txt", *sheet)
         figures[name] = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["test"]
     with np.load(output / "support.npz") as support, np.load(output / "text.npz") as text:

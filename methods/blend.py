@@ -10,8 +10,8 @@ from itertools import cycle
 from typing import NamedTuple, Optional, Sequence
 
 import numpy as np
-from scipy.optimize import brentq, minimize
-from scipy.special import expit, logsumexp
+from scipy.optimize import minimize
+from scipy.special import expit
 
 from fewshot.artifacts import Adapter, Split, Support, Text
 
@@ -30,7 +30,7 @@ FOLDS = 4  # of the shots, where there are no validation rows; and parts of the 
 JUDGED = 2**26  # numbers in the experts' logits of the rows that choose their weights: 0.3 GB
 KNOWN = 0.99  # a class is of a known kind if its text is no further out than this share of the known classes' own
 TAKEN, WARY = 0.001, 0.9  # so few judging rows may be lost to classes of another kind, whose offset is this much of what does so
-FARTHEST = 60.0  # an offset beyond this changes nothing more
+FARTHEST, OFFSET_STEP = 60.0, 0.1  # offsets are tried up to this, so finely
 
 
 class Experts(NamedTuple):
@@ -189,26 +189,39 @@ def stacked(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _offsets(text: Text, support: Support, judged: Sequence[Trial], weights: np.ndarray) -> tuple[float, float]:
-    """Offsets for classes without shots, of a known kind and of another, found by hiding the shots of a quarter of the classes in turn.
-
-    With the right offset as many rows as belong to hidden classes are expected in them.
-    """
+    """Offsets for classes without shots, of a known kind and of another, found by hiding the shots of a quarter of the classes in turn."""
     present = np.unique(support.labels)
-    ahead: tuple[list, list] = ([], [])  # by how much the hidden classes are ahead of the others, with and without the Gaussians
-    belongs = []
+    # between 1, for the harmonic mean of both accuracies, and the ratio of the classes, for accuracy over all: the former is flat in between
+    share = (len(text.names) / len(present) - 1) ** 0.5
+    seen: tuple[list, list] = ([], [])  # (lead, worth) of each part, with the Gaussians and without
     for part, trial in zip(range(FOLDS), cycle(judged)):
         hidden = present[part::FOLDS]
         if not len(hidden) or len(hidden) == len(present):
             continue
         experts = learn(text, support, trial.shots & ~np.isin(support.labels, hidden))
         logits = experts.logits(trial.features)
-        base = logsumexp(np.tensordot(weights, logits[:, :, experts.known], 1), axis=1)
-        for several, margins in zip((len(EXPERTS), ANCHORED), ahead):
-            margins.append(logsumexp(np.tensordot(weights[:several], logits[:several][:, :, hidden], 1), axis=1) - base)
-        belongs.append(np.isin(trial.labels, hidden))
-    if not belongs:
-        return 0.0, 0.0
-    return tuple(_balance(np.concatenate(margins), np.concatenate(belongs)) for margins in ahead)
+        base = np.tensordot(weights, logits, 1)[:, experts.known]
+        for several, found in zip((len(EXPERTS), ANCHORED), seen):
+            new = np.tensordot(weights[:several], logits[:several], 1)[:, hidden]
+            found.append(_worth(base, np.flatnonzero(experts.known), new, hidden, trial.labels, share))
+    return tuple(_best_offset(*map(np.concatenate, zip(*found))) if found else 0.0 for found in seen)
+
+
+def _worth(base: np.ndarray, base_classes: np.ndarray, new: np.ndarray, new_classes: np.ndarray, labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row by how much the base classes lead, and what it is worth to call it new, (M,) both.
+
+    Right calls of all base rows are worth 1 in sum, those of all new rows `share`.
+    """
+    is_new = np.isin(labels, new_classes)
+    gain = share * (new_classes[new.argmax(axis=1)] == labels) / max(1, is_new.sum())
+    loss = (base_classes[base.argmax(axis=1)] == labels) / max(1, (~is_new).sum())
+    return base.max(axis=1) - new.max(axis=1), gain - loss
+
+
+def _best_offset(lead: np.ndarray, worth: np.ndarray) -> float:
+    """The offset with the highest worth, when a row is called new with the probability that its logits say."""
+    offsets = np.arange(-FARTHEST, FARTHEST, OFFSET_STEP)
+    return float(offsets[np.argmax([worth @ expit(offset - lead) for offset in offsets])])
 
 
 def _bearable(learned: Sequence[Experts], judged: Sequence[Trial], weights: np.ndarray) -> float:
@@ -223,14 +236,3 @@ def _bearable(learned: Sequence[Experts], judged: Sequence[Trial], weights: np.n
             lead.append(best[right].max(axis=1) - logits[right][:, strange].max(axis=1))
     lead = np.concatenate(lead)
     return WARY * float(np.quantile(lead, TAKEN)) if len(lead) else FARTHEST
-
-
-def _balance(ahead: np.ndarray, belongs: np.ndarray) -> float:
-    """The offset at which the expected number of rows on the hidden side is the true one; at most FARTHEST either way."""
-    def surplus(offset: float) -> float:
-        return float(expit(ahead + offset).sum() - belongs.sum())
-    if surplus(-FARTHEST) >= 0:
-        return -FARTHEST
-    if surplus(FARTHEST) <= 0:
-        return FARTHEST
-    return float(brentq(surplus, -FARTHEST, FARTHEST, xtol=1e-3))

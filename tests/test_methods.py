@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.special import expit
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 import tip_adapter_utils as tip
@@ -141,11 +140,14 @@ def test_weights_are_the_least_of_a_convex_problem_and_not_negative(rng):
         assert value(other) > value(weights) - 1e-6
 
 
-def test_an_offset_makes_the_expected_number_of_hidden_rows_the_true_one(rng):
-    ahead, belongs = rng.normal(size=300) * 4, rng.random(300) < 0.2
-    offset = blend._balance(ahead, belongs)
-    assert expit(ahead + offset).sum() == pytest.approx(belongs.sum(), abs=0.1)
-    assert blend._balance(ahead, np.ones(300, bool)) == blend.FARTHEST and blend._balance(ahead, np.zeros(300, bool)) == -blend.FARTHEST
+def test_an_offset_gives_new_classes_what_is_theirs_and_no_more(rng):
+    """New rows lie 8 below base ones; those that neither side classifies rightly count for nothing."""
+    lead = np.concatenate([rng.normal(12, 1, 300), rng.normal(4, 1, 60), rng.normal(30, 1, 500)])
+    worth = np.concatenate([np.full(300, -1 / 300), np.full(60, 1 / 60), np.zeros(500)])
+    assert 6 < blend._best_offset(lead, worth) < 10
+    base, new = np.array([[3.0, 0], [3, 0], [3, 0]]), np.array([[1.0, 0], [0, 1], [1, 0]])
+    lead, worth = blend._worth(base, np.array([0, 2]), new, np.array([1, 3]), np.array([0, 3, 3]), 0.5)
+    assert lead.tolist() == [2, 2, 2] and worth.tolist() == [-1, 0.25, 0]
 
 
 # ---- the blend ----

@@ -1,0 +1,144 @@
+"""Top-1 and top-5 of every method on feature tasks, and how classes without shots fare: the tables of docs/accuracy.md.
+
+    python bench/accuracy.py TASK.npz ... [--methods blend,tip-f] [--seeds 3] [--write docs/accuracy.md]
+
+A task holds train_features (N, D), val_features, test_features with their labels, and text (C, D), all of unit norm. Methods see
+the training and validation rows; test labels are looked at once, for the figures. Methods that draw at random are run with
+several seeds. With --write the tables replace those of the file, between its marks.
+"""
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import tip_adapter_utils as tip  # noqa: E402
+from fewshot import metrics  # noqa: E402
+from fewshot.artifacts import Split, Support, Text  # noqa: E402
+
+DRAWING = ("tip-f", "taskres", "clap")  # methods that depend on the seed
+HIDING = ("zero-shot", "tip", "tip-f", "gda", "blend")
+HIDDEN_SEED = 5
+
+
+class Task(NamedTuple):
+    name: str
+    text: Text
+    support: Support
+    val: Optional[Split]
+    test: Split
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("tasks", nargs="+", type=Path, metavar="TASK.npz")
+    p.add_argument("--methods", default=",".join(tip.METHODS), metavar="LIST")
+    p.add_argument("--seeds", type=int, default=3, metavar="N", help="of methods that draw at random (default: 3)")
+    p.add_argument("--write", type=Path, metavar="FILE", help="put the tables into this file")
+    a = p.parse_args()
+    tasks, methods = [read(path) for path in a.tasks], a.methods.split(",")
+    tables = {"all": compare(tasks, methods, a.seeds), "no validation": compare([t._replace(val=None) for t in tasks if t.name.endswith("_4")], methods, a.seeds)}
+    four = {t.name: t for t in tasks if t.name in ("sun397_4", "cars_4")}
+    if len(four) == 2:
+        methods = [m for m in HIDING if m in methods]
+        tables["same kind"] = new_classes(hidden(four["sun397_4"], 97), methods)
+        tables["another kind"] = new_classes(beside(four["sun397_4"], four["cars_4"]), methods)
+    if a.write:
+        text = a.write.read_text(encoding="utf-8")
+        for name, table in tables.items():
+            text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda found: found[1] + table + found[2], text, flags=re.S)
+        a.write.write_text(text, encoding="utf-8")
+
+
+def read(path: Path) -> Task:
+    with np.load(path) as file:
+        part = {name: file[name] for name in file.files}
+    rows = {name: unit(part[f"{name}_features"]) for name in ("train", "val", "test")}
+    labels = {name: part[f"{name}_labels"].astype(np.int64) for name in rows}
+    names = {name: np.array([f"{name} {i}" for i in range(len(rows[name]))]) for name in rows}
+    text = Text(unit(part["text"]), np.array([str(name) for name in part["class_names"]]), 100.0)
+    return Task(path.stem, text, Support(rows["train"][:, None], labels["train"], names["train"]),
+                Split(rows["val"], labels["val"], names["val"]), Split(rows["test"], labels["test"], names["test"]))
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    rows = rows.astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def compare(tasks: list[Task], methods: list[str], seeds: int) -> str:
+    """A row a task, a column a method: top-1 (± its standard deviation over seeds) / top-5; and the seconds, in the mean."""
+    lines = ["| task | " + " | ".join(methods) + " |\n", "|---" * (len(methods) + 1) + "|\n"]
+    means, seconds = [], {method: [] for method in methods}
+    for task in tasks:
+        cells, row = [], []
+        for method in methods:
+            found = []
+            for seed in range(1, 1 + (seeds if method in DRAWING else 1)):
+                logits, took = predicted(method, task, seed)
+                one = metrics.score(logits, task.test.labels, task.text.names, task.text.names)
+                found.append((100 * one["top1"], 100 * one["top5"]))
+                seconds[method].append(took)
+            (top1, top5), deviation = np.mean(found, axis=0), np.std(found, axis=0)[0]
+            row.append(top1)
+            cells.append(f"{top1:.2f}" + (f" ± {deviation:.2f}" if len(found) > 1 else "") + f" / {top5:.1f}")
+            print(f"{task.name:10} {method:10} {cells[-1]}   {took:.1f} s", flush=True)
+        means.append(row)
+        lines.append(f"| {task.name} | " + " | ".join(cells) + " |\n")
+    lines.append("| **mean** | " + " | ".join(f"**{mean:.2f}**" for mean in np.mean(means, axis=0)) + " |\n")
+    lines.append("| seconds | " + " | ".join(f"{np.mean(seconds[method]):.1f}" for method in methods) + " |\n")
+    return "".join(lines)
+
+
+def predicted(method: str, task: Task, seed: int = 1) -> tuple[np.ndarray, float]:
+    """Logits of the test rows, and the seconds that training took."""
+    started = time.perf_counter()
+    adapter, _ = tip.train(method, task.text, task.support, task.val, tip.Settings(seed=seed, device="cpu"))
+    took = time.perf_counter() - started
+    return tip.predict_logits(adapter, task.test.features), took
+
+
+# ---- classes without shots ----
+
+
+def hidden(task: Task, n: int) -> tuple[Task, np.ndarray]:
+    """The task without the shots and validation rows of n of its classes, drawn at random; and which these are."""
+    new = np.sort(np.random.default_rng(HIDDEN_SEED).permutation(len(task.text.names))[:n])
+    shots, val = ~np.isin(task.support.labels, new), ~np.isin(task.val.labels, new)
+    return task._replace(support=Support(*(part[shots] for part in (task.support.features, task.support.labels, task.support.names))),
+                         val=Split(*(part[val] for part in (task.val.features, task.val.labels, task.val.names)))), new
+
+
+def beside(task: Task, other: Task) -> tuple[Task, np.ndarray]:
+    """The task with the classes of another, and their test rows, added: known by their texts alone."""
+    classes = len(task.text.names)
+    text = Text(np.concatenate([task.text.features, other.text.features]), np.concatenate([task.text.names, other.text.names]), 100.0)
+    test = Split(np.concatenate([task.test.features, other.test.features]), np.concatenate([task.test.labels, other.test.labels + classes]),
+                 np.concatenate([task.test.names, other.test.names]))
+    return task._replace(text=text, test=test), classes + np.arange(len(other.text.names))
+
+
+def new_classes(case: tuple[Task, np.ndarray], methods: list[str]) -> str:
+    """A row a method: top-1 of classes with shots (and among these alone), of those without, harmonic mean, all."""
+    task, new = case
+    is_new = np.isin(task.test.labels, new)
+    lines = ["| method | with shots | among these alone | without | harmonic mean | all |\n", "|---" * 6 + "|\n"]
+    for method in methods:
+        logits, _ = predicted(method, task)
+        right = logits.argmax(axis=1) == task.test.labels
+        logits[:, new] = -np.inf
+        alone = (logits.argmax(axis=1) == task.test.labels)[~is_new]
+        base, without = 100 * right[~is_new].mean(), 100 * right[is_new].mean()
+        lines.append(f"| {method} | {base:.1f} | {100 * alone.mean():.1f} | {without:.1f} | {2 * base * without / (base + without):.1f} | {100 * right.mean():.1f} |\n")
+        print(lines[-1], end="", flush=True)
+    return "".join(lines)
+
+
+if __name__ == "__main__":
+    main()
