@@ -10,8 +10,6 @@ from itertools import cycle
 from typing import NamedTuple, Optional, Sequence
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import expit
 
 from fewshot.artifacts import Adapter, Split, Support, Text
 
@@ -176,6 +174,8 @@ def _weights(learned: Sequence[Experts], judged: Sequence[Trial]) -> tuple[np.nd
 
 def stacked(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Weights (experts,) of at least 0 that minimise the mean cross-entropy of the weighted sum of logits (experts, M, C): convex."""
+    from scipy.optimize import minimize
+
     size = np.abs(logits - logits.mean(axis=2, keepdims=True)).mean(axis=(1, 2)) + 1e-12
     rows = np.arange(len(labels))
 
@@ -220,6 +220,8 @@ def _worth(base: np.ndarray, base_classes: np.ndarray, new: np.ndarray, new_clas
 
 def _best_offset(lead: np.ndarray, worth: np.ndarray) -> float:
     """The offset with the highest worth, when a row is called new with the probability that its logits say."""
+    from scipy.special import expit
+
     offsets = np.arange(-FARTHEST, FARTHEST, OFFSET_STEP)
     return float(offsets[np.argmax([worth @ expit(offset - lead) for offset in offsets])])
 

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import minimize
 
 # Each is the start of the next. Best at one to sixteen shots, one after the other, on held-out rows of cars and scenes.
 STRENGTHS = (3e-4, 1e-4, 3e-5, 1e-5)
@@ -22,6 +21,8 @@ def regressions(features: np.ndarray, labels: np.ndarray, anchor: np.ndarray, co
     strengths : descending; each starts from the weights of the one before
     steps : of L-BFGS for each
     """
+    from scipy.optimize import minimize  # a third of a second, which predict.py need not wait for
+
     weights, step = [], np.zeros(anchor.size)
     for strength in strengths:
         def objective(flat, strength=strength):
