@@ -26,6 +26,7 @@ ANCHORED = 1 + len(STRENGTHS)  # the experts that leave a class without shots at
 DEFAULT_WEIGHTS = dict(zip(EXPERTS, (0.3, 0.6, 0, 0, 0, 0.004, 0, 0.02, 0)))
 FOLDS = 4  # of the shots, where there are no validation rows; and parts of the classes that are hidden in turn
 JUDGED = 2**26  # numbers in the experts' logits of the rows that choose their weights: 0.3 GB
+PRIOR = 0.01  # of the weights, as a variance of 100 on experts scaled to logits of mean size 1
 KNOWN = 0.99  # a class is of a known kind if its text is no further out than this share of the known classes' own
 TAKEN, WARY = 0.001, 0.9  # so few judging rows may be lost to classes of another kind, whose offset is this much of what does so
 FARTHEST, OFFSET_STEP = 60.0, 0.1  # offsets are tried up to this, so finely
@@ -52,14 +53,14 @@ class Choice(NamedTuple):
     judged: dict = {}  # figures on the judging rows
 
 
+UNJUDGED = Choice(np.array(list(DEFAULT_WEIGHTS.values())), 0.0, 0.0)
+
+
 def blend(text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
     """Weights, and offsets of classes without shots, chosen on judging rows; then the experts of all shots, blended."""
     judged, how = trials(support, val, FOLDS)
     everything = learn(text, support)
-    if judged:
-        choice = choose(text, support, judged, everything if how.startswith("on ") else None, settings.seed)
-    else:
-        choice = Choice(np.array(list(DEFAULT_WEIGHTS.values())), 0.0, 0.0)
+    choice = choose(text, support, judged, everything if how.startswith("on ") else None, settings.seed) if judged else UNJUDGED
     if settings.refit and val is not None:
         everything = learn(text, with_rows(support, val))
     chosen = {"how": how, **choice.judged, "weights": {name: float(weight) for name, weight in zip(EXPERTS, choice.weights)}}
@@ -138,9 +139,11 @@ def with_rows(support: Support, val: Split) -> Support:
 def choose(text: Text, support: Support, judged: Sequence[Trial], everything: Optional[Experts], seed: int) -> Choice:
     """The weights and offsets that the trials' rows ask for; `everything` are the experts of all shots, if these are what is judged."""
     judged = [_fewer(trial, len(text.names), len(judged), seed) for trial in judged]
+    if len(np.unique(support.labels)) == 1:
+        return UNJUDGED
     learned = [everything if everything is not None else learn(text, support, trial.shots) for trial in judged]
     weights, figures = _weights(learned, judged)
-    if len(np.unique(support.labels)) in (1, len(text.names)):
+    if learned[0].known.all():
         return Choice(weights, 0.0, 0.0, figures)
     alike, strange = _offsets(text, support, judged, weights)
     return Choice(weights, alike, min(strange, _bearable(learned, judged, weights)), figures)
@@ -173,7 +176,10 @@ def _weights(learned: Sequence[Experts], judged: Sequence[Trial]) -> tuple[np.nd
 
 
 def stacked(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Weights (experts,) of at least 0 that minimise the mean cross-entropy of the weighted sum of logits (experts, M, C): convex."""
+    """Weights (experts,) of at least 0 that minimise the mean cross-entropy of the weighted sum of logits (experts, M, C): convex.
+
+    PRIOR holds them back, as far as few rows leave them free: where all rows are classified rightly, there is no best weight.
+    """
     from scipy.optimize import minimize
 
     size = np.abs(logits - logits.mean(axis=2, keepdims=True)).mean(axis=(1, 2)) + 1e-12
@@ -182,7 +188,8 @@ def stacked(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     def objective(weights):  # of experts scaled to one size, so that the steps are of one size, too
         value, chances = cross_entropy(np.tensordot((weights / size).astype(np.float32), logits, 1), labels)
         chances[rows, labels] -= 1
-        return value, np.array([np.einsum("mc,mc->", chances, one) for one in logits], np.float64) / size / len(labels)
+        slope = np.array([np.einsum("mc,mc->", chances, one) for one in logits], np.float64) / size
+        return value + PRIOR / 2 * weights @ weights / len(labels), (slope + PRIOR * weights) / len(labels)
 
     start = np.full(len(logits), 1 / len(logits))
     return minimize(objective, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(logits), options={"maxiter": 200}).x / size

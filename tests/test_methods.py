@@ -134,7 +134,7 @@ def test_weights_are_the_least_of_a_convex_problem_and_not_negative(rng):
     weights = blend.stacked(logits, labels)
     assert weights[0] > 0.3 and weights[1] == 0 and weights.min() >= 0
     value = lambda w: cross_entropy(np.tensordot(w.astype(np.float32), logits, 1), labels)[0]
-    for expert, nudge in ((0, 0.05), (0, -0.05), (1, 0.05), (2, 0.05)):
+    for expert, nudge in ((0, 0.2), (0, -0.2), (1, 0.2), (2, 0.2)):
         other = weights.copy()
         other[expert] += nudge
         assert value(other) > value(weights) - 1e-6
@@ -238,8 +238,14 @@ def test_classes_without_shots_of_another_kind_keep_their_texts(rng):
 
 def test_a_single_class_with_shots_is_no_obstacle(rng):
     text, support, val, test = make_task(rng, shotless=range(1, 12))
-    adapter, _ = tip.train("blend", text, support, val, CPU)
-    assert np.isfinite(tip.predict_logits(adapter, test.features)).all()
+    adapter, chosen = tip.train("blend", text, support, val, CPU)
+    assert np.isfinite(tip.predict_logits(adapter, test.features)).all() and chosen["weights"] == blend.DEFAULT_WEIGHTS
+
+
+def test_rows_that_are_all_right_leave_the_weights_moderate(rng):
+    text, support, val, test = make_task(rng, classes=2, rows=3, noise=0.1)
+    adapter, chosen = tip.train("blend", text, support, val, CPU)
+    assert chosen["top1"] == 1 and np.abs(tip.predict_logits(adapter, test.features)).max() < 200
 
 
 # ---- other draws of shots ----
