@@ -53,14 +53,11 @@ class Choice(NamedTuple):
     judged: dict = {}  # figures on the judging rows
 
 
-UNJUDGED = Choice(np.array(list(DEFAULT_WEIGHTS.values())), 0.0, 0.0)
-
-
 def blend(text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
     """Weights, and offsets of classes without shots, chosen on judging rows; then the experts of all shots, blended."""
     judged, how = trials(support, val, FOLDS)
     everything = learn(text, support)
-    choice = choose(text, support, judged, everything if how.startswith("on ") else None, settings.seed) if judged else UNJUDGED
+    choice = choose(text, support, judged, everything if how.startswith("on ") else None, settings.seed) if judged else unjudged(everything.known)
     if settings.refit and val is not None:
         everything = learn(text, with_rows(support, val))
     chosen = {"how": how, **choice.judged, "weights": {name: float(weight) for name, weight in zip(EXPERTS, choice.weights)}}
@@ -136,11 +133,19 @@ def with_rows(support: Support, val: Split) -> Support:
 # ---- choosing ----
 
 
+def unjudged(known: np.ndarray) -> Choice:
+    """What is taken where nothing can be judged. The Gaussians' logits have a level of their own, so they are left out where classes without shots need an offset."""
+    weights = np.array(list(DEFAULT_WEIGHTS.values()))
+    if not known.all():
+        weights[ANCHORED:] = 0
+    return Choice(weights, 0.0, 0.0)
+
+
 def choose(text: Text, support: Support, judged: Sequence[Trial], everything: Optional[Experts], seed: int) -> Choice:
     """The weights and offsets that the trials' rows ask for; `everything` are the experts of all shots, if these are what is judged."""
     judged = [_fewer(trial, len(text.names), len(judged), seed) for trial in judged]
     if len(np.unique(support.labels)) == 1:
-        return UNJUDGED
+        return unjudged(np.isin(np.arange(len(text.names)), support.labels))
     learned = [everything if everything is not None else learn(text, support, trial.shots) for trial in judged]
     weights, figures = _weights(learned, judged)
     if learned[0].known.all():
