@@ -17,7 +17,6 @@ import signal
 import sys
 import tempfile
 import time
-import zipfile
 from pathlib import Path
 from typing import Callable
 

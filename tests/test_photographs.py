@@ -17,7 +17,6 @@ import train_adapter
 from conftest import draw
 from encoder import Reader
 from fewshot import artifacts, data, metrics
-from fewshot.errors import TaskError
 from jclip import preprocess
 from jclip.errors import Unreadable
 
