@@ -144,7 +144,8 @@ def unjudged(known: np.ndarray) -> Choice:
 def choose(text: Text, support: Support, judged: Sequence[Trial], everything: Optional[Experts], seed: int) -> Choice:
     """The weights and offsets that the trials' rows ask for; `everything` are the experts of all shots, if these are what is judged."""
     judged = [_fewer(trial, len(text.names), len(judged), seed) for trial in judged]
-    if len(np.unique(support.labels)) == 1:
+    taught = np.unique(support.labels)
+    if len(taught) == 1 or not any(np.isin(trial.labels, taught).any() for trial in judged):
         return unjudged(np.isin(np.arange(len(text.names)), support.labels))
     learned = [everything if everything is not None else learn(text, support, trial.shots) for trial in judged]
     weights, figures = _weights(learned, judged)

@@ -249,6 +249,15 @@ def test_a_single_class_with_shots_is_no_obstacle(rng):
     assert np.isfinite(tip.predict_logits(adapter, test.features)).all() and chosen["weights"]["gaussian 1, 4"] == 0
 
 
+def test_validation_rows_of_classes_without_shots_alone_judge_nothing(rng):
+    text, support, val, test = make_task(rng)
+    some = support.labels > 3
+    support = Support(support.features[some], support.labels[some], support.names[some])
+    only = val.labels < 4
+    adapter, chosen = tip.train("blend", text, support, Split(val.features[only], val.labels[only], val.names[only]), CPU)
+    assert np.isfinite(tip.predict_logits(adapter, test.features)).all() and chosen["weights"]["gaussian 1, 4"] == 0
+
+
 def test_rows_that_are_all_right_leave_the_weights_moderate(rng):
     text, support, val, test = make_task(rng, classes=2, rows=3, noise=0.1)
     adapter, chosen = tip.train("blend", text, support, val, CPU)
