@@ -25,7 +25,7 @@ SHARED = {
     "--output": dict(type=Path, default=Path("output"), metavar="DIR", help="the files between the stages (default: output)"),
     "--split": dict(choices=("A", "B"), default="B", help="contest split: A reads classes.txt and TestSetA, B classes_b.txt and TestSetB (default: B)"),
     "--device": dict(choices=("auto", "cpu", "cuda"), default="auto", help="auto takes CUDA where it works (default: auto)"),
-    "--seed": dict(type=int, default=1, metavar="N", help="of every random choice (default: 1)"),
+    "--seed": dict(type=int, default=1, metavar="N", help="random seed (default: 1)"),
 }
 
 

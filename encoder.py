@@ -44,7 +44,7 @@ class Encoder:
     strict: bool = False
 
     @classmethod
-    def load(cls, path: Path, device: str, batch_size: int, store: Path | None = None, strict: bool = False) -> "Encoder":
+    def load(cls, path: Path, device: str = "auto", batch_size: int = 32, store: Path | None = None, strict: bool = False) -> "Encoder":
         """From a weights file; raises ClipError where it or the device cannot be used."""
         with ThreadPoolExecutor(1) as pool:
             digest = pool.submit(weights.sha256, path)  # takes half as long as the loading, beside it

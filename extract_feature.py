@@ -29,15 +29,15 @@ FIRST = 5  # so many unreadable photographs are said, the rest is listed in a fi
 
 def parse(argv) -> argparse.Namespace:
     p = cli.parser(__doc__, "--data", "--weights", "--output", "--split", "--device", "--seed")
-    p.add_argument("--prompts", type=Path, default=prompts.FOLDER, metavar="DIR", help="templates.json and GROUP_prompt.json (default: the program's own)")
-    p.add_argument("--shots", type=cli.at_least(1), default=4, metavar="K", help="training photographs a class that become the cache (default: 4)")
+    p.add_argument("--prompts", type=Path, default=prompts.FOLDER, metavar="DIR", help="folder of templates.json, names.json and GROUP_prompt.json (default: the program's own)")
+    p.add_argument("--shots", type=cli.at_least(1), default=4, metavar="K", help="training photographs per class to learn from (default: 4)")
     p.add_argument("--views", default=augment.DEFAULT_VIEWS, metavar="LIST",
                    help=f"views of each shot, from {', '.join(augment.VIEWS)}; crop:7 is seven crops; plain comes first (default: {augment.DEFAULT_VIEWS})")
     p.add_argument("--select", choices=support.SELECT, default="kmeans", help="how the shots are chosen (default: kmeans, the photographs nearest the K centres)")
-    p.add_argument("--max-train", type=cli.at_least(1), metavar="N", help="look at N training photographs a class, drawn with --seed (default: at all)")
-    p.add_argument("--max-val", type=cli.at_least(0), metavar="N", help="keep N validation photographs a class, drawn with --seed (default: all that are left)")
+    p.add_argument("--max-train", type=cli.at_least(1), metavar="N", help="look at no more than N training photographs per class, drawn with --seed (default: all)")
+    p.add_argument("--max-val", type=cli.at_least(0), metavar="N", help="keep no more than N validation photographs per class, drawn with --seed (default: all that are left)")
     p.add_argument("--batch-size", type=cli.at_least(1), default=32, metavar="N", help="photographs encoded at a time (default: 32)")
-    p.add_argument("--force", action="store_true", help="encode all anew, also what is unchanged since an earlier run")
+    p.add_argument("--force", action="store_true", help="encode everything anew, also what is unchanged since an earlier run")
     p.add_argument("--strict", action="store_true", help="stop at the first photograph that cannot be read (default: leave it out and say so)")
     return p.parse_args(argv)
 

@@ -27,11 +27,11 @@ FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # of a contact she
 
 def parse(argv) -> argparse.Namespace:
     p = cli.parser(__doc__, "--output", "--weights", "--device", "--data", "--split")
-    p.add_argument("photos", nargs="*", type=Path, metavar="PHOTO_OR_FOLDER", help="classify these, and print; needs --weights")
+    p.add_argument("photos", nargs="*", type=Path, metavar="PHOTO_OR_FOLDER", help="photographs or folders to classify and print, encoded with --weights")
     p.add_argument("--classes", metavar="LIST", help='zero-shot among these, for example "cat, dog, car"; needs photographs')
     p.add_argument("--result", type=Path, default=Path("result.txt"), metavar="FILE", help="what to write; a .zip of it stands beside it (default: result.txt)")
     p.add_argument("--sheet", type=Path, metavar="FILE", help=f"also draw a contact sheet of up to {SHEET} photographs; of the test set, it needs --data")
-    p.add_argument("--topk", type=cli.at_least(1), default=5, metavar="K", help="classes a photograph (default: 5)")
+    p.add_argument("--topk", type=cli.at_least(1), default=5, metavar="K", help="classes per photograph (default: 5)")
     a = p.parse_args(argv)
     if a.classes is not None and not a.photos:
         p.error("--classes needs photographs or folders to classify")

@@ -25,9 +25,9 @@ BESIDE = ("zero-shot", "tip", "gda")  # methods that take seconds, to compare th
 def parse(argv) -> argparse.Namespace:
     p = cli.parser(__doc__, "--output", "--device", "--seed")
     p.add_argument("--method", choices=METHODS, default="blend", help="(default: blend, of zero-shot, text-anchored regression and Gaussian discriminants)")
-    p.add_argument("--epochs", type=cli.at_least(1), default=20, metavar="N", help="of tip-f (default: 20)")
-    p.add_argument("--lr", type=learning_rate, default=1e-3, metavar="X", help="of tip-f (default: 0.001)")
-    p.add_argument("--refit", action="store_true", help="blend: once all is chosen, learn from the validation rows, too; not for a task that limits the shots")
+    p.add_argument("--epochs", type=cli.at_least(1), default=20, metavar="N", help="tip-f: epochs (default: 20)")
+    p.add_argument("--lr", type=learning_rate, default=1e-3, metavar="X", help="tip-f: learning rate (default: 0.001)")
+    p.add_argument("--refit", action="store_true", help="blend: once all settings are chosen, learn from the validation rows, too; not for a task that limits the shots")
     p.add_argument("--seeds", type=cli.at_least(1), default=1, metavar="N", help="repeat with other shots and views, and print mean and standard deviation (default: 1)")
     a = p.parse_args(argv)
     if a.refit and a.method != "blend":
