@@ -163,4 +163,73 @@ inline void attention(const float* qkv, const float* bias, float* out, Int n, In
     }
 }
 
+// The gradient of one head of one sequence, whole: of texts and small images the (l, l) scores fit into the processor's cache.
+class HeadGradient {
+    const Int l, depth, w, keys_n, values_n;
+    const float scale;
+    std::vector<float> queries, keys, values, slopes;        // (l, values_n); slopes are those of the head's result
+    std::vector<float> keys_across, values_across;           // (depth, keys_n)
+    std::vector<float> chances, scores, across, found;       // (l, keys_n) three times, (l, values_n)
+
+public:
+    HeadGradient(Int l, Int depth, Int w)
+        : l(l), depth(depth), w(w), keys_n(padded(l)), values_n(padded(depth)), scale(1 / std::sqrt(float(depth))), queries(l * values_n),
+          keys(l * values_n), values(l * values_n), slopes(l * values_n), keys_across(depth * keys_n), values_across(depth * keys_n),
+          chances(l * keys_n), scores(l * keys_n), across(l * keys_n), found(l * values_n) {}
+
+    // With P = softmax(Q Kᵀ), O = P V and G = dO: dV = Pᵀ G, dP = G Vᵀ, dS = P (dP - rowsum(P dP)), dQ = dS K, dK = dSᵀ Q.
+    void run(const float* qkv, const float* grad, float* out, bool causal) {
+        copy(qkv, grad);
+        product(queries.data(), values_n, keys_across.data(), keys_n, chances.data(), keys_n, l, depth);
+        product(slopes.data(), values_n, values_across.data(), keys_n, scores.data(), keys_n, l, depth);
+        for (Int i = 0; i < l; i++) {
+            float *p = &chances[i * keys_n], *s = &scores[i * keys_n], mean = 0;
+            softmax(p, causal ? i + 1 : l, keys_n);
+            for (Int j = 0; j < l; j++) mean += p[j] * s[j];
+            for (Int j = 0; j < l; j++) s[j] = p[j] * (s[j] - mean);
+        }
+        times(scores, keys, scale, out);
+        times(transposed(scores), queries, 1, out + w);
+        times(transposed(chances), slopes, 1, out + 2 * w);
+    }
+
+private:
+    void copy(const float* qkv, const float* grad) {
+        for (Int i = 0; i < l; i++, qkv += 3 * w, grad += w)
+            for (Int d = 0; d < depth; d++) {
+                queries[i * values_n + d] = qkv[d] * scale;
+                keys[i * values_n + d] = keys_across[d * keys_n + i] = qkv[w + d];
+                values[i * values_n + d] = values_across[d * keys_n + i] = qkv[2 * w + d];
+                slopes[i * values_n + d] = grad[d];
+            }
+    }
+
+    const std::vector<float>& transposed(const std::vector<float>& square) {
+        for (Int i = 0; i < l; i++)
+            for (Int j = 0; j < l; j++) across[j * keys_n + i] = square[i * keys_n + j];
+        return across;
+    }
+
+    // to (l, depth), rows 3w apart = square (l, l) times rows (l, depth) times factor
+    void times(const std::vector<float>& square, const std::vector<float>& rows, float factor, float* to) {
+        product(square.data(), keys_n, rows.data(), values_n, found.data(), values_n, l, l);
+        for (Int i = 0; i < l; i++, to += 3 * w)
+            for (Int d = 0; d < depth; d++) to[d] = found[i * values_n + d] * factor;
+    }
+};
+
+// out (n, l, 3w) = the gradient by qkv (n, l, 3w), bias included, of what has the gradient grad (n, l, w) by its attention.
+inline void attention_gradient(const float* qkv, const float* grad, float* out, Int n, Int l, Int w, Int heads, bool causal) {
+    const Int depth = w / heads;
+    #pragma omp parallel
+    {
+        HeadGradient scratch(l, depth, w);
+        #pragma omp for schedule(static)
+        for (Int task = 0; task < n * heads; task++) {
+            const Int row = task / heads * l, head = task % heads * depth;
+            scratch.run(qkv + row * 3 * w + head, grad + row * w + head, out + row * 3 * w + head, causal);
+        }
+    }
+}
+
 }  // namespace clip

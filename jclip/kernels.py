@@ -1,7 +1,8 @@
 """The parts of CLIP's transformer that are not matrix products, each in plain Jittor and as a kernel of our own for the CPU.
 
 Jittor's generated kernels run on one core of a CPU, one pass over memory for each operation; those of kernels.h use all cores and
-one pass. They have no gradients, so they stand in under `jittor.no_grad()` only; CUDA and training take the plain way.
+one pass. Attention has a gradient of its own, too; the others have none and stand in under `jittor.no_grad()` only. CUDA takes the
+plain way.
 
 Letters: n sequences, l positions, w width, h heads. All arrays are float32.
 """
@@ -55,9 +56,18 @@ def attention(qkv, bias, heads: int, causal: bool):
     qkv (n, l, 3w): queries, keys and values side by side, each of `heads` heads of w / heads, and bias (3w,), which is added
     to them -> (n, l, w). Vaswani et al., arXiv:1706.03762, section 3.2.
     """
+    if jt.flags.use_cuda:
+        return plain_attention(qkv, bias, heads, causal)
     n, l, w3 = qkv.shape
-    if _on_cpu():
-        return _run((n, l, w3 // 3), f"attention(in0_p, in1_p, out0_p, in0_shape0, in0_shape1, in0_shape2 / 3, {heads}, {int(causal)})", qkv, bias)
+    sizes, gradient = f"in0_shape0, in0_shape1, in0_shape2 / 3, {heads}, {int(causal)}", None
+    if not jt.flags.no_grad:  # Jittor makes the bias's from that of the sum
+        qkv, bias, gradient = qkv + bias, jt.zeros(bias.shape).stop_grad(), f"attention_gradient(in0_p, dout_p, out0_p, {sizes})"
+    return _run((n, l, w3 // 3), f"attention(in0_p, in1_p, out0_p, {sizes})", qkv, bias, gradient=gradient)
+
+
+def plain_attention(qkv, bias, heads: int, causal: bool):
+    """`attention` without the kernel."""
+    n, l, w3 = qkv.shape
     depth = w3 // 3 // heads
     q, k, v = (qkv + bias).reshape(n, l, 3, heads, depth).permute((2, 0, 3, 1, 4))  # each (n, h, l, depth)
     scores = jt.matmul(q * depth**-0.5, k.transpose(2, 3))  # (n, h, l, l)
@@ -71,6 +81,6 @@ def _on_cpu() -> bool:
     return jt.flags.no_grad and not jt.flags.use_cuda
 
 
-def _run(shape, call: str, *inputs):
-    """A Var of `shape` that a function of kernels.h fills."""
-    return jt.code(shape, "float32", list(inputs), cpu_header=SOURCE, cpu_src=f"clip::{call};")
+def _run(shape, call: str, *inputs, gradient: str | None = None):
+    """A Var of `shape` that a function of kernels.h fills; `gradient` fills that of the first input."""
+    return jt.code(shape, "float32", list(inputs), cpu_header=SOURCE, cpu_src=f"clip::{call};", cpu_grad_src=[f"clip::{gradient};"] if gradient else [])

@@ -45,7 +45,7 @@ def attention(qkv, heads, causal):
     return (softmax(scores) @ v).transpose(0, 2, 1, 3).reshape(n, l, w)
 
 
-def test_the_kernels_are_used_on_the_cpu_without_gradients_only(jt, kernels, monkeypatch):
+def test_kernels_without_a_gradient_are_used_without_gradients_only(jt, kernels, monkeypatch):
     called = []
     monkeypatch.setattr(kernels, "_run", lambda shape, call, *inputs: called.append(call) or inputs[0])
     x, bias = jt.array(normal((2, 8))), jt.array(normal((8,)))
@@ -87,11 +87,25 @@ def test_residual_adds_all_three(jt, kernels, shape):
 def test_attention_is_exact(jt, kernels, n, l, w, heads, causal):
     qkv, bias = normal((n, l, 3 * w), 2), normal((3 * w,), seed=1)
     exact = attention(qkv + bias, heads, causal)
-    for found in both(jt, lambda qkv, bias: kernels.attention(qkv, bias, heads, causal), qkv, bias):
+    for found in (*both(jt, lambda *given: kernels.attention(*given, heads, causal), qkv, bias), kernels.plain_attention(jt.array(qkv), jt.array(bias), heads, causal).numpy()):
         np.testing.assert_allclose(found, exact, atol=2e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("n, l, w, heads", [(2, 50, 128, 2), (1, 1, 64, 1), (3, 5, 48, 2), (1, 19, 12, 4)])
+def test_attention_has_the_gradient_of_the_plain_way(jt, kernels, n, l, w, heads, causal):
+    qkv, bias, slope = normal((n, l, 3 * w), 2), normal((3 * w,), seed=1), normal((n, l, w), seed=2)
+
+    def gradients(function):
+        given = [jt.array(qkv), jt.array(bias)]
+        return [one.numpy() for one in jt.grad((function(*given, heads, causal) * jt.array(slope)).sum(), given)]
+
+    for found, expected in zip(gradients(kernels.attention), gradients(kernels.plain_attention)):
+        np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(expected).max())
 
 
 def test_attention_of_scores_far_apart_neither_overflows_nor_loses_the_best(jt, kernels):
     qkv = normal((1, 20, 192), 30)
-    for found in both(jt, lambda qkv, bias: kernels.attention(qkv, bias, 1, False), qkv, np.zeros(192, np.float32)):
+    bias = np.zeros(192, np.float32)
+    for found in (*both(jt, lambda *given: kernels.attention(*given, 1, False), qkv, bias), kernels.plain_attention(jt.array(qkv), jt.array(bias), 1, False).numpy()):
         np.testing.assert_allclose(found, attention(qkv, 1, False), rtol=1e-3, atol=1e-3)
