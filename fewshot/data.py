@@ -71,7 +71,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 
 def photographs(path: Path) -> list[Path]:
-    """A photograph itself, or all photographs in and below a folder, sorted as a person counts."""
+    """A photograph itself, or all photographs in and below a folder, sorted as a person counts; of any names, for they enter no file."""
     path = Path(path)
     if path.is_dir():
         found = _images_below(path)
@@ -102,7 +102,7 @@ def _read_folders(folder: Path) -> Task:
         if not photos and of_class.is_dir() and any(not file.startswith(".") for file in os.listdir(of_class)):
             raise TaskError(f"{of_class}: none of its files is a photograph ({', '.join(sorted(SUFFIXES))}); convert them, or leave the folder "
                             "empty for a class that is known by its name alone")
-        train += [Photo(path, path.relative_to(folder).as_posix(), label) for path in photos]
+        train += [_photo(path, folder, label) for path in photos]
     return Task(classes, tuple(train), _test_photos(folder / "test", classes))
 
 
@@ -110,7 +110,7 @@ def _folders_in(folder: Path) -> list[str]:
     """Names of the folders in a folder, without hidden ones, which are no classes."""
     folders = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")] if folder.is_dir() else []
     for path in folders:
-        _check_name(path)
+        _check_name(path.name, path)
     return [path.name for path in folders]
 
 
@@ -158,7 +158,7 @@ def _check_present(path: Path, folder: Path, photos: list[Photo], first: dict[st
 def _files_in(folder: Path) -> set[str]:
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
+            return {entry.name for entry in entries if _is_file(entry)}
     except PermissionError:
         raise
     except OSError:  # it is absent, no folder, or its name is too long to be one
@@ -171,18 +171,25 @@ def _test_photos(folder: Path, classes: tuple[str, ...]) -> tuple[Photo, ...]:
     labels = {name: label for label, name in enumerate(classes)}
     photos = []
     for path in _images_below(folder):
-        name = path.relative_to(folder)
-        label = UNKNOWN if len(name.parts) == 1 else labels.get(name.parts[0])
+        parts = path.relative_to(folder).parts
+        label = UNKNOWN if len(parts) == 1 else labels.get(parts[0])
         if label is None:
             raise TaskError(f"{path}: its folder is none of the {len(classes)} classes; put unlabelled photographs into {folder} itself")
-        photos.append(Photo(path, name.as_posix(), label))
+        photos.append(_photo(path, folder, label))
     if not photos:
         raise TaskError(f"{folder}: no photographs in it ({', '.join(sorted(SUFFIXES))})")
     return tuple(photos)
 
 
+def _photo(path: Path, folder: Path, label: int) -> Photo:
+    """The photograph at `path`, named below `folder`."""
+    name = path.relative_to(folder).as_posix()
+    _check_name(name, path)
+    return Photo(path, name, label)
+
+
 def _images_below(folder: Path) -> list[Path]:
-    """All photographs in and below a folder, also behind links, without hidden ones; sorted as a person counts."""
+    """All photographs in and below a folder, also behind links; hidden files and folders are passed over. Sorted as a person counts."""
     found: list[str] = []
     waiting = [(str(folder), frozenset())]  # a folder, and which folders it is in
     while waiting:
@@ -193,10 +200,11 @@ def _images_below(folder: Path) -> list[Path]:
             raise TaskError(f"{here}: a link that leads back to a folder it is in; take it away")
         with os.scandir(here) as entries:
             for entry in entries:
+                if entry.name.startswith("."):  # .ipynb_checkpoints, .thumbnails
+                    continue
                 if _is_folder(entry):
                     waiting.append((entry.path, above | {identity}))
-                elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and not entry.name.startswith("."):
-                    _check_name(entry.path)
+                elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
                     found.append(entry.path)
     return sorted(map(Path, found), key=lambda path: natural_key(path.relative_to(folder).as_posix()))
 
@@ -208,8 +216,15 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _check_name(path) -> None:
-    if NOT_IN_NAMES.search(os.path.basename(path)):
+def _is_file(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # the same
+        return True
+
+
+def _check_name(name: str, path: Path) -> None:
+    if NOT_IN_NAMES.search(name):
         raise TaskError(f"{path}: a name with control characters, a line break or not in UTF-8; rename it")
 
 

@@ -162,10 +162,35 @@ def test_a_name_that_would_break_the_result_is_refused_before_the_work(contest, 
     assert str(raised.value).isprintable()
 
 
-def test_a_folder_of_two_lines_is_no_class(tmp_path):
-    (tmp_path / "train/a\nb").mkdir(parents=True)
-    with pytest.raises(TaskError, match="rename it"):
+@pytest.mark.parametrize("folder", ["train/a\nb", "train/cat/a\nb", "train/cat/caf\udce9/er", "test/cat/a\nb"])
+def test_a_folder_of_such_a_name_is_refused_too(tmp_path, folder):
+    """Photographs are named with their folders."""
+    for path in ("train/cat", "test/cat", folder):
+        (tmp_path / path).mkdir(parents=True, exist_ok=True)
+        (tmp_path / path / "1.jpg").touch()
+    with pytest.raises(TaskError, match="rename it") as raised:
         data.read_task(tmp_path, "B")
+    assert str(raised.value).isprintable()
+
+
+def test_what_is_hidden_is_no_photograph(contest, tmp_path_factory):
+    """Neither files nor what is in folders: notebooks and file managers keep copies and thumbnails there."""
+    plain = tmp_path_factory.mktemp("plain")
+    for file in ("train/cat/1.jpg", "train/cat/.ipynb_checkpoints/1.jpg", "train/cat/deep/.x/y/1.jpg", "train/cat/._1.jpg", "test/1.jpg", "test/.thumbs/x.jpg", "test/cat/.thumbs/x.jpg"):
+        (plain / file).parent.mkdir(parents=True, exist_ok=True)
+        (plain / file).touch()
+    (plain / "train/cat/.loop").symlink_to(plain / "train")
+    task = data.read_task(plain)
+    assert [photo.name for photo in task.train] == ["train/cat/1.jpg"] and [photo.name for photo in task.test] == ["1.jpg"]
+    (contest / "TestSetB/.thumbs").mkdir()
+    (contest / "TestSetB/.thumbs/x.jpg").touch()
+    assert len(data.read_task(contest).test) == 3
+    assert data.photographs(contest / "TestSetB/.thumbs") == [contest / "TestSetB/.thumbs/x.jpg"]  # who names it wants it
+
+
+def test_a_link_in_a_circle_hides_no_other_photograph_of_its_folder(contest):
+    (contest / "TrainSet/Animal/Bear/circle").symlink_to("circle")
+    assert len(data.read_task(contest).train) == 3
 
 
 def test_a_pipe_is_no_photograph_to_classify(contest):
@@ -192,6 +217,10 @@ def test_photographs_of_a_folder_or_one(contest):
     assert data.photographs(contest / "TestSetB/image_1.png") == [contest / "TestSetB/image_1.png"]
     with pytest.raises(TaskError, match="no such photograph or folder"):
         data.photographs(contest / "absent.jpg")
+    odd = contest / "a\nb"
+    odd.mkdir()
+    (odd / "caf\udce9.jpg").touch()
+    assert data.photographs(odd) == data.photographs(odd / "caf\udce9.jpg") == [odd / "caf\udce9.jpg"]  # predict.py only prints them
 
 
 @given(st.lists(st.integers(0, 10**6), unique=True))
