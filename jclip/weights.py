@@ -55,6 +55,14 @@ HUGGING_FACE_BLOCK = [  # the rest of a name behind "resblocks.0."
     (r"mlp\.fc2\.(.+)", r"mlp.c_proj.\1"),
 ]
 TRANSPOSED = ("visual.proj", "text_projection")  # Hugging Face keeps them as linear layers
+RELEASED = "input_resolution"  # a tensor of OpenAI's own files alone
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+CONFIG_SIZES = {  # what Hugging Face's and open_clip's configs call the sizes of an Architecture
+    "vision_config": {"hidden_size": "vision_width", "num_hidden_layers": "vision_layers", "patch_size": "patch_size"},
+    "text_config": {"hidden_size": "text_width", "num_hidden_layers": "text_layers"},
+    "vision_cfg": {"width": "vision_width", "layers": "vision_layers", "patch_size": "patch_size"},
+    "text_cfg": {"width": "text_width", "layers": "text_layers"},
+}
 NESTED = ("state_dict", "model_state_dict", "model", "module")  # where training scripts put a state dict
 
 
@@ -84,7 +92,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
     Reads OpenAI's TorchScript archive, torch state dicts (zip or older format; plain or nested), Hugging Face's and
     open_clip's safetensors, Jittor's .pkl and .npz. Nothing in the file is run. Raises ClipError where the file is none of
-    these, damaged, of another model, or has missing, extra, misshapen or non-finite tensors, which it lists.
+    these, damaged, of another model (a Hugging Face or open_clip config beside it is heeded), or has missing, extra, misshapen
+    or non-finite tensors, which it lists.
     """
     path = Path(path)
     if not path.is_file():
@@ -95,9 +104,12 @@ def read(path: Path) -> dict[str, np.ndarray]:
             _check_names_and_size(state, path.stat().st_size)
         except unpickle.DAMAGE as error:
             raise ClipError(f"{path}: damaged, or no weights of a known format ({str(error) or type(error).__name__})") from None
-    _refuse_other_models(path, state)
+    if any(name.startswith("visual.layer1.") for name in state):
+        raise ClipError(f"{path}: a CLIP with a ResNet image tower; jclip has OpenAI's vision transformers only (ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px)")
+    configs = _configs(path, state)
     state = _openai_names(path, state)
     _check(path, state)
+    _heed(configs, path, architecture(state))
     return state
 
 
@@ -250,42 +262,68 @@ def _check_names_and_size(state: dict[str, np.ndarray], size: int) -> None:
         raise ValueError(f"{size} bytes that declare {total} of tensors")
 
 
-def _refuse_other_models(path: Path, state: dict) -> None:
-    """A ResNet, or a transformer whose config says what the weights cannot: another activation, other heads."""
-    if any(name.startswith("visual.layer1.") for name in state):
-        raise ClipError(f"{path}: a CLIP with a ResNet image tower; jclip has OpenAI's vision transformers only (ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px)")
-    for config in (path.with_name("config.json"), path.with_name("open_clip_config.json")):
-        if path.suffix == ".safetensors" and config.is_file():
-            try:
-                said = bounded.json_value(bounded.content(config, bounded.JSON_BYTES).decode("utf-8"))
-            except ValueError:
-                continue
-            wrong = _unlike_openai(said) if isinstance(said, dict) else None
-            if wrong:
-                raise ClipError(f"{path}: {config.name} says {wrong}; jclip computes OpenAI's models only (QuickGELU, heads of width {HEAD_WIDTH})")
+def _configs(path: Path, state: dict) -> list[Path]:
+    """The configs beside a file that may be its own: those of the library that named the tensors, unless others wrote the file.
+
+    Under OpenAI's names, .pkl and .npz are Jittor's and numpy's, and the release is OpenAI's own: open_clip writes none of them.
+    """
+    if _hugging_face(state):
+        return [path.with_name("config.json"), path.with_name(OPEN_CLIP_CONFIG)]
+    return [] if path.suffix in (".pkl", ".npz") or RELEASED in state else [path.with_name(OPEN_CLIP_CONFIG)]
+
+
+def _heed(configs: list[Path], path: Path, a: Architecture) -> None:
+    """Raise a ClipError where a config of a model with these sizes says what its weights cannot: another activation, other heads."""
+    for config in filter(Path.is_file, configs):
+        try:
+            said = bounded.json_value(bounded.content(config, bounded.JSON_BYTES).decode("utf-8"))
+        except ValueError:
+            continue
+        wrong = _unlike_openai(said) if isinstance(said, dict) and _of_these_sizes(said, a) else None
+        if wrong:
+            raise ClipError(f"{path}: {config.name} says {wrong}; jclip computes OpenAI's models only (QuickGELU, heads of width {HEAD_WIDTH})")
+
+
+def _of_these_sizes(config: dict, a: Architecture) -> bool:
+    """Whether every size that a config tells is that of the weights; else it is the config of others in the same folder."""
+    towers = _part(config, "model_cfg") or config
+    told = [(_part(towers, tower).get(name), getattr(a, size)) for tower, names in CONFIG_SIZES.items() for name, size in names.items()]
+    return all(found == size for found, size in told if isinstance(found, int))
 
 
 def _unlike_openai(config: dict) -> str | None:
     """What a Hugging Face or open_clip config says that jclip does not compute; None where nothing is."""
-    open_clip = config.get("model_cfg")
-    if isinstance(open_clip, dict):
+    open_clip = _part(config, "model_cfg")
+    if open_clip:
         if not open_clip.get("quick_gelu", False):
             return "quick_gelu is off"
-        vision = open_clip.get("vision_cfg")
-        width = vision.get("head_width", HEAD_WIDTH) if isinstance(vision, dict) else HEAD_WIDTH
-        return f"heads of width {width}" if width != HEAD_WIDTH else None
-    for tower in (config.get("vision_config"), config.get("text_config")):
-        if isinstance(tower, dict):
-            if tower.get("hidden_act", "quick_gelu") != "quick_gelu":
-                return f"hidden_act is {tower['hidden_act']}"
-            width, heads = tower.get("hidden_size"), tower.get("num_attention_heads")
-            if isinstance(width, int) and isinstance(heads, int) and width != heads * HEAD_WIDTH:
-                return f"{heads} heads at width {width}"
+        width, text = _part(open_clip, "vision_cfg").get("head_width", HEAD_WIDTH), _part(open_clip, "text_cfg")
+        if width != HEAD_WIDTH:
+            return f"heads of width {width}"
+        return _other_heads(text.get("width", 512), text.get("heads", 8))  # open_clip's own defaults
+    for tower in (_part(config, "vision_config"), _part(config, "text_config")):
+        if tower.get("hidden_act", "quick_gelu") != "quick_gelu":
+            return f"hidden_act is {tower['hidden_act']}"
+        if wrong := _other_heads(tower.get("hidden_size"), tower.get("num_attention_heads")):
+            return wrong
     return None
 
 
+def _other_heads(width, heads) -> str | None:
+    return f"{heads} heads at width {width}" if isinstance(width, int) and isinstance(heads, int) and width != heads * HEAD_WIDTH else None
+
+
+def _part(config: dict, name: str) -> dict:
+    found = config.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _hugging_face(state: dict) -> bool:
+    return any(name.startswith("vision_model.") for name in state)
+
+
 def _openai_names(path: Path, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    hugging_face = any(name.startswith("vision_model.") for name in state)
+    hugging_face = _hugging_face(state)
     renamed: dict[str, np.ndarray] = {}
     for name, value in state.items():
         new = _renamed(name, HUGGING_FACE if hugging_face else OPENAI)

@@ -119,17 +119,64 @@ def test_a_resnet_is_named_as_such(tmp_path):
         weights.read(write_npz(tmp_path / "w.npz", {"visual.layer1.0.conv1.weight": np.zeros((1, 1))}))
 
 
-@pytest.mark.parametrize("name, config, said", [
-    ("config.json", '{"vision_config": {"hidden_act": "gelu"}}', "hidden_act is gelu"),
-    ("config.json", '{"vision_config": {"hidden_size": 1280, "num_attention_heads": 16}}', "16 heads at width 1280"),
-    ("open_clip_config.json", '{"model_cfg": {"embed_dim": 512}}', "quick_gelu is off"),
+HUGGING_FACE, OPEN_CLIP = "config.json", "open_clip_config.json"
+GELU = {HUGGING_FACE: '{"vision_config": {"hidden_act": "gelu"}}', OPEN_CLIP: '{"model_cfg": {"embed_dim": 24}}'}
+
+
+@pytest.fixture
+def beside(tmp_path):
+    """beside(name, config, content) -> a weights file, what `FILES` has by the name `content`, and a config in its folder."""
+    def beside(name, config, content):
+        if (name, content) == ("pytorch_model.bin", "hugging_face.safetensors"):
+            (tmp_path / name).write_bytes(pickle.dumps(weights._safetensors(FILES / content), 2))  # its names, in the older kind of file
+        else:
+            (tmp_path / name).write_bytes((FILES / content).read_bytes())
+        weights.read(tmp_path / name)
+        for name_of_config, said in config.items():
+            (tmp_path / name_of_config).write_text(said)
+        return tmp_path / name
+
+    return beside
+
+
+@pytest.mark.parametrize("name, content", [("model.safetensors", "hugging_face.safetensors"), ("pytorch_model.bin", "hugging_face.safetensors"), ("model.pkl", "hugging_face.safetensors")])
+@pytest.mark.parametrize("config, said", [
+    ({HUGGING_FACE: GELU[HUGGING_FACE]}, "config.json says hidden_act is gelu"),
+    ({HUGGING_FACE: '{"text_config": {"hidden_size": 64, "hidden_act": "gelu"}}'}, "hidden_act is gelu"),
+    ({HUGGING_FACE: '{"vision_config": {"hidden_size": 64, "num_attention_heads": 4}}'}, "4 heads at width 64"),
+    ({OPEN_CLIP: GELU[OPEN_CLIP]}, "quick_gelu is off"),
 ])
-def test_a_config_that_says_what_weights_cannot_is_heeded(tmp_path, name, config, said):
-    (tmp_path / "model.safetensors").write_bytes((FILES / "hugging_face.safetensors").read_bytes())
-    weights.read(tmp_path / "model.safetensors")
-    (tmp_path / name).write_text(config)
+def test_a_config_that_says_what_weights_cannot_is_heeded(beside, name, content, config, said):
     with pytest.raises(jclip.ClipError, match=said):
-        weights.read(tmp_path / "model.safetensors")
+        weights.read(beside(name, config, content))
+
+
+@pytest.mark.parametrize("name, content", [("open_clip_pytorch_model.bin", "nested.pth"), ("open_clip_pytorch_model.bin", "legacy.pt"), ("open_clip_model.safetensors", "open_clip.safetensors")])
+@pytest.mark.parametrize("config, said", [
+    ('{"model_cfg": {"vision_cfg": {"width": 64, "layers": 1}}}', "open_clip_config.json says quick_gelu is off"),
+    ('{"model_cfg": {"quick_gelu": true, "vision_cfg": {"head_width": 32}}}', "heads of width 32"),
+    ('{"model_cfg": {"quick_gelu": true, "text_cfg": {"width": 64, "heads": 2}}}', "2 heads at width 64"),
+])
+def test_open_clips_config_is_heeded_beside_its_files(beside, name, content, config, said):
+    with pytest.raises(jclip.ClipError, match=said):
+        weights.read(beside(name, {OPEN_CLIP: config}, content))
+
+
+@pytest.mark.parametrize("name, content, config", [
+    ("ViT-B-32.pkl", "jclip.pkl", GELU),  # in a folder with others' files
+    ("ViT-B-32.npz", "expected.npz", GELU),
+    ("ViT-B-32.pt", "release.pt", GELU),
+    ("model.pth", "nested.pth", {HUGGING_FACE: GELU[HUGGING_FACE]}),
+    ("model.safetensors", "hugging_face.safetensors", {HUGGING_FACE: '{"vision_config": {"hidden_size": 1280, "num_attention_heads": 16, "hidden_act": "gelu"}}'}),
+    ("model.pth", "nested.pth", {OPEN_CLIP: '{"model_cfg": {"vision_cfg": {"layers": 32}}}'}),
+    ("model.pth", "nested.pth", {OPEN_CLIP: '{"model_cfg": {"vision_cfg": {"patch_size": 14}}}'}),
+    ("model.safetensors", "open_clip.safetensors", {OPEN_CLIP: '{"model_cfg": {"quick_gelu": true, "vision_cfg": {"width": 64}, "text_cfg": {"width": 64, "heads": 1}}}'}),
+    ("model.safetensors", "hugging_face.safetensors", {HUGGING_FACE: '{"vision_config": {"hidden_act": "quick_gelu", "hidden_size": 64, "num_attention_heads": 1}}'}),
+    ("model.safetensors", "hugging_face.safetensors", {HUGGING_FACE: '{"vision_config": [], "model_cfg": 1}', OPEN_CLIP: "not JSON"}),
+    ("model.safetensors", "hugging_face.safetensors", {HUGGING_FACE: "[1]"}),
+])
+def test_a_config_of_other_weights_or_of_the_same_model_is_no_hindrance(beside, name, content, config):
+    assert set(weights.read(beside(name, config, content))) == set(np.load(FILES / "expected.npz"))
 
 
 class Call:
