@@ -1,12 +1,14 @@
 """CLIP on Jittor, with the names and meanings of OpenAI's `clip`: load, tokenize, available_models.
 
     import jclip as clip
+    import jittor as jt  # after jclip, which prepares the machine for it
     from PIL import Image
 
     model, preprocess = clip.load("ViT-B-32.pkl")
     image = preprocess(Image.open("photo.jpg")).unsqueeze(0)
     text = clip.tokenize(["a diagram", "a dog", "a cat"])
-    logits_per_image, logits_per_text = model(image, text)
+    with jt.no_grad():  # faster, and no graph is kept
+        logits_per_image, logits_per_text = model(image, text)
     print(logits_per_image.softmax(dim=-1).numpy())
 """
 from __future__ import annotations
@@ -18,7 +20,7 @@ from .errors import ClipError
 
 __version__ = "0.1.0"
 
-__all__ = ["ClipError", "available_models", "load", "tokenize"]
+__all__ = ["ClipError", "available_models", "load", "tokenize", "weights_file"]
 
 runtime.prepare()  # so that `import jittor` works wherever it stands below `import jclip`
 
@@ -47,21 +49,31 @@ def load(name_or_path, device: str = "auto", download_root: str | None = None):
 
     Raises ClipError for an unknown name, a file that cannot be used and a device that is not there.
     """
-    from . import download, weights
+    from . import weights
     from .preprocess import Preprocess
 
-    path = Path(name_or_path)
-    if str(name_or_path) in download.OFFICIAL and not path.is_file():
-        path = download.official(str(name_or_path), download_root or download.CACHE)
-    if not path.is_file():
-        raise ClipError(f"no weights at {path}; expected a file or one of {', '.join(available_models())}. "
-                        "To make one: python convert_weights.py ViT-B/32")
-    state = weights.read(path)
+    state = weights.read(weights_file(name_or_path, download_root))
     runtime.use(device)
     from .model import build_model
 
     model = build_model(state)
     return model, Preprocess(model.visual.input_resolution)
+
+
+def weights_file(name_or_path, download_root: str | None = None) -> Path:
+    """The file that `load` reads for the same arguments, downloaded where it is not there yet; `load` takes it, too.
+
+    Raises ClipError where there is neither such a file nor such a name, and where the download fails.
+    """
+    from . import download
+
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if path.as_posix() not in download.OFFICIAL:
+        raise ClipError(f"no weights at {path}; expected a file or one of {', '.join(available_models())}. "
+                        "To make one: python convert_weights.py ViT-B/32")
+    return download.official(path.as_posix(), download_root or download.CACHE)
 
 
 def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = False):

@@ -6,7 +6,9 @@ import os
 import ssl
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Iterator
 
 from .errors import ClipError
 from .weights import sha256
@@ -34,7 +36,8 @@ def download(url: str, digest: str, target: Path) -> Path:
     """Download `url` to `target`, whose SHA-256 is `digest`.
 
     A download that stops leaves target.part, and the next call goes on from there. The file gets its name when its hash is
-    right; a part that is complete and wrong is removed. Raises ClipError where the network or the content fails.
+    right; a part that is complete and wrong is removed. Raises ClipError where the network or the content fails, OSError with
+    the file's name where the disk does.
     """
     if target.is_file():
         if sha256(target) == digest:
@@ -44,10 +47,11 @@ def download(url: str, digest: str, target: Path) -> Path:
     part = target.with_name(target.name + ".part")
     try:
         _fetch(url, part)
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
-        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+    except _Stopped as stopped:
         kept = f"; {part} is kept, run the same command again to go on" if part.exists() else ""
-        raise ClipError(f"cannot download {url} ({reason}){kept}") from None
+        raise ClipError(f"cannot download {url} ({stopped}){kept}") from None
+    except OSError as error:  # of the disk; a full one names no file
+        raise OSError(error.errno, error.strerror or str(error), str(part)) from None
     if sha256(part) != digest:
         part.unlink()
         raise ClipError(f"{url}: the download does not have the SHA-256 {digest}; it was removed, run the same command again")
@@ -55,31 +59,59 @@ def download(url: str, digest: str, target: Path) -> Path:
     return target
 
 
+class _Stopped(Exception):
+    """The network or the server has failed; the message is the reason."""
+
+
+@contextmanager
+def _network() -> Iterator[None]:
+    """Whatever goes wrong in the block is the network's fault: its errors are of many classes, on Python 3.9 plain OSErrors among them."""
+    try:
+        yield
+    except (OSError, http.client.HTTPException) as error:
+        raise _Stopped(str(getattr(error, "reason", None) or str(error) or type(error).__name__)) from error
+
+
 def _fetch(url: str, part: Path) -> None:
     """Append to `part` what is missing of it."""
     from tqdm import tqdm
 
     done = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
-    # Jittor switches verification off for the whole process; a context of its own is not concerned by that.
-    try:
-        answer = urllib.request.urlopen(request, timeout=TIMEOUT, context=ssl.create_default_context())
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and done:  # nothing lies behind what we have: it is complete, and the hash will tell
-            return
-        raise
+    with _network():
+        try:
+            answer = _ask(url, done)
+        except urllib.error.HTTPError as error:
+            if error.code == 416 and done:  # nothing lies behind what we have: it is complete, and the hash will tell
+                return
+            raise
     with answer:
         if done and answer.status != 206:  # the server sends the whole file
             done = 0
         length = answer.headers.get("Content-Length") or ""
         total = done + int(length) if length.isdecimal() else None
         with open(part, "ab" if done else "wb") as file, tqdm(total=total, initial=done, desc=part.stem, unit="B", unit_scale=True) as bar:
-            for block in iter(lambda: answer.read(1 << 16), b""):
+            for block in _blocks(answer):
                 done += len(block)
                 if done > LARGEST:
                     file.truncate(0)
-                    raise ConnectionError(f"it sends more than {LARGEST} bytes, which no official file has")
+                    raise _Stopped(f"it sends more than {LARGEST} bytes, which no official file has")
                 file.write(block)
                 bar.update(len(block))
     if total is not None and done < total:
-        raise ConnectionError(f"the connection ended after {done} of {total} bytes")
+        raise _Stopped(f"the connection ended after {done} of {total} bytes")
+
+
+def _ask(url: str, done: int):
+    """The server's answer, from byte `done` on."""
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    # Jittor switches verification off for the whole process; a context of its own is not concerned by that.
+    return urllib.request.urlopen(request, timeout=TIMEOUT, context=ssl.create_default_context())
+
+
+def _blocks(answer) -> Iterator[bytes]:
+    while True:
+        with _network():
+            block = answer.read(1 << 16)
+        if not block:
+            return
+        yield block

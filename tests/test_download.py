@@ -1,6 +1,9 @@
 """Downloads from a local server that behaves as servers do: well, badly, and not at all."""
+import errno
 import hashlib
+import http.client
 import http.server
+import io
 import shutil
 import ssl
 import subprocess
@@ -145,6 +148,47 @@ def test_an_absent_file_and_an_absent_server_are_clear_errors(server, target):
     assert list(target.parent.iterdir()) == []
 
 
+class OldTimeout(OSError):
+    """socket.timeout of Python 3.9, which is no TimeoutError."""
+
+
+@pytest.mark.parametrize("error", [OldTimeout("timed out"), OSError(errno.EHOSTUNREACH, "No route to host"), ssl.SSLError(1, "[SSL] bad record"), http.client.BadStatusLine("x")])
+@pytest.mark.parametrize("when", ["before", "between"])
+def test_whatever_the_network_raises_says_how_to_go_on(target, monkeypatch, error, when):
+    class Answer(io.BytesIO):
+        status, headers = 200, {}
+
+        def read(self, n):
+            block = super().read(n)
+            if not block:
+                raise error
+            return block
+
+    def urlopen(*_, **__):
+        if when == "before":
+            raise error
+        return Answer(CONTENT)
+
+    monkeypatch.setattr(download.urllib.request, "urlopen", urlopen)
+    with pytest.raises(jclip.ClipError, match="cannot download http.*go on" if when == "between" else "cannot download http") as raised:
+        download.download("http://a.example/ViT-B-32.pt", DIGEST, target)
+    assert str(error.args[-1]) in str(raised.value)
+    assert not target.exists() and (when == "before" or target.with_name("ViT-B-32.pt.part").read_bytes() == CONTENT)
+
+
+def test_a_disk_that_fails_is_named_and_not_the_network(server, target):
+    part = target.with_name("ViT-B-32.pt.part")
+    target.parent.mkdir()
+    if Path("/dev/full").exists():
+        part.symlink_to("/dev/full")
+        with pytest.raises(OSError, match="No space left on device.*ViT-B-32.pt.part"):
+            fetch(server, target)
+        part.unlink()
+    part.mkdir()
+    with pytest.raises(OSError, match="Is a directory.*ViT-B-32.pt.part"):
+        fetch(server, target)
+
+
 def test_tls_is_verified_although_jittor_switches_it_off(server, target, tmp_path, monkeypatch):
     if not shutil.which("openssl"):
         pytest.skip("needs openssl, to make a certificate")
@@ -166,6 +210,10 @@ def test_official_names_load_from_the_cache(tmp_path, monkeypatch):
     monkeypatch.setitem(download.OFFICIAL, "ViT-B/32", (hashlib.sha256(tiny.read_bytes()).hexdigest(), "ViT-B-32.pt"))
     (tmp_path / "ViT-B-32.pt").write_bytes(tiny.read_bytes())
     assert download.official("ViT-B/32", Path(tmp_path)) == tmp_path / "ViT-B-32.pt"
+    for name in ("ViT-B/32", Path("ViT-B/32"), tmp_path / "ViT-B-32.pt"):
+        assert jclip.weights_file(name, str(tmp_path)) == tmp_path / "ViT-B-32.pt"
+    monkeypatch.setattr(download, "CACHE", tmp_path)
+    assert jclip.weights_file("ViT-B/32") == tmp_path / "ViT-B-32.pt"
     assert "ViT-B/32" in jclip.available_models() and "RN50" not in jclip.available_models()
 
 
