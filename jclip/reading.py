@@ -46,13 +46,15 @@ def batches(items: Iterable, read: Callable, resolution: int, batch_size: int, w
         return
     shape = (2, batch_size, resolution, resolution, 3)
     memory = SharedMemory(create=True, size=int(np.prod(shape)))
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (memory.name, shape, read))
     try:
-        yield from _in_turn(pool, items, np.ndarray(shape, np.uint8, memory.buf), workers, unreadable)
-    except BrokenProcessPool:
-        raise ClipError("a process that reads images was killed (out of memory?); run the same command again, with a smaller --batch-size") from None
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (memory.name, shape, read))
+        try:
+            yield from _in_turn(pool, items, np.ndarray(shape, np.uint8, memory.buf), workers, unreadable)
+        except BrokenProcessPool:
+            raise ClipError("a process that reads images was killed (out of memory?); run the same command again, with a smaller --batch-size") from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
         memory.unlink()
 
 
@@ -106,7 +108,8 @@ def _start(name: str, shape: tuple, read: Callable) -> None:
     global _memory, _halves, _reader
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.nice(NICENESS)
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(NICENESS)
     _memory = SharedMemory(name)
     _halves, _reader = np.ndarray(shape, np.uint8, _memory.buf), read
 

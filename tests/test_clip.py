@@ -2,10 +2,14 @@
 import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from PIL import Image
 
 import jclip
 from conftest import GOLDEN, PROJECT
-from jclip import features, runtime, weights
+from jclip import features, reading, runtime, weights
 from jclip.preprocess import normalised, pixels
 from jclip.tokenizer import tokenize
 
@@ -103,6 +107,21 @@ def test_the_snippet_of_every_clip_readme_runs(jt, tmp_path):
     assert model.visual.input_resolution == preprocess.resolution == 64
 
 
+def test_the_example_is_the_readmes_and_runs_on_the_kernels(jt, tiny_weights, tmp_path, monkeypatch):
+    example = textwrap.dedent(jclip.__doc__.split("\n\n", 1)[1])
+    for name in ("README.md", "README.zh.md"):
+        assert re.search(r"```python\n(.*?)```", (PROJECT / name).read_text(encoding="utf-8"), re.DOTALL)[1] == example
+    from jclip import kernels
+
+    ran, run = [], kernels._run
+    monkeypatch.setattr(kernels, "_run", lambda shape, call, *inputs, **more: ran.append(call.split("(")[0]) or run(shape, call, *inputs, **more))
+    Image.new("RGB", (48, 40), "red").save(tmp_path / "photo.jpg")
+    shutil.copy(tiny_weights, tmp_path / "ViT-B-32.pkl")
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    assert set(ran) == {"layer_norm", "attention", "quick_gelu", "residual"}
+
+
 @pytest.mark.parametrize("wrong", [np.array([[298, 300, 299]]), np.array([[298, -1, 299]]), np.zeros((1, 78), int), np.zeros((2, 3)), np.zeros(5, int)])
 def test_tokens_that_the_model_does_not_know_are_refused(model, wrong):
     with pytest.raises(jclip.ClipError, match="encode_text"):
@@ -159,6 +178,31 @@ def test_image_features_raise_what_the_reader_raises(model, workers):
 def test_a_killed_reader_is_one_clear_error(model):
     with pytest.raises(jclip.ClipError, match="a process that reads images was killed"):
         list(features.image_features(model, range(40), Drawer(killed=13), 4, 2))
+
+
+def test_readers_that_cannot_start_leave_no_shared_memory(monkeypatch):
+    asked = []
+
+    def no_pool(workers, context, start, arguments):
+        asked.append(arguments[0])
+        raise OSError("no semaphores here")
+
+    monkeypatch.setattr(reading, "ProcessPoolExecutor", no_pool)
+    with pytest.raises(OSError, match="no semaphores"):
+        next(reading.batches(range(4), Drawer(), 64, 4, 2))
+    with pytest.raises(FileNotFoundError):
+        reading.SharedMemory(asked[0])
+
+
+def test_readers_start_where_there_is_no_niceness(monkeypatch):  # Windows
+    monkeypatch.delattr(os, "nice")
+    monkeypatch.setattr(reading, "SharedMemory", lambda name: SimpleNamespace(buf=bytearray(12)))
+    monkeypatch.setattr(reading.threading, "Thread", lambda **_: SimpleNamespace(start=lambda: None))
+    monkeypatch.setattr(reading.signal, "signal", lambda *_: None)
+    for name in ("_memory", "_halves", "_reader"):
+        monkeypatch.setattr(reading, name, None, raising=False)
+    reading._start("name", (2, 1, 1, 2, 3), Drawer())
+    assert reading._halves.shape == (2, 1, 1, 2, 3)
 
 
 def test_readers_end_when_their_parent_is_killed():
