@@ -34,6 +34,7 @@ def prepare() -> None:
     os.environ.setdefault("FIX_TORCH_ERROR", "0")  # else Jittor imports an installed torch
     os.environ.setdefault("use_mpi", "0")  # else it builds MPI bindings wherever mpicc is on PATH
     os.environ.setdefault("use_nccl", "0")  # else it downloads nccl
+    os.environ.setdefault("use_parallel_op_compiler", "0")  # else 16 threads share state without locks, which once crashed; costs time on the first run
     if "nvcc_path" not in os.environ and cuda_problem():
         os.environ["nvcc_path"] = ""  # a build for the CPU; an nvcc without a runtime breaks the import
 
@@ -62,11 +63,15 @@ def cuda_problem() -> str:
     if not release or int(release[1]) not in SUPPORTED_CUDA:
         found = release[1] if release else "an unknown release"
         return f"nvcc is of CUDA {found}, Jittor needs {' or '.join(map(str, SUPPORTED_CUDA))}"
-    home = Path(nvcc).resolve().parent.parent
-    if not any(home.glob("lib*/libcudart.so*")) and not any(home.glob("targets/*/lib/libcudart.so*")):
-        if not any(Path(folder).glob("libcudart.so*") for folder in ("/usr/lib", "/usr/lib64", "/usr/lib/x86_64-linux-gnu")):
-            return f"nvcc at {nvcc}, but no libcudart beside it"
-    return ""
+    library = _libcudart(nvcc)
+    return "" if library.exists() else f"nvcc at {nvcc}, but no {library}"
+
+
+def _libcudart(nvcc: str) -> Path:
+    """Where Jittor 1.3.11 loads it from; it looks nowhere else, and without it does not start at all."""
+    if nvcc == "/usr/bin/nvcc":  # a distribution's package
+        return Path("/usr/lib/x86_64-linux-gnu/libcudart.so")
+    return Path(nvcc).resolve().parent.parent / "lib64/libcudart.so"
 
 
 @lru_cache(maxsize=None)

@@ -7,11 +7,12 @@ import sys
 import pytest
 
 from conftest import PROJECT
+from jclip import runtime
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=600,
-                          env={**{k: v for k, v in os.environ.items() if k not in ("nvcc_path", "use_mpi")}, **environment})
+                          env={**{k: v for k, v in os.environ.items() if k not in ("nvcc_path", "use_mpi", "use_parallel_op_compiler")}, **environment})
 
 
 @pytest.fixture
@@ -42,8 +43,43 @@ def test_jittor_may_be_imported_between_jclip_and_the_first_use(broken_tools):
 
 
 def test_what_the_user_has_set_is_left_alone():
-    done = python("import os, jclip; print(os.environ['nvcc_path'], os.environ['use_mpi'])", nvcc_path="/opt/nvcc", use_mpi="1")
-    assert done.stdout.split() == ["/opt/nvcc", "1"]
+    names = dict(nvcc_path="/opt/nvcc", use_mpi="1", use_parallel_op_compiler="3")
+    done = python(f"import os, jclip; print(*[os.environ[name] for name in {list(names)}])", **names)
+    assert done.stdout.split() == list(names.values())
+
+
+@pytest.mark.parametrize("set_by_the_user, threads", [({}, "0"), ({"use_parallel_op_compiler": "3"}, "3")])
+def test_kernels_are_compiled_one_after_another_unless_the_user_asks(set_by_the_user, threads):
+    done = python("from jclip import runtime; print(runtime.jittor().flags.use_parallel_op_compiler)", **set_by_the_user)
+    assert done.stdout.strip() == threads, done.stderr
+
+
+class Driver:
+    """libcuda of a machine with one GPU."""
+
+    def cuInit(self, _):
+        return 0
+
+    def cuDeviceGetCount(self, count):
+        count._obj.value = 1
+        return 0
+
+
+def test_libcudart_is_looked_for_where_jittor_loads_it(tmp_path, monkeypatch):
+    """Elsewhere does not count: Jittor would not start, where it computes well on the CPU."""
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho 'release 12.2, V12.2.140'\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: Driver())
+    monkeypatch.setenv("nvcc_path", str(nvcc))
+    problem = runtime.cuda_problem.__wrapped__
+    for folder in ("lib", "lib64/stubs", "lib/x86_64-linux-gnu"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "libcudart.so").touch()
+        assert problem() == f"nvcc at {nvcc}, but no {tmp_path}/lib64/libcudart.so"
+    (tmp_path / "lib64/libcudart.so").touch()
+    assert problem() == ""
 
 
 @pytest.mark.parametrize("device, message", [("cuda", "CUDA cannot be used here: no NVIDIA driver; run with --device cpu"), ("gpu", "unknown device 'gpu'")])
