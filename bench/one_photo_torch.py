@@ -12,7 +12,8 @@ from record_clip import openai  # noqa: E402
 photo, adapter, weights = sys.argv[1:]
 model, preprocess = openai()[0].load(weights, device="cpu")
 adapter = {name: torch.from_numpy(value) for name, value in np.load(adapter).items() if value.dtype.kind == "f"}
+weight, bias = adapter.get("weight", adapter["scale"] * adapter["text"]), adapter.get("bias", 0)  # may be missing; docs/design.md
 with torch.inference_mode():
     f = torch.nn.functional.normalize(model.encode_image(preprocess(Image.open(photo)).unsqueeze(0)).float())
     cached = (adapter["beta"] * (f @ adapter["keys"].T - 1)).exp() @ adapter["values"]
-    print((adapter["scale"] * f @ adapter["text"].T + adapter["alpha"] * cached).softmax(dim=1).topk(5))
+    print((f @ weight.T + bias + adapter["alpha"] * cached).softmax(dim=1).topk(5))
