@@ -15,21 +15,24 @@ from fewshot.artifacts import Adapter, Split, Support, Text
 
 from . import gaussian
 from .regression import STRENGTHS, cross_entropy, regressions
-from .task import Linear, Settings, Trial, all_views, linear_adapter, shot_rows, trials, zero_shot_classifier
+from .task import Linear, Settings, Trial, Trials, all_views, has_shots, linear_adapter, shot_rows, some_of, trials, zero_shot_classifier
 
 # (strength of the ridge regression from texts to means, pseudo-shots that an expected mean counts for)
 GAUSSIANS = ((0.1, 4), (0.1, 16), (1, 4), (1, 16))
 EXPERTS = ("zero-shot", *(f"regression {strength:g}" for strength in STRENGTHS), *(f"gaussian {ridge:g}, {shots}" for ridge, shots in GAUSSIANS))
-SHARPER = 1.5  # than zero-shot: what the regressions start from. 1.5 to 2 was best on held-out rows; docs/log.md
-ANCHORED = 1 + len(STRENGTHS)  # the experts that leave a class without shots at its text
+N_ANCHORED = 1 + len(STRENGTHS)  # of the experts, the first: those that leave a class without shots at its text
+ANCHOR_SCALE = 1.5  # times zero-shot's classifier: what the regressions start from. 1.5 to 2 was best on held-out rows; docs/log.md
+STEP_RIDGE = 0.1  # strength of the ridge regression from texts to the regressions' steps away from them
+KIND_RIDGE = 1  # strength of the one, from texts to means, that says of what kind a class is and how noisy shots are
+KIND_QUANTILE = 0.99  # a class is of a known kind if its text is no further out than this share of the known classes' own
 # Where nothing can be chosen, one shot a class and no validation rows: about what cars and scenes chose there.
 DEFAULT_WEIGHTS = dict(zip(EXPERTS, (0.3, 0.6, 0, 0, 0, 0.004, 0, 0.02, 0)))
 FOLDS = 4  # of the shots, where there are no validation rows; and parts of the classes that are hidden in turn
-JUDGED = 2**26  # numbers in the experts' logits of the rows that choose their weights: 0.3 GB
+MAX_LOGITS = 2**26  # of all experts, for the rows that choose their weights: 0.3 GB
 PRIOR = 0.01  # of the weights, as a variance of 100 on experts scaled to logits of mean size 1
-KNOWN = 0.99  # a class is of a known kind if its text is no further out than this share of the known classes' own
-TAKEN, WARY = 0.001, 0.9  # so few judging rows may be lost to classes of another kind, whose offset is this much of what does so
-FARTHEST, OFFSET_STEP = 60.0, 0.1  # offsets are tried up to this, so finely
+MAX_OFFSET, OFFSET_STEP = 60.0, 0.1  # offsets are tried up to this, so finely
+MAX_TAKEN = 0.001  # share of judging rows that classes of another kind may take
+OFFSET_SAFETY = 0.9  # of the offset at which they take so many
 
 
 class Experts(NamedTuple):
@@ -37,7 +40,7 @@ class Experts(NamedTuple):
 
     classifiers: list[Linear]  # as EXPERTS, over all C classes
     known: np.ndarray  # bool (C,): has shots
-    alike: np.ndarray  # bool (C,): has none, but is of the same kind as classes that have
+    is_alike: np.ndarray  # bool (C,): has none, but is of the same kind as classes that have
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """(experts, M, C) of features (M, D)."""
@@ -48,57 +51,58 @@ class Choice(NamedTuple):
     """What a blend is made with."""
 
     weights: np.ndarray  # (experts,)
-    alike: float  # added to the logits of classes without shots, of the kind of the others
-    strange: float  # the same, of another kind
-    judged: dict = {}  # figures on the judging rows
+    offset_alike: float  # added to the logits of classes without shots, of the kind of the others
+    offset_strange: float  # the same, of another kind
+    figures: dict  # of the judging rows; none where nothing was judged
 
 
 def blend(text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
     """Weights, and offsets of classes without shots, chosen on judging rows; then the experts of all shots, blended."""
-    judged, how = trials(support, val, FOLDS)
-    everything = learn(text, support)
-    choice = choose(text, support, judged, everything if how.startswith("on ") else None, settings.seed) if judged else unjudged(everything.known)
+    tried = trials(support, val, FOLDS)
+    experts = learn(text, support)
+    choice = choose(text, support, tried, experts, settings.seed)
     if settings.refit and val is not None:
-        everything = learn(text, with_rows(support, val))
-    chosen = {"how": how, **choice.judged, "weights": {name: float(weight) for name, weight in zip(EXPERTS, choice.weights)}}
-    if not everything.known.all():
-        chosen.update(classes_without_shots=int((~everything.known).sum()), alike=int(everything.alike.sum()),
-                      offset_alike=choice.alike, offset_strange=choice.strange)
-    return linear_adapter("blend", text, blended(everything, choice)), chosen
+        experts = learn(text, with_rows(support, val))
+    how = tried.how if choice.figures or not tried.judged else "defaults: no row judges how classes with shots are told apart"
+    chosen = {"how": how, **choice.figures, "weights": {name: float(weight) for name, weight in zip(EXPERTS, choice.weights)}}
+    if not experts.known.all():
+        chosen.update(classes_without_shots=int((~experts.known).sum()), alike=int(experts.is_alike.sum()),
+                      offset_alike=choice.offset_alike, offset_strange=choice.offset_strange)
+    return linear_adapter("blend", text, blended(experts, choice)), chosen
 
 
-def learn(text: Text, support: Support, shots=slice(None)) -> Experts:
-    """The experts that some of the shots make.
+def learn(text: Text, support: Support) -> Experts:
+    """The experts that shots make.
 
     Only classes that have shots compete in the learning. A class without, but of a known kind, is given the mean, and the step
     away from its text, that its text leads to expect. One of another kind keeps its text, and the Gaussians have nothing to say of it.
     """
-    part = Support(support.features[shots], support.labels[shots], support.names[shots])
-    known = np.isin(np.arange(len(text.names)), part.labels)
-    base, place = np.flatnonzero(known), np.cumsum(known) - 1
-    rows, labels = shot_rows(part.features), place[part.labels]
-    means, counts = gaussian.class_means(rows, labels, len(base))
-    maps = {ridge: gaussian.TextMap(text.features[known], means, ridge) for ridge, _ in GAUSSIANS}
-    alike = ~known & _of_known_kind(maps[1], text.features, known)
-    noise = gaussian.within_class(rows, labels, means, counts, maps[1](text.features[known]))
-    classifiers = [zero_shot_classifier(text), *_regressions(text, part, place, known, alike, noise)]
+    known = has_shots(support.labels, len(text.names))
+    place = np.cumsum(known) - 1  # of each known class among them
+    rows, labels = shot_rows(support.features), place[support.labels]
+    means, counts = gaussian.class_means(rows, labels, known.sum())
+    maps = {ridge: gaussian.TextMap(text.features[known], ridge) for ridge in {KIND_RIDGE, STEP_RIDGE, *(ridge for ridge, _ in GAUSSIANS)}}
+    is_alike = ~known & _of_known_kind(maps[KIND_RIDGE], text.features, known)
+    expected = {ridge: one.expected(means, text.features) for ridge, one in maps.items()}
+    covariance = {ridge: gaussian.within_class(rows, labels, means, counts, expected[ridge][known]) for ridge in maps}
+    classifiers = [zero_shot_classifier(text), *_regressions(text, support, known, is_alike, maps[STEP_RIDGE], covariance[KIND_RIDGE])]
     for ridge, pseudo in GAUSSIANS:
-        expected = maps[ridge](text.features)
-        covariance = gaussian.within_class(rows, labels, means, counts, expected[known])
-        expected[known] = (counts[:, None] * means + pseudo * expected[known]) / (counts[:, None] + pseudo)
-        classifiers.append(_without(~(known | alike), gaussian.discriminant(expected, covariance)))
-    return Experts(classifiers, known, alike)
+        centres = expected[ridge].copy()
+        centres[known] = (counts[:, None] * means + pseudo * centres[known]) / (counts[:, None] + pseudo)
+        classifiers.append(_without(~(known | is_alike), gaussian.discriminant(centres, covariance[ridge])))
+    return Experts(classifiers, known, is_alike)
 
 
-def _regressions(text: Text, part: Support, place: np.ndarray, known: np.ndarray, alike: np.ndarray, noise: np.ndarray) -> list[Linear]:
+def _regressions(text: Text, support: Support, known: np.ndarray, is_alike: np.ndarray, texts: gaussian.TextMap, noise: np.ndarray) -> list[Linear]:
     """A text-anchored regression of each strength, among the known classes; the others follow their texts as far as they are alike."""
     start, bias = zero_shot_classifier(text)
-    start = np.float32(SHARPER) * start
-    views, labels = all_views(part)
+    start = np.float32(ANCHOR_SCALE) * start
+    views, labels = all_views(support)
     learned = []
-    for weight in regressions(views, place[labels], start[known], noise):
+    for weight in regressions(views, (np.cumsum(known) - 1)[labels], start[known], noise):
         whole = start.copy()
-        whole[alike] += gaussian.TextMap(text.features[known], weight - start[known], GAUSSIANS[0][0])(text.features[alike])
+        if is_alike.any():
+            whole[is_alike] += texts.expected(weight - start[known], text.features[is_alike])
         whole[known] = weight
         learned.append(Linear(whole, bias))
     return learned
@@ -106,7 +110,7 @@ def _regressions(text: Text, part: Support, place: np.ndarray, known: np.ndarray
 
 def _of_known_kind(texts: gaussian.TextMap, text: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Which classes' texts (C, D) are no stranger to a map than most of those that it was made from; bool (C,)."""
-    return texts.novelty(text) <= np.quantile(texts.own_novelty(text[known]), KNOWN)
+    return texts.novelty(text) <= np.quantile(texts.own_novelty(text[known]), KIND_QUANTILE)
 
 
 def _without(classes: np.ndarray, classifier: Linear) -> Linear:
@@ -118,16 +122,16 @@ def blended(experts: Experts, choice: Choice) -> Linear:
     """The experts' classifiers as one."""
     weight = sum(share * one.weight for share, one in zip(choice.weights, experts.classifiers))
     bias = sum(share * one.bias for share, one in zip(choice.weights, experts.classifiers))
-    offsets = np.where(experts.known, 0, np.where(experts.alike, choice.alike, choice.strange))
+    offsets = np.where(experts.known, 0, np.where(experts.is_alike, choice.offset_alike, choice.offset_strange))
     return Linear(weight.astype(np.float32), (bias + offsets).astype(np.float32))
 
 
 def with_rows(support: Support, val: Split) -> Support:
     """The support set with labelled validation rows as further shots; each counts for all the views that a shot has."""
-    known = val.labels >= 0
-    views = np.repeat(val.features[known][:, None], support.features.shape[1], axis=1)
-    return Support(np.concatenate([support.features, views]), np.concatenate([support.labels, val.labels[known]]),
-                   np.concatenate([support.names, val.names[known]]))
+    labelled = val.labels >= 0
+    views = np.repeat(val.features[labelled][:, None], support.features.shape[1], axis=1)
+    return Support(np.concatenate([support.features, views]), np.concatenate([support.labels, val.labels[labelled]]),
+                   np.concatenate([support.names, val.names[labelled]]))
 
 
 # ---- choosing ----
@@ -137,19 +141,18 @@ def unjudged(known: np.ndarray) -> Choice:
     """What is taken where nothing can be judged. The Gaussians' logits have a level of their own, so they are left out where classes without shots need an offset."""
     weights = np.array(list(DEFAULT_WEIGHTS.values()))
     if not known.all():
-        weights[ANCHORED:] = 0
-    return Choice(weights, 0.0, 0.0)
+        weights[N_ANCHORED:] = 0
+    return Choice(weights, 0.0, 0.0, {})
 
 
-def choose(text: Text, support: Support, judged: Sequence[Trial], everything: Optional[Experts], seed: int) -> Choice:
-    """The weights and offsets that the trials' rows ask for; `everything` are the experts of all shots, if these are what is judged."""
-    judged = [_fewer(trial, len(text.names), len(judged), seed) for trial in judged]
-    taught = np.unique(support.labels)
-    if len(taught) == 1 or not any(np.isin(trial.labels, taught).any() for trial in judged):
-        return unjudged(np.isin(np.arange(len(text.names)), support.labels))
-    learned = [everything if everything is not None else learn(text, support, trial.shots) for trial in judged]
+def choose(text: Text, support: Support, tried: Trials, experts: Experts, seed: int) -> Choice:
+    """The weights and offsets that the trials' rows ask for; `experts` are those of all shots."""
+    judged = [_fewer(trial, len(text.names), len(tried.judged), seed) for trial in tried.judged]
+    if experts.known.sum() == 1 or not any(experts.known[trial.labels].any() for trial in judged):
+        return unjudged(experts.known)
+    learned = [experts] if tried.of_all_shots else [learn(text, some_of(support, trial.shots)) for trial in judged]
     weights, figures = _weights(learned, judged)
-    if learned[0].known.all():
+    if experts.known.all():
         return Choice(weights, 0.0, 0.0, figures)
     alike, strange = _offsets(text, support, judged, weights)
     return Choice(weights, alike, min(strange, _bearable(learned, judged, weights)), figures)
@@ -157,7 +160,7 @@ def choose(text: Text, support: Support, judged: Sequence[Trial], everything: Op
 
 def _fewer(trial: Trial, classes: int, trials: int, seed: int) -> Trial:
     """The trial with no more rows than memory has room for, drawn with the seed."""
-    most = max(1, JUDGED // (len(EXPERTS) * classes * trials))
+    most = max(1, MAX_LOGITS // (len(EXPERTS) * classes * trials))
     if len(trial.labels) <= most:
         return trial
     kept = np.sort(np.random.default_rng(seed).choice(len(trial.labels), most, replace=False))
@@ -211,10 +214,10 @@ def _offsets(text: Text, support: Support, judged: Sequence[Trial], weights: np.
         hidden = present[part::FOLDS]
         if not len(hidden) or len(hidden) == len(present):
             continue
-        experts = learn(text, support, trial.shots & ~np.isin(support.labels, hidden))
+        experts = learn(text, some_of(support, trial.shots & ~np.isin(support.labels, hidden)))
         logits = experts.logits(trial.features)
         base = np.tensordot(weights, logits, 1)[:, experts.known]
-        for several, found in zip((len(EXPERTS), ANCHORED), seen):
+        for several, found in zip((len(EXPERTS), N_ANCHORED), seen):
             new = np.tensordot(weights[:several], logits[:several], 1)[:, hidden]
             found.append(_worth(base, np.flatnonzero(experts.known), new, hidden, trial.labels, share))
     return tuple(_best_offset(*map(np.concatenate, zip(*found))) if found else 0.0 for found in seen)
@@ -235,19 +238,19 @@ def _best_offset(lead: np.ndarray, worth: np.ndarray) -> float:
     """The offset with the highest worth, when a row is called new with the probability that its logits say."""
     from scipy.special import expit
 
-    offsets = np.arange(-FARTHEST, FARTHEST, OFFSET_STEP)
+    offsets = np.arange(-MAX_OFFSET, MAX_OFFSET, OFFSET_STEP)
     return float(offsets[np.argmax([worth @ expit(offset - lead) for offset in offsets])])
 
 
 def _bearable(learned: Sequence[Experts], judged: Sequence[Trial], weights: np.ndarray) -> float:
-    """An offset at which classes of another kind take no more than TAKEN of the judging rows from the classes that these belong to."""
+    """An offset at which classes of another kind take no more than MAX_TAKEN of the judging rows from the classes that these belong to."""
     lead = [np.zeros(0)]
     for experts, trial in zip(learned, judged):
-        strange = ~(experts.known | experts.alike)
+        strange = ~(experts.known | experts.is_alike)
         if strange.any():
             logits = np.tensordot(weights, experts.logits(trial.features), 1)
             best = np.where(experts.known, logits, -np.inf)
             right = best.argmax(axis=1) == trial.labels
             lead.append(best[right].max(axis=1) - logits[right][:, strange].max(axis=1))
     lead = np.concatenate(lead)
-    return WARY * float(np.quantile(lead, TAKEN)) if len(lead) else FARTHEST
+    return OFFSET_SAFETY * float(np.quantile(lead, MAX_TAKEN)) if len(lead) else MAX_OFFSET

@@ -3,32 +3,33 @@ from __future__ import annotations
 
 import numpy as np
 
-from .task import Linear
+from .task import Linear, class_sums
+
+LEAST_VARIANCE = 1e-6  # in every direction: a single shot, or shots that are copies, would else have none and no inverse
 
 
 def class_means(features: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean row of each class, float32 (classes, D), zero where it has no row; and how many rows each has, (classes,)."""
+    """Mean row of each class, float64 (classes, D), zero where it has no row; and how many rows each has, (classes,)."""
     counts = np.bincount(labels, minlength=classes)
-    sums = np.zeros((classes, features.shape[1]), np.float32)
-    np.add.at(sums, labels, features)
-    return sums / np.maximum(counts, 1)[:, None], counts
+    return class_sums(features, labels, classes) / np.maximum(counts, 1)[:, None], counts
 
 
 class TextMap:
-    """Ridge regression from the texts (n, D) of some classes to their mean rows (n, D), both centred; Hoerl & Kennard 1970.
+    """Ridge regression from the texts (n, D) of some classes to rows (n, E) of theirs, both centred; Hoerl & Kennard 1970.
 
     strength : added to the eigenvalues of the texts' scatter matrix; that of 400 classes sums to about 150
     """
 
-    def __init__(self, text: np.ndarray, means: np.ndarray, strength: float):
-        self.centre, self.middle, self.strength = text.mean(axis=0), means.mean(axis=0), strength
+    def __init__(self, text: np.ndarray, strength: float):
+        self.centre, self.strength = text.mean(axis=0), strength
         centred = (text - self.centre).astype(np.float64)
         self.inverse = np.linalg.inv(centred.T @ centred + strength * np.eye(text.shape[1]))
-        self.matrix = (self.inverse @ centred.T @ (means - self.middle)).astype(np.float32)
+        self.solution = self.inverse @ centred.T  # (D, n): of the map's matrix, for any rows
 
-    def __call__(self, text: np.ndarray) -> np.ndarray:
-        """The mean rows that texts (m, D) lead to expect, (m, D)."""
-        return (text - self.centre) @ self.matrix + self.middle
+    def expected(self, rows: np.ndarray, text: np.ndarray) -> np.ndarray:
+        """The rows (m, E) that texts (m, D) lead to expect where the map's own have `rows` (n, E)."""
+        middle = rows.mean(axis=0)
+        return (text - self.centre) @ (self.solution @ (rows - middle)).astype(np.float32) + middle
 
     def novelty(self, text: np.ndarray) -> np.ndarray:
         """How much of each centred text the map has not seen the like of, (m,): the posterior variance of Bayesian regression."""
@@ -41,15 +42,15 @@ class TextMap:
         return self.strength * own / (1 - own)
 
 
-def pooled_covariance(residuals: np.ndarray, freedom: int, caution: float = 1.0) -> np.ndarray:
-    """Covariance of residuals (n, D), weighed n/(n + caution·D) against its mean variance in all directions; float32 (D, D).
+def pooled_covariance(residuals: np.ndarray, freedom: int) -> np.ndarray:
+    """Covariance of residuals (n, D), weighed freedom/(freedom + D) against its mean variance in all directions; float32 (D, D).
 
     freedom : of the residuals, n less the number of means that were taken off them. Ledoit & Wolf 2004 is the idea.
     """
     width = residuals.shape[1]
     scatter = residuals.T @ residuals / max(1, freedom)
-    share = freedom / (freedom + caution * width)
-    return (share * scatter + (1 - share) * np.trace(scatter) / width * np.eye(width)).astype(np.float32)
+    share, variance = freedom / (freedom + width), max(np.trace(scatter) / width, LEAST_VARIANCE)
+    return (share * scatter + (1 - share) * variance * np.eye(width)).astype(np.float32)
 
 
 def discriminant(means: np.ndarray, covariance: np.ndarray) -> Linear:

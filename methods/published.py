@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from fewshot.artifacts import Adapter, Split, Support, Text
 from fewshot.errors import TaskError
+from fewshot.metrics import softmax
 
 from .gaussian import class_means
-from .task import Linear, Settings, Trial, all_views, linear_adapter, shot_rows, trials, zero_shot_classifier
+from .task import Linear, Settings, Trial, all_views, linear_adapter, one_hot, shot_rows, some_of, trials, zero_shot_classifier
 
 GDA_ALPHAS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
 PROKER_BETAS = np.linspace(0.5, 20, 14)
@@ -28,17 +29,21 @@ WARM_UP = 1e-5  # learning rate of the first epoch
 def gda(text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
     """Zero-shot logits plus alpha times a Gaussian discriminant. Wang et al., ICLR 2024, arXiv:2402.04087; github.com/mrflogs/ICLR24."""
     judged, how = trials(support, val)
-    start = zero_shot_classifier(text)
-    right = sum((_right(trial, (Linear(start.weight + alpha * one.weight, alpha * one.bias) for alpha in GDA_ALPHAS))
-                 for trial, one in ((trial, _discriminant(text, support, trial.shots)) for trial in judged)), np.zeros(len(GDA_ALPHAS), int))
+    right = sum((_gda_right(text, trial, _discriminant(text, some_of(support, trial.shots))) for trial in judged), np.zeros(len(GDA_ALPHAS), int))
     alpha = GDA_ALPHAS[right.argmax()] if judged else 1.0
-    weight, bias = _discriminant(text, support)
+    start, (weight, bias) = zero_shot_classifier(text), _discriminant(text, support)
     return linear_adapter("gda", text, Linear(start.weight + np.float32(alpha) * weight, np.float32(alpha) * bias)), {"how": how, "alpha": alpha}
 
 
-def _discriminant(text: Text, support: Support, shots=slice(None)) -> Linear:
+def _gda_right(text: Text, trial: Trial, discriminant: Linear) -> np.ndarray:
+    """Rows classified rightly for each alpha, int (alphas,)."""
+    zero_shot, gaussian = trial.features @ zero_shot_classifier(text).weight.T, trial.features @ discriminant.weight.T + discriminant.bias
+    return np.array([np.count_nonzero((zero_shot + alpha * gaussian).argmax(axis=1) == trial.labels) for alpha in GDA_ALPHAS])
+
+
+def _discriminant(text: Text, support: Support) -> Linear:
     """f·Σ⁻¹μ − ½μᵀΣ⁻¹μ, the precision Σ⁻¹ shrunk as by Kubokawa & Srivastava 2008: D·((N − 1)·S + tr(S)·I)⁻¹."""
-    features, labels = shot_rows(support.features)[shots], support.labels[shots]
+    features, labels = shot_rows(support.features), support.labels
     means, _ = class_means(features, labels, len(text.names))
     scatter = np.cov((features - means[labels]).T.astype(np.float64)) if len(labels) > 1 else np.zeros((features.shape[1],) * 2)
     width = len(scatter)
@@ -63,7 +68,7 @@ def proker(text: Text, support: Support, val: Optional[Split], settings: Setting
 def _proker_values(text: Text, keys, labels, beta: float, strengths: Sequence[float]) -> list[np.ndarray]:
     """(K/λ + I)⁻¹ of one-hot labels less zero-shot cosines, float32 (N, C), for each λ; K the kernel exp(−β(1 − k·k'))."""
     size, axes = np.linalg.eigh(np.exp(-beta * (1 - keys @ keys.T)).astype(np.float64))
-    rest = axes.T @ (np.eye(len(text.names))[labels] - keys @ text.features.T)
+    rest = axes.T @ (one_hot(labels, len(text.names)) - keys @ text.features.T)
     return [(axes @ (rest / (size / strength + 1)[:, None])).astype(np.float32) for strength in strengths]
 
 
@@ -99,9 +104,7 @@ def clap(text: Text, support: Support, val: Optional[Split], settings: Settings)
     Silva-Rodríguez et al., CVPR 2024, arXiv:2312.12730; github.com/jusiro/CLAP.
     """
     rows, labels = all_views(support)
-    logits = text.scale * rows @ text.features.T
-    chances = np.exp(logits - logits.max(axis=1, keepdims=True))
-    chances /= chances.sum(axis=1, keepdims=True)
+    chances = softmax(text.scale * rows @ text.features.T)
     trust, _ = class_means(chances[np.arange(len(labels)), labels][:, None], labels, len(text.names))
     start = TEXT_NORM * text.features
 
@@ -148,8 +151,3 @@ def _trained(rows, labels, start: np.ndarray, objective, settings: Settings, wha
 def _batches(n: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     order = rng.permutation(n)
     return (order[start : start + BATCH_SIZE] for start in range(0, n, BATCH_SIZE))
-
-
-def _right(trial: Trial, classifiers) -> np.ndarray:
-    """Rows of a trial that each classifier classifies rightly, int."""
-    return np.array([np.count_nonzero((trial.features @ one.weight.T + one.bias).argmax(axis=1) == trial.labels) for one in classifiers])

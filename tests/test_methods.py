@@ -10,7 +10,7 @@ from fewshot.artifacts import Split, Support, Text
 from fewshot.support import redrawn
 from methods import blend, gaussian, published
 from methods.regression import _loss, cross_entropy, regressions
-from methods.task import Settings, linear_adapter, place_in_class, shot_rows, trials
+from methods.task import Settings, class_sums, has_shots, linear_adapter, one_hot, place_in_class, shot_rows, some_of, trials
 
 WIDTH = 24
 CPU = Settings(epochs=3, device="cpu")
@@ -91,8 +91,8 @@ def test_the_discriminant_is_that_of_scikit_learn(rng):
     labels = np.arange(5).repeat(30)
     rows = (rng.normal(size=(5, 8))[labels] + rng.normal(size=(150, 8))).astype(np.float32)
     means, counts = gaussian.class_means(rows, labels, 5)
-    covariance = gaussian.pooled_covariance(rows - means[labels], len(rows), caution=0)
-    weight, bias = gaussian.discriminant(means, covariance)
+    residuals = rows - means[labels]
+    weight, bias = gaussian.discriminant(means, residuals.T @ residuals / len(rows))
     theirs = LinearDiscriminantAnalysis(solver="lsqr", priors=np.full(5, 0.2)).fit(rows, labels).decision_function(rows)
     ours = rows @ weight.T + bias
     np.testing.assert_allclose(ours - ours[:, :1], theirs - theirs[:, :1], atol=2e-3)
@@ -102,15 +102,15 @@ def test_the_discriminant_is_that_of_scikit_learn(rng):
 def test_a_text_map_finds_a_linear_relation_and_knows_what_it_has_not_seen(rng):
     text, matrix = rng.normal(size=(30, 6)), rng.normal(size=(6, 6))
     text[:, 5] = 0
-    found = gaussian.TextMap(text, text @ matrix + 3, 1e-6)
-    np.testing.assert_allclose(found(text), text @ matrix + 3, atol=1e-3)
+    found = gaussian.TextMap(text, 1e-6)
+    np.testing.assert_allclose(found.expected(text @ matrix + 3, text), text @ matrix + 3, atol=1e-3)
     strange = np.eye(6)[[5]]
     assert found.novelty(strange) > 1e4 * found.novelty(text).max()
 
 
 def test_own_novelty_is_that_of_really_leaving_a_text_out(rng):
     text = unit(rng.normal(size=(12, 6)))
-    whole = gaussian.TextMap(text, text, 0.5)
+    whole = gaussian.TextMap(text, 0.5)
     for i, said in enumerate(whole.own_novelty(text)):
         rest = np.delete(text, i, axis=0) - whole.centre
         left = np.linalg.inv(rest.T @ rest + 0.5 * np.eye(6))
@@ -121,6 +121,13 @@ def test_few_rows_make_a_rounder_covariance(rng):
     stretched = rng.normal(size=(4000, 4)) * [3, 1, 1, 1]
     ratios = [np.ptp(np.linalg.eigvalsh(gaussian.pooled_covariance(stretched[:n], n))) for n in (4, 40, 4000)]
     assert ratios[0] < ratios[1] < ratios[2]
+
+
+def test_the_covariance_is_weighed_by_its_degrees_of_freedom_and_never_singular(rng):
+    residuals = rng.normal(size=(9, 3))
+    scatter = residuals.T @ residuals / 6
+    np.testing.assert_allclose(gaussian.pooled_covariance(residuals, 6), 6 / 9 * scatter + 3 / 9 * np.trace(scatter) / 3 * np.eye(3), rtol=1e-6)
+    assert np.isfinite(np.linalg.inv(gaussian.pooled_covariance(np.zeros((9, 3), np.float32), 6))).all()
 
 
 # ---- weights and offsets ----
@@ -185,6 +192,7 @@ def test_test_rows_are_nothing_that_a_method_sees():
 def test_without_validation_rows_shots_are_left_out_at_most_four_times(rng, shots):
     text, support, _, test = make_task(rng, shots=shots)
     judged, how = trials(support, None, blend.FOLDS)
+    assert how == {1: "leaving one shot a class out in turn", 3: "leaving up to 3 shots a class out in turn"}[-(-shots // 4)]
     assert len(judged) == min(shots, 4) and sum(len(trial.labels) for trial in judged) == 12 * shots
     for trial in judged:
         assert set(support.labels[trial.shots]) == set(range(12)) and not np.isin(trial.features, support.features[trial.shots][:, 0]).all(axis=1).any()
@@ -249,12 +257,47 @@ def test_a_single_class_with_shots_is_no_obstacle(rng):
     assert np.isfinite(tip.predict_logits(adapter, test.features)).all() and chosen["weights"]["gaussian 1, 4"] == 0
 
 
+@pytest.mark.parametrize("classes, shotless", [(1, ()), (2, (1,)), (3, (1,))])
+@pytest.mark.parametrize("judges", ["val", None])
+def test_a_shot_or_two_in_all_are_no_obstacle(rng, classes, shotless, judges):
+    """One class with a shot of its own, or two that are hidden from one another: no shot differs from its class's mean."""
+    text, support, val, test = make_task(rng, classes=classes, shots=1, shotless=shotless)
+    adapter, chosen = tip.train("blend", text, support, judges and val, CPU)
+    assert np.isfinite(tip.predict_logits(adapter, test.features)).all() and chosen["how"].startswith("on " if judges and classes == 3 else "defaults: ")
+
+
+@pytest.mark.parametrize("method", ["blend", "gda", "proker", "tip"])
+def test_shots_that_are_copies_of_one_another_are_no_obstacle(rng, method):
+    text, support, val, test = make_task(rng, shots=1)
+    twice = some_of(support, np.arange(12).repeat(2))
+    for judges in (val, None):
+        adapter, _ = tip.train(method, text, twice, judges, CPU)
+        assert accuracy(adapter, test) > 0.5
+
+
+@pytest.mark.parametrize("method", ["blend", "gda", "proker", "tip"])
+def test_validation_rows_without_a_label_judge_nothing(rng, method):
+    text, support, val, test = make_task(rng, shotless=(3,))
+    unlabelled = Split(val.features, np.full(len(val.labels), -1), val.names)
+    (with_them, chosen), (without, again) = (tip.train(method, text, support, judges, Settings(refit=True)) for judges in (unlabelled, None))
+    assert chosen == again and chosen["how"] == "leaving one shot a class out in turn"
+    np.testing.assert_array_equal(tip.predict_logits(with_them, test.features), tip.predict_logits(without, test.features))
+
+
+def test_a_class_of_a_single_shot_stays_in_every_fold(rng):
+    text, support, _, test = make_task(rng, shots=3)
+    support = some_of(support, np.flatnonzero((support.labels != 5) | (place_in_class(support.labels) == 0)))
+    _, chosen = tip.train("blend", text, support, None, CPU)
+    assert chosen["rows"] == 33 and all((support.labels[trial.shots] == 5).sum() == 1 for trial in trials(support, None, blend.FOLDS).judged)
+
+
 def test_validation_rows_of_classes_without_shots_alone_judge_nothing(rng):
     text, support, val, test = make_task(rng)
     some = support.labels > 3
     support = Support(support.features[some], support.labels[some], support.names[some])
     only = val.labels < 4
     adapter, chosen = tip.train("blend", text, support, Split(val.features[only], val.labels[only], val.names[only]), CPU)
+    assert chosen["how"] == "defaults: no row judges how classes with shots are told apart" and "top1" not in chosen
     assert np.isfinite(tip.predict_logits(adapter, test.features)).all() and chosen["weights"]["gaussian 1, 4"] == 0
 
 
@@ -320,6 +363,20 @@ def test_an_adapter_without_weight_is_zero_shot(rng):
     adapter = linear_adapter("x", text, type("", (), {"weight": None, "bias": None}))
     np.testing.assert_allclose(adapter.weight, text.scale * text.features)
     assert not adapter.bias.any()
+
+
+def test_what_judges_all_shots_is_the_result(rng):
+    _, support, val, _ = make_task(rng, shots=2)
+    assert trials(support, val).of_all_shots and not trials(support, None).of_all_shots
+    assert not trials(some_of(support, slice(0, None, 2)), None).of_all_shots  # no trial at all
+
+
+def test_rows_by_class(rng):
+    labels, rows = np.array([3, 0, 3, 1, 3]), rng.normal(size=(5, 4)).astype(np.float32)
+    assert has_shots(labels, 5).tolist() == [True, True, False, True, False]
+    np.testing.assert_array_equal(one_hot(labels, 5), np.eye(5)[labels])
+    np.testing.assert_allclose(class_sums(rows, labels, 5), np.eye(5)[labels].T @ rows, atol=1e-6)
+    assert one_hot(labels, 5).dtype == class_sums(rows, labels, 5).dtype == np.float32 and one_hot(labels[:0], 5).shape == (0, 5)
 
 
 def test_place_in_class():
