@@ -21,7 +21,7 @@ from fewshot.errors import TaskError
 from fewshot.prompts import groups_of
 from methods import published
 from methods.blend import blend
-from methods.task import Settings, Trial, place_in_class, shot_rows, trials
+from methods.task import Settings, Trial, all_views, has_shots, one_hot, place_in_class, shot_rows, some_of, trials
 
 # Where nothing can be chosen: the authors' settings for ImageNet.
 DEFAULT_ALPHA, DEFAULT_BETA = 1.17, 1.0
@@ -72,7 +72,7 @@ class Cache(NamedTuple):
 
 def cache(features: np.ndarray, labels: np.ndarray, classes: int) -> Cache:
     """The cache of some shots, features (N, V, D) and labels int (N,): a key is the renormalised mean of a shot's views."""
-    return Cache(shot_rows(features), np.eye(classes, dtype=np.float32)[labels])
+    return Cache(shot_rows(features), one_hot(labels, classes))
 
 
 # ---- choosing alpha and beta ----
@@ -89,13 +89,14 @@ def count_right(features, labels, text, scale, keys, values, alphas: Sequence[fl
     """
     classes, order, shares = _by_place(values)
     keys = keys[order]
+    place = np.argsort(classes)  # of each class in `classes`
 
     def steps(rows: slice) -> np.ndarray:
         """How the count of these rows changes from one alpha to the next, (len(betas), len(alphas) + 1)."""
         of_row = features[rows].T
         true = labels[rows], np.arange(of_row.shape[1])  # the true class of each row, in arrays (C, rows)
         wins = _Intervals(_gap(scale * (text @ of_row), true)[classes], np.asarray(alphas, features.dtype))
-        true = np.argsort(classes)[true[0]], true[1]
+        true_place = place[true[0]], true[1]  # the same in arrays whose classes come as `classes`
         distance = 1 - keys @ of_row
         affinity, cached = np.empty_like(distance), np.zeros((len(text), of_row.shape[1]), distance.dtype)
         change = np.zeros((len(betas), len(alphas) + 1), np.int64)
@@ -105,7 +106,7 @@ def count_right(features, labels, text, scale, keys, values, alphas: Sequence[fl
                 cached[:] = 0
                 for start, stop in shares:
                     cached[: stop - start] += affinity[start:stop]
-                first, behind = wins.where(cached[true] - cached)
+                first, behind = wins.where(cached[true_place] - cached)
             step += np.bincount(first, minlength=len(step)) - np.bincount(behind, minlength=len(step))
         return change
 
@@ -179,20 +180,21 @@ def search(text: Text, support: Support, judged: Sequence[Trial], caches: Iterab
     the rows of hidden classes keep KEPT of their zero-shot accuracy. Of equally good pairs the one of the smallest beta,
     then alpha, as in the authors' loop.
     """
+    alphas = [0, *ALPHAS]  # 0 is zero-shot
     right, base, new, parts = 0, _Tally(), _Tally(), _to_hide(text, support)
     for trial, cached in zip(judged, caches):
-        right = right + _count(text, trial.features, trial.labels, cached, [0, *ALPHAS], BETAS)
+        right = right + _count(text, trial.features, trial.labels, cached, alphas, BETAS)
         for hidden in parts:
             kept, is_new = ~cached.values[:, hidden].any(axis=1), np.isin(trial.labels, hidden)
             for tally, rows in ((base, ~is_new), (new, is_new)):
-                tally.add(_count(text, trial.features[rows], trial.labels[rows], Cache(cached.keys[kept], cached.values[kept]), ALPHAS, BETAS), rows.sum())
+                tally.add(_count(text, trial.features[rows], trial.labels[rows], Cache(cached.keys[kept], cached.values[kept]), alphas, BETAS), rows.sum())
     rows = sum(len(trial.labels) for trial in judged)
-    zero_shot, right = float(right[0, 0] / rows), right[:, 1:] / rows
-    allowed = new.mean() >= KEPT * zero_shot if new.rows else np.ones(right.shape, bool)  # every class is hidden once: zero-shot is the same on all rows
+    zero_shot, right, hidden_top1 = float(right[0, 0] / rows), right[:, 1:] / rows, new.mean()
+    allowed = hidden_top1[:, 1:] >= KEPT * hidden_top1[0, 0] if new.rows else np.ones(right.shape, bool)
     merit = np.where(allowed, right, -1) if allowed.any() else right  # no pair keeps it where zero-shot knows next to nothing
-    beta, alpha = best = np.unravel_index(merit.argmax(), merit.shape)
-    hiding = {"base_top1": float(base.mean()[best]), "new_top1": float(new.mean()[best])} if new.rows else {}
-    return {"alpha": float(ALPHAS[alpha]), "beta": float(BETAS[beta]), "rows": rows, "top1": float(right[best]), "zero_shot_top1": zero_shot, **hiding}
+    beta, alpha = np.unravel_index(merit.argmax(), merit.shape)
+    hiding = {"base_top1": float(base.mean()[beta, 1 + alpha]), "new_top1": float(hidden_top1[beta, 1 + alpha])} if new.rows else {}
+    return {"alpha": float(ALPHAS[alpha]), "beta": float(BETAS[beta]), "rows": rows, "top1": float(right[beta, alpha]), "zero_shot_top1": zero_shot, **hiding}
 
 
 def _to_hide(text: Text, support: Support) -> list[np.ndarray]:
@@ -201,13 +203,12 @@ def _to_hide(text: Text, support: Support) -> list[np.ndarray]:
     Where those are of groups that have shots, too, each part is every fourth class. Where they are groups of their own,
     as the contest's cars are, each part is a group.
     """
-    groups = np.array(groups_of(text))
-    has_shots = np.isin(np.arange(len(groups)), support.labels)
-    with_shots = np.flatnonzero(has_shots)
-    if has_shots.all():
+    groups, known = np.array(groups_of(text)), has_shots(support.labels, len(text.names))
+    with_shots = np.flatnonzero(known)
+    if known.all():
         return []
-    if set(groups[has_shots]) & set(groups[~has_shots]):
-        return [with_shots[part::HIDDEN] for part in range(HIDDEN)]
+    if set(groups[known]) & set(groups[~known]):
+        return [with_shots[part::HIDDEN] for part in range(min(HIDDEN, len(with_shots)))]
     parts = [with_shots[groups[with_shots] == group] for group in dict.fromkeys(groups[with_shots])]
     return parts if len(parts) > 1 else []
 
@@ -229,13 +230,8 @@ def _count(text: Text, features, labels, cached: Cache, alphas, betas) -> np.nda
     return count_right(features, labels, text.features, text.scale, *cached, alphas, betas)
 
 
-def _right(text: Text, judged: Sequence[Trial], caches: Iterable[Cache], alphas, betas) -> np.ndarray:
-    """`count_right` summed over the trials."""
-    return sum(_count(text, trial.features, trial.labels, cached, alphas, betas) for trial, cached in zip(judged, caches))
-
-
-def _cache_of(text: Text, support: Support, shots=slice(None)) -> Cache:
-    return cache(support.features[shots], support.labels[shots], len(text.names))
+def _cache_of(text: Text, support: Support) -> Cache:
+    return cache(support.features, support.labels, len(text.names))
 
 
 # ---- fine-tuning ----
@@ -269,19 +265,19 @@ def fine_tune(features, labels, text, scale, keys, values, alpha, beta, *,
         yield tuned.numpy()
 
 
-def _tune(text: Text, support: Support, shots: np.ndarray, settings: Settings, what: str) -> Iterator[Cache]:
-    """Fine-tune the cache of some shots on all their views; yields it after each epoch."""
-    rows, labels = support.features[shots].reshape(-1, support.features.shape[2]), support.labels[shots].repeat(support.features.shape[1])
-    start = _cache_of(text, support, shots)
+def _tune(text: Text, support: Support, settings: Settings, what: str) -> Iterator[Cache]:
+    """Fine-tune the cache of the shots on all their views; yields it after each epoch."""
+    rows, labels = all_views(support)
+    start = _cache_of(text, support)
     run = fine_tune(rows, labels, text.features, text.scale, *start, TRAIN_ALPHA, TRAIN_BETA,
                     epochs=settings.epochs, lr=settings.lr, seed=settings.seed, device=settings.device)
     for keys in tqdm(run, desc=what, total=settings.epochs, unit=" epoch", disable=None):
         yield Cache(keys, start.values)
 
 
-def _tuned(text: Text, support: Support, shots: np.ndarray, settings: Settings, epoch: int) -> Cache:
+def _tuned(text: Text, support: Support, settings: Settings, epoch: int) -> Cache:
     """The cache after `epoch`, of the schedule for all epochs."""
-    return next(islice(_tune(text, support, shots, settings, f"{epoch} epochs again"), epoch - 1, None))
+    return next(islice(_tune(text, support, settings, f"{epoch} epochs again"), epoch - 1, None))
 
 
 def _best_epoch(text: Text, support: Support, judged: Sequence[Trial], settings: Settings) -> tuple[int, list[Cache]]:
@@ -291,12 +287,12 @@ def _best_epoch(text: Text, support: Support, judged: Sequence[Trial], settings:
     """
     right = np.zeros(settings.epochs, np.int64)
     for number, trial in enumerate(judged, 1):
-        for epoch, cached in enumerate(_tune(text, support, trial.shots, settings, f"trial {number} of {len(judged)}")):
-            right[epoch] += _right(text, [trial], [cached], [TRAIN_ALPHA], [TRAIN_BETA]).item()
+        for epoch, cached in enumerate(_tune(text, some_of(support, trial.shots), settings, f"trial {number} of {len(judged)}")):
+            right[epoch] += _count(text, trial.features, trial.labels, cached, [TRAIN_ALPHA], [TRAIN_BETA]).item()
             if right.argmax() == epoch:
                 best = cached
     epoch = int(right.argmax()) + 1
-    return epoch, [best] if len(judged) == 1 else [_tuned(text, support, trial.shots, settings, epoch) for trial in judged]
+    return epoch, [best] if len(judged) == 1 else [_tuned(text, some_of(support, trial.shots), settings, epoch) for trial in judged]
 
 
 # ---- the methods ----
@@ -304,7 +300,7 @@ def _best_epoch(text: Text, support: Support, judged: Sequence[Trial], settings:
 
 def zero_shot(text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
     """The classes' texts alone (Radford et al. 2021, arXiv:2103.00020): an empty cache."""
-    return _adapter("zero-shot", text, _cache_of(text, support, slice(0)), 0.0, 0.0), {"how": "nothing to choose"}
+    return _adapter("zero-shot", text, _cache_of(text, some_of(support, slice(0))), 0.0, 0.0), {"how": "nothing to choose"}
 
 
 def tip(text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
@@ -312,20 +308,19 @@ def tip(text: Text, support: Support, val: Optional[Split], settings: Settings) 
     judged, how = trials(support, val)
     chosen = {"how": how, "alpha": DEFAULT_ALPHA, "beta": DEFAULT_BETA}
     if judged:
-        chosen.update(search(text, support, judged, (_cache_of(text, support, trial.shots) for trial in judged)))
+        chosen.update(search(text, support, judged, (_cache_of(text, some_of(support, trial.shots)) for trial in judged)))
     return _adapter("tip", text, _cache_of(text, support), chosen["alpha"], chosen["beta"]), chosen
 
 
 def tip_f(text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
     """Tip-Adapter-F: keys fine-tuned up to the best epoch, then alpha and beta chosen for them."""
-    judged, how = trials(support, val)
-    chosen, caches = {"how": how, "alpha": TRAIN_ALPHA, "beta": TRAIN_BETA, "epoch": settings.epochs}, []
-    if judged:
-        chosen["epoch"], caches = _best_epoch(text, support, judged, settings)
-        chosen.update(search(text, support, judged, caches))
-    if len(caches) != 1:  # only on validation rows is there one trial, of all shots
-        caches = [_tuned(text, support, np.ones(len(support.labels), bool), settings, chosen["epoch"])]
-    return _adapter("tip-f", text, caches[0], chosen["alpha"], chosen["beta"]), chosen
+    tried = trials(support, val)
+    chosen, caches = {"how": tried.how, "alpha": TRAIN_ALPHA, "beta": TRAIN_BETA, "epoch": settings.epochs}, []
+    if tried.judged:
+        chosen["epoch"], caches = _best_epoch(text, support, tried.judged, settings)
+        chosen.update(search(text, support, tried.judged, caches))
+    tuned = caches[0] if tried.of_all_shots else _tuned(text, support, settings, chosen["epoch"])
+    return _adapter("tip-f", text, tuned, chosen["alpha"], chosen["beta"]), chosen
 
 
 def _adapter(method: str, text: Text, cached: Cache, alpha: float, beta: float) -> Adapter:

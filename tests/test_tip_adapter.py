@@ -316,6 +316,23 @@ def test_where_classes_lack_shots_the_choice_is_judged_by_hiding_others(names, p
                 assert (logits.argmax(axis=1) == val.labels).mean() <= chosen["top1"] + 1e-9
 
 
+def test_hidden_classes_are_held_to_their_own_zero_shot_accuracy():
+    """Validation rows of classes without shots, all right or all wrong, are none of what hidden classes have to keep."""
+    text, support, val = shotless_task([f"a_{i}" for i in range(10)])
+    _, plain = tip.train("tip", text, support, val, Settings())
+    for like, label in ((9, 9), (8, 9)):
+        rows = text.features[[like] * 100]
+        more = Split(np.concatenate([val.features, rows]), np.concatenate([val.labels, [label] * 100]), names_of(np.arange(100 + len(val.labels))))
+        judged = tip.trials(support, more).judged
+        _, chosen = tip.train("tip", text, support, more, Settings())
+        assert judged[0].labels.tolist() == more.labels.tolist() and chosen["new_top1"] >= 0.9 * plain["zero_shot_top1"]
+
+
+def test_with_fewer_classes_than_parts_none_is_hidden_for_nothing():
+    text, support, val = shotless_task([f"a_{i}" for i in range(10)])
+    assert [part.tolist() for part in tip._to_hide(text, Support(support.features[:4], support.labels[:4], support.names[:4]))] == [[0], [1]]
+
+
 def test_hiding_keeps_classes_without_shots_from_being_swallowed():
     text, support, val = shotless_task([f"a_{i}" for i in range(10)])
     kinds = np.repeat(np.arange(7, 10), 40)
