@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import tip_adapter_utils as tip  # noqa: E402
 from fewshot import metrics  # noqa: E402
 from fewshot.artifacts import Split, Support, Text  # noqa: E402
+from methods.task import some_of  # noqa: E402
 
 DRAWING = ("tip-f", "taskres", "clap")  # methods that depend on the seed
 HIDING = ("zero-shot", "tip", "tip-f", "gda", "blend")
@@ -42,13 +43,19 @@ def main():
     p.add_argument("--seeds", type=int, default=3, metavar="N", help="of methods that draw at random (default: 3)")
     p.add_argument("--write", type=Path, metavar="FILE", help="put the tables into this file")
     a = p.parse_args()
-    tasks, methods = [read(path) for path in a.tasks], a.methods.split(",")
-    tables = {"all": compare(tasks, methods, a.seeds), "no validation": compare([t._replace(val=None) for t in tasks if t.name.endswith("_4")], methods, a.seeds)}
-    four = {t.name: t for t in tasks if t.name in ("sun397_4", "cars_4")}
-    if len(four) == 2:
-        methods = [m for m in HIDING if m in methods]
-        tables["same kind"] = new_classes(hidden(four["sun397_4"], 97), methods)
-        tables["another kind"] = new_classes(beside(four["sun397_4"], four["cars_4"]), methods)
+    methods = a.methods.split(",")
+    if unknown := set(methods) - set(tip.METHODS):
+        p.error(f"no method {', '.join(sorted(unknown))}; expected some of {','.join(tip.METHODS)}")
+    if a.write and not a.write.is_file():  # better said now than after hours
+        p.error(f"no {a.write}")
+    tasks = [read(path) for path in a.tasks]
+    tables = {"all": compare(tasks, methods, a.seeds)}
+    if without_val := [task._replace(val=None) for task in tasks if task.name.endswith("_4")]:
+        tables["no validation"] = compare(without_val, methods, a.seeds)
+    named, hiding = {task.name: task for task in tasks}, [method for method in HIDING if method in methods]
+    if hiding and {"sun397_4", "cars_4"} <= named.keys():
+        tables["same kind"] = new_classes(hidden(named["sun397_4"], 97), hiding)
+        tables["another kind"] = new_classes(beside(named["sun397_4"], named["cars_4"]), hiding)
     if a.write:
         text = a.write.read_text(encoding="utf-8")
         for name, table in tables.items():
@@ -111,7 +118,7 @@ def hidden(task: Task, n: int) -> tuple[Task, np.ndarray]:
     """The task without the shots and validation rows of n of its classes, drawn at random; and which these are."""
     new = np.sort(np.random.default_rng(HIDDEN_SEED).permutation(len(task.text.names))[:n])
     shots, val = ~np.isin(task.support.labels, new), ~np.isin(task.val.labels, new)
-    return task._replace(support=Support(*(part[shots] for part in (task.support.features, task.support.labels, task.support.names))),
+    return task._replace(support=some_of(task.support, shots),
                          val=Split(*(part[val] for part in (task.val.features, task.val.labels, task.val.names)))), new
 
 
