@@ -4,6 +4,8 @@ from __future__ import annotations
 import argparse
 import functools
 import io
+import math
+import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +17,20 @@ except ImportError:  # not a Unix: runs are not kept apart
     fcntl = None
 
 import bounded
-from fewshot import artifacts
 from fewshot.errors import TaskError
+from files import remove_unfinished
 from jclip.errors import ClipError
+
+def at_least(low: int, most: float = math.inf):
+    """An argparse type: a whole number from `low` to `most`."""
+    def number(text: str) -> int:
+        value = int(text)
+        if not low <= value <= most:
+            raise argparse.ArgumentTypeError(f"{value} is {'too small; expected at least' if value < low else 'too large; expected at most'} {low if value < low else most}")
+        return value
+    number.__name__ = "whole number"
+    return number
+
 
 SHARED = {
     "--data": dict(type=Path, default=Path("Dataset"), metavar="DIR", help="the data set (default: Dataset)"),
@@ -25,7 +38,7 @@ SHARED = {
     "--output": dict(type=Path, default=Path("output"), metavar="DIR", help="the files between the stages (default: output)"),
     "--split": dict(choices=("A", "B"), default="B", help="contest split: A reads classes.txt and TestSetA, B classes_b.txt and TestSetB (default: B)"),
     "--device": dict(choices=("auto", "cpu", "cuda"), default="auto", help="auto takes CUDA where it works (default: auto)"),
-    "--seed": dict(type=int, default=1, metavar="N", help="random seed (default: 1)"),
+    "--seed": dict(type=at_least(0, 2**32 - 1), default=1, metavar="N", help="random seed (default: 1)"),
 }
 
 
@@ -37,17 +50,6 @@ def parser(description: str, *shared: str) -> argparse.ArgumentParser:
     return made
 
 
-def at_least(low: int):
-    """An argparse type: a whole number of at least `low`."""
-    def number(text: str) -> int:
-        value = int(text)
-        if value < low:
-            raise argparse.ArgumentTypeError(f"{value} is too small; expected at least {low}")
-        return value
-    number.__name__ = "whole number"
-    return number
-
-
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """`folder`, made where it is missing, for this run alone; raises TaskError where another run is at work in it.
@@ -57,7 +59,7 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         if _lock(file):
-            artifacts.remove_unfinished(folder)
+            remove_unfinished(folder)
         yield
 
 
@@ -82,7 +84,11 @@ def script(main):
             sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text that the terminal can show
         try:
             main(argv)
+            sys.stdout.flush()
             return 0
+        except BrokenPipeError:  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
+            return 1
         except (ClipError, TaskError) as error:
             message = str(error)
         except OSError as error:

@@ -18,19 +18,20 @@ import cli
 import sheet
 from fewshot import artifacts, data, metrics, prompts
 from fewshot.errors import TaskError
+from files import written_together, written_whole
 from tip_adapter_utils import predict_logits
 
 FIRST = 5  # so many unreadable photographs are said one by one
 SHEET = 30  # photographs on a contact sheet
-FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # of a contact sheet; all else is PNG
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # of a contact sheet
 
 
 def parse(argv) -> argparse.Namespace:
     p = cli.parser(__doc__, "--output", "--weights", "--device", "--data", "--split")
     p.add_argument("photos", nargs="*", type=Path, metavar="PHOTO_OR_FOLDER", help="photographs or folders to classify and print, encoded with --weights")
-    p.add_argument("--classes", metavar="LIST", help='zero-shot among these, for example "cat, dog, car"; needs photographs')
+    p.add_argument("--classes", type=class_list, metavar="LIST", help='zero-shot among these, for example "cat, dog, car"; needs photographs')
     p.add_argument("--result", type=Path, default=Path("result.txt"), metavar="FILE", help="what to write; a .zip of it stands beside it (default: result.txt)")
-    p.add_argument("--sheet", type=Path, metavar="FILE", help=f"also draw a contact sheet of up to {SHEET} photographs; of the test set, it needs --data")
+    p.add_argument("--sheet", type=picture, metavar="FILE", help=f"also draw a contact sheet of up to {SHEET} photographs; of the test set, it needs --data")
     p.add_argument("--topk", type=cli.at_least(1), default=5, metavar="K", help="classes per photograph (default: 5)")
     a = p.parse_args(argv)
     if a.classes is not None and not a.photos:
@@ -38,6 +39,19 @@ def parse(argv) -> argparse.Namespace:
     if a.result.suffix.lower() == ".zip":
         p.error("--result names the text file; the .zip of it is written beside it")
     return a
+
+
+def class_list(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f'{text!r}: expected different names separated by commas, such as "cat, dog, car"')
+    return names
+
+
+def picture(text: str) -> Path:
+    if Path(text).suffix.lower() not in FORMATS:
+        raise argparse.ArgumentTypeError(f"{text}: expected a name that ends in {', '.join(FORMATS)}")
+    return Path(text)
 
 
 @cli.script
@@ -55,18 +69,19 @@ def write_result(a) -> None:
     test = artifacts.read(a.output / "test.npz", artifacts.Split)
     artifacts.check_together(adapter, test)
     logits = predict_logits(adapter, test.features)
-    ranked = metrics.top_classes(logits, max(5, a.topk))
-    order = sorted(range(len(test.names)), key=lambda i: data.natural_key(test.names[i]))
+    ranked = metrics.top_classes(logits, a.topk)
     unreadable = test.meta.get("unreadable", {})
-    guesses = [*zip(test.names, ranked), *((name, prior(logits, a.topk)) for name in unreadable)]
-    lines = [" ".join([name, *map(str, best[: a.topk])]) + "\n" for name, best in sorted(guesses, key=lambda guess: data.natural_key(guess[0]))]
-    if a.sheet:
-        draw_test_sheet(a, adapter, test, logits, order)
+    guesses = dict(zip(test.names, ranked))
+    if unreadable:
+        guesses.update(dict.fromkeys(unreadable, prior(logits, a.topk)))
+    lines = [" ".join([name, *map(str, guesses[name])]) + "\n" for name in sorted(guesses, key=data.natural_key)]
     write_text_and_zip(a.result, "".join(lines).encode("utf-8"))
     print(f"{a.result}: {len(lines)} photographs, {min(a.topk, len(adapter.names))} classes each, by {adapter.method}; the same in {zip_beside(a.result)}")
     if unreadable:
         print(f"{len(unreadable)} of them could not be read and got the classes that are likeliest over all others:",
               *[bounded.one_line(f"{name}: {cause}") for name, cause in list(unreadable.items())[:FIRST]], *["…"] * (len(unreadable) > FIRST), sep="\n  ")
+    if a.sheet:
+        draw_test_sheet(a, adapter, test, logits)
     if (test.labels >= 0).any():
         figures = metrics.score(logits, test.labels, adapter.names, prompts.groups_of(adapter))
         with cli.locked(a.output):
@@ -79,9 +94,10 @@ def prior(logits: np.ndarray, k: int) -> np.ndarray:
     return metrics.top_classes(metrics.softmax(logits).mean(axis=0, keepdims=True), k)[0]
 
 
-def draw_test_sheet(a, adapter: artifacts.Adapter, test: artifacts.Split, logits: np.ndarray, order: list[int]) -> None:
+def draw_test_sheet(a, adapter: artifacts.Adapter, test: artifacts.Split, logits: np.ndarray) -> None:
     """A contact sheet of test photographs, spread evenly over the whole set."""
-    paths = {photo.name: photo.path for photo in data.read_task(a.data, a.split).test}
+    paths = {photo.name: photo.path for photo in data.read_test(a.data, adapter.names.tolist(), a.split)}
+    order = sorted(range(len(test.names)), key=lambda i: data.natural_key(test.names[i]))
     rows = [order[i] for i in np.linspace(0, len(order) - 1, min(SHEET, len(order))).astype(int)]
     absent = [test.names[i] for i in rows if test.names[i] not in paths]
     if absent:
@@ -96,8 +112,8 @@ def draw_sheet(a, paths, probabilities: np.ndarray, adapter: artifacts.Adapter, 
     shown = [sheet.Shown(path, [(words[adapter.names[label]], float(row[label])) for label in best], truth and words[truth])
              for path, row, best, truth in zip(paths, probabilities, metrics.top_classes(probabilities, a.topk), truths)]
     picture = sheet.contact_sheet(shown)
-    with artifacts.written_whole(a.sheet) as file:
-        picture.save(file, FORMATS.get(a.sheet.suffix.lower(), "PNG"))
+    with written_whole(a.sheet) as file:
+        picture.save(file, FORMATS[a.sheet.suffix.lower()])
     print(f"{a.sheet}: {len(shown)} photographs")
 
 
@@ -107,7 +123,7 @@ def spoken(adapter: artifacts.Adapter) -> list[str]:
 
 
 def write_text_and_zip(path: Path, content: bytes) -> None:
-    with artifacts.written_together([path, zip_beside(path)]) as (text, zipped):
+    with written_together([path, zip_beside(path)]) as (text, zipped):
         text.write(content)
         with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(zipfile.ZipInfo(path.name), content, zipfile.ZIP_DEFLATED)  # its fixed date keeps the bytes the same
@@ -141,6 +157,8 @@ def print_photos(a) -> None:
     if trained_on != encoder.weights_sha256:
         raise TaskError(f"{a.output / 'adapter.npz'} was trained on features of other weights (SHA-256 {trained_on[:12]}…) than {a.weights} "
                         f"({encoder.weights_sha256[:12]}…); name those with --weights or run extract_feature.py and train_adapter.py again")
+    if adapter.text.shape[1] != encoder.width:
+        raise TaskError(f"{a.output / 'adapter.npz'} is of features of width {adapter.text.shape[1]}, {a.weights} makes {encoder.width}; name the right weights with --weights")
     rows, unreadable = encoder.photos(photos, "photographs")
     well = [i for i in range(len(photos)) if i not in unreadable]
     paths, probabilities = [photos[i].path for i in well], metrics.softmax(predict_logits(adapter, rows[well]))
@@ -156,11 +174,8 @@ def print_photos(a) -> None:
         raise TaskError(f"{said[0]}; {len(said)} of {len(photos)} left out")
 
 
-def zero_shot_adapter(encoder, listed: str) -> artifacts.Adapter:
-    """An adapter without a cache for classes given by name, separated by commas."""
-    names = [name.strip() for name in listed.split(",") if name.strip()]
-    if not names or len(set(names)) < len(names):
-        raise TaskError(f'--classes {listed!r}: expected different names separated by commas, such as "cat, dog, car"')
+def zero_shot_adapter(encoder, names: list[str]) -> artifacts.Adapter:
+    """An adapter without a cache for classes given by name."""
     text = encoder.prompts(prompts.read(names).sentences)
     none = np.zeros((0, encoder.width), np.float32), np.zeros((0, len(names)), np.float32)
     return artifacts.Adapter("zero-shot", np.array(names), text, encoder.scale, *none, 0.0, 0.0, {"weights_sha256": encoder.weights_sha256})

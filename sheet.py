@@ -1,6 +1,7 @@
 """A contact sheet: photographs with their likeliest classes, and which first guesses are right."""
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import NamedTuple, Sequence
 
@@ -34,7 +35,7 @@ def contact_sheet(shown: Sequence[Shown]) -> Image.Image:
     width, height = PHOTO[0] + 2 * MARGIN, PHOTO[1] + 2 * MARGIN + LINE * (lines + marked) + 8
     columns = min(COLUMNS, len(shown))
     sheet = Image.new("RGB", (columns * width, -(-len(shown) // columns) * height), GROUND)
-    font = _font("".join(name for one in shown for name, _ in one.guesses))
+    font = _font("".join([one.truth or "" for one in shown] + [name for one in shown for name, _ in one.guesses]))
     for i, one in enumerate(shown):
         sheet.paste(_cell(one, lines, marked, (width, height), font), (i % columns * width, i // columns * height))
     return sheet
@@ -77,8 +78,11 @@ def _mark(draw: ImageDraw.ImageDraw, left: int, top: int, colour) -> None:
 
 def _fitted(path: Path) -> Image.Image:
     """The photograph as large as the box allows; a small one is enlarged."""
-    with Image.open(path) as image:
-        image = image.convert("RGB")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a photograph is large, or its metadata odd
+        with Image.open(path) as image:
+            image.draft("RGB", PHOTO)  # a large JPEG need not be decoded in full
+            image = image.convert("RGB")
     scale = min(PHOTO[0] / image.width, PHOTO[1] / image.height)
     return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.BICUBIC)
 

@@ -25,13 +25,16 @@ BESIDE = ("zero-shot", "tip", "gda")  # methods that take seconds, to compare th
 def parse(argv) -> argparse.Namespace:
     p = cli.parser(__doc__, "--output", "--device", "--seed")
     p.add_argument("--method", choices=METHODS, default="blend", help="(default: blend, of zero-shot, text-anchored regression and Gaussian discriminants)")
-    p.add_argument("--epochs", type=cli.at_least(1), default=20, metavar="N", help="tip-f: epochs (default: 20)")
-    p.add_argument("--lr", type=learning_rate, default=1e-3, metavar="X", help="tip-f: learning rate (default: 0.001)")
+    p.add_argument("--epochs", type=cli.at_least(1), metavar="N", help="tip-f: epochs (default: 20)")
+    p.add_argument("--lr", type=learning_rate, metavar="X", help="tip-f: learning rate (default: 0.001)")
     p.add_argument("--refit", action="store_true", help="blend: once all settings are chosen, learn from the validation rows, too; not for a task that limits the shots")
     p.add_argument("--seeds", type=cli.at_least(1), default=1, metavar="N", help="repeat with other shots and views, and print mean and standard deviation (default: 1)")
     a = p.parse_args(argv)
     if a.refit and a.method != "blend":
         p.error(f"--refit is for --method blend, not for {a.method}")
+    if a.method != "tip-f" and (a.epochs or a.lr):
+        print(f"--epochs and --lr are for --method tip-f; {a.method} goes without", file=sys.stderr)
+    a.epochs, a.lr = a.epochs or Settings.epochs, a.lr or Settings.lr
     return a
 
 
@@ -53,14 +56,19 @@ def main(argv=None):
 
 def learn(a) -> None:
     """Train, compare, write adapter.npz and the figures, say what came out."""
-    text, support, val = read_task(a.output)
-    settings = Settings(a.epochs, a.lr, a.seed, a.device, a.refit)
+    text, support, val = read_features(a.output)
+    if a.seeds > 1 and not labelled(val):
+        raise TaskError(f"--seeds {a.seeds} draws other shots from {a.output / 'val.npz'}, which holds no labelled rows; "
+                        "extract features of more training photographs than shots, or leave --seeds out")
+    settings = Settings(a.epochs, a.lr, a.seed, a.device)
     started = time.perf_counter()
-    adapter, chosen = train(a.method, text, support, val, settings)
+    judged, chosen = adapter, _ = train(a.method, text, support, val, settings)
+    if a.refit:  # the figures stay those of the adapter that has not seen the validation rows
+        adapter, _ = train(a.method, text, support, val, replace(settings, refit=True))
     seconds = time.perf_counter() - started
-    asked = {"method": a.method, "seed": a.seed, "epochs": a.epochs, "lr": a.lr, "refit": a.refit}
+    asked = {"method": a.method, "seed": a.seed, **{"tip-f": {"epochs": a.epochs, "lr": a.lr}, "blend": {"refit": a.refit}}.get(a.method, {})}
     adapter = replace(adapter, meta={**support.meta, **text.meta, "training": {**asked, "chosen": chosen}})
-    figures = {**asked, "chosen": chosen, "seconds": round(seconds, 2), **on_validation(text, support, val, adapter, settings),
+    figures = {**asked, "chosen": chosen, "seconds": round(seconds, 2), **on_validation(text, support, val, judged, settings),
                **repeated(a, text, support, val, settings), "meta": adapter.meta}
     artifacts.write(a.output / "adapter.npz", adapter)
     metrics.write(a.output, figures)
@@ -68,7 +76,7 @@ def learn(a) -> None:
           f"{len(support.labels)} shots, {seconds:.1f} s. Next: python predict.py", sep="\n")
 
 
-def read_task(folder) -> tuple:
+def read_features(folder) -> tuple:
     """Text, support and val of one task; val is None without a file, and so are shots none."""
     text = artifacts.read(folder / "text.npz", artifacts.Text)
     none = artifacts.Support(np.zeros((0, 1, text.features.shape[1]), np.float32), np.zeros(0, np.int64), np.zeros(0, np.str_))
@@ -78,9 +86,14 @@ def read_task(folder) -> tuple:
     return text, support, val
 
 
+def labelled(val) -> bool:
+    """Whether there are validation rows whose class is known."""
+    return val is not None and bool((val.labels >= 0).any())
+
+
 def on_validation(text, support, val, adapter, settings) -> dict:
     """{"val": figures of the adapter on validation rows, with those of other methods beside them}; empty without labelled rows."""
-    if val is None or not (val.labels >= 0).any():
+    if not labelled(val):
         return {}
 
     def score(adapter) -> dict:
@@ -92,16 +105,13 @@ def on_validation(text, support, val, adapter, settings) -> dict:
 
 
 def repeated(a, text, support, val, settings) -> dict:
-    """{"seeds": top-1 and top-5 of each repetition on its validation rows}; empty where none is asked for. Raises TaskError without rows to draw from."""
+    """{"seeds": top-1 and top-5 of each repetition on its validation rows}; empty where none is asked for."""
     if a.seeds == 1:
         return {}
-    if val is None or not (val.labels >= 0).any():
-        raise TaskError(f"--seeds {a.seeds} draws other shots from {a.output / 'val.npz'}, which holds no labelled rows; "
-                        "extract features of more training photographs than shots, or leave --seeds out")
     found = []
     for seed in range(a.seed, a.seed + a.seeds):
         shots, rest = redrawn(support, val, seed)
-        adapter, _ = train(a.method, text, shots, rest, replace(settings, seed=seed, refit=False))
+        adapter, _ = train(a.method, text, shots, rest, replace(settings, seed=seed))
         one = metrics.score(predict_logits(adapter, rest.features), rest.labels, adapter.names, prompts.groups_of(text))
         found.append({"seed": seed, "n": one["n"], "top1": one["top1"], "top5": one["top5"]})
     return {"seeds": found}
@@ -112,7 +122,8 @@ def summary(figures: dict) -> list[str]:
     chosen, lines = figures["chosen"], []
     if "val" in figures:
         val = figures["val"]
-        lines.append(f"{val['n']} validation rows, on which choices were made:  top-1   top-5   calibration error")
+        lines.append(f"{val['n']} validation rows, on which choices were made:  top-1   top-5   calibration error"
+                     + "   (before they were learned from)" * figures.get("refit", False))
         lines += [f"  {name:10} {score['top1']:39.1%} {score['top5']:7.1%} {score['calibration_error']:10.1%}"
                   for name, score in {**val["beside"], figures["method"]: val}.items()]
     elif "top1" in chosen:

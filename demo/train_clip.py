@@ -21,7 +21,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import cli  # noqa: E402
 from demo import world  # noqa: E402
-from fewshot.artifacts import written_whole  # noqa: E402
+from files import written_whole  # noqa: E402
 from jclip import runtime  # noqa: E402
 from jclip.preprocess import pixels  # noqa: E402
 from jclip.tokenizer import CONTEXT_LENGTH, END, VOCABULARY_SIZE, tokenize  # noqa: E402

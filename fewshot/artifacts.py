@@ -5,23 +5,20 @@ Letters: C classes, N shots, V views, D feature width, M rows of a split.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import zipfile
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Iterator, Optional, Sequence, TypeVar
+from typing import Optional, TypeVar
 
 import numpy as np
 
 import bounded
+from files import written_together
 
 from .data import NOT_IN_NAMES
 from .errors import TaskError
 
 DEFAULT_SCALE = 100.0  # exp(logit_scale) of all of OpenAI's models
-PART = ".part"  # of files that are not whole yet
 NORM_TOLERANCE = 1e-2  # of a row's L2 norm; wide enough for rows that were stored as float16
 
 
@@ -94,46 +91,6 @@ MADE_BY = {Text: "extract_feature.py", Support: "extract_feature.py", Split: "ex
 Artifact = TypeVar("Artifact", Text, Support, Split, Adapter)
 
 
-@contextmanager
-def written_whole(path: Path) -> Iterator:
-    """A binary file that becomes `path` when the block ends well; when it does not, what was at `path` stays.
-
-    The content is on disk before the name is, so that a kill or a power cut leaves the old file or the new one.
-    """
-    path, temporary = Path(path), None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError) and (error.filename is None or str(error.filename).endswith(PART)):
-            raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file, others the temporary one
-        raise
-
-
-@contextmanager
-def written_together(paths: Sequence[Path]) -> Iterator[list]:
-    """Binary files that become `paths` when the block ends well, all or none: all are on disk before the first has its name."""
-    with ExitStack() as stack:
-        files = [stack.enter_context(written_whole(path)) for path in paths]
-        yield files
-        for file in files:
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove what killed runs left of `written_whole` in a folder that no other run uses."""
-    for path in Path(folder).glob(f".*{PART}"):
-        path.unlink(missing_ok=True)
-
-
 def write(path: Path, artifact) -> None:
     """Write an artifact, whole or not at all; the same content gives the same bytes."""
     write_together({path: artifact})
@@ -178,6 +135,9 @@ def _check_meta(path: Path, meta, kind) -> None:
     wrong = next((key for key, value in meta.items() if key.endswith("_sha256") and not isinstance(value, str)), None)
     if wrong is not None:
         raise TaskError(f"{path}: {wrong} in meta is {type(meta[wrong]).__name__}, expected text; run {MADE_BY[kind]} again")
+    unreadable = meta.get("unreadable", {})
+    if not isinstance(unreadable, dict) or not all(isinstance(cause, str) for cause in unreadable.values()) or any(map(NOT_IN_NAMES.search, unreadable)):
+        raise TaskError(f"{path}: unreadable in meta is no object of photographs' names and causes; run {MADE_BY[kind]} again")
 
 
 def check_together(*artifacts) -> None:
@@ -222,7 +182,7 @@ def _checked(path: Path, f, array, sizes: dict[str, int]):
     if array.dtype.kind == "u" and kind == "i" and array.size and array.max() > np.iinfo(np.int64).max:
         raise TaskError(f"{path}: {f.name} holds {array.max()}, which is no int64")
     with np.errstate(over="ignore"):  # what is too large becomes infinity, and is refused as such
-        array = array.astype(_DTYPES[kind], order="C")
+        array = np.require(array, _DTYPES[kind], ["C_CONTIGUOUS", "ALIGNED"])
     if kind == "f" and not np.isfinite(array).all():
         raise TaskError(f"{path}: {f.name} holds NaN or infinity")
     if kind == "U":
@@ -266,9 +226,3 @@ def _savez(file, arrays: dict[str, np.ndarray]) -> None:
 
 def _width(artifact) -> int:
     return (artifact.text if isinstance(artifact, Adapter) else artifact.features).shape[-1]
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -5,7 +5,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Iterator, NamedTuple
+from typing import Iterator, NamedTuple, Sequence
 
 import bounded
 
@@ -15,6 +15,7 @@ LIST_BYTES, LINE = 256 << 20, 4096  # of a list and of a line of it; the contest
 NOT_IN_NAMES = re.compile("[\0-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")  # they would break the lines of result.txt; file names that are no UTF-8 come with surrogates
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 UNKNOWN = -1
+CLASS_LISTS = {"A": "classes.txt", "B": "classes_b.txt"}  # of the contest, by split
 
 
 class Photo(NamedTuple):
@@ -39,16 +40,21 @@ def read_task(folder: Path, split: str = "B") -> Task:
     names must be there. Raises TaskError for anything else.
     """
     folder = Path(folder)
-    class_list = folder / {"A": "classes.txt", "B": "classes_b.txt"}[split]
+    class_list = folder / CLASS_LISTS[split]
     if class_list.is_file():
         classes = read_classes(class_list)
-        train = _read_list(folder / "train.txt", folder, len(classes))
-        return Task(classes, train, _test_photos(folder / f"TestSet{split}", classes))
+        return Task(classes, _read_list(folder / "train.txt", folder, len(classes)), read_test(folder, classes, split))
     if (folder / "train").is_dir():
         return _read_folders(folder)
     found = f"holds {', '.join(sorted(os.listdir(folder))[:5]) or 'nothing'}" if folder.is_dir() else "does not exist"
     raise TaskError(f"{folder} {found}; expected {class_list.name}, train.txt and TestSet{split}/, or folders train/CLASS/* and test/*; "
                     "name the data folder with --data")
+
+
+def read_test(folder: Path, classes: Sequence[str], split: str = "B") -> tuple[Photo, ...]:
+    """The test photographs of a data folder whose classes are known, without a look at the training photographs."""
+    folder = Path(folder)
+    return _test_photos(folder / (f"TestSet{split}" if (folder / CLASS_LISTS[split]).is_file() else "test"), classes)
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -165,9 +171,9 @@ def _files_in(folder: Path) -> set[str]:
         return set()
 
 
-def _test_photos(folder: Path, classes: tuple[str, ...]) -> tuple[Photo, ...]:
+def _test_photos(folder: Path, classes: Sequence[str]) -> tuple[Photo, ...]:
     if not folder.is_dir():
-        raise TaskError(f"no folder {folder}; expected the test photographs there")
+        raise TaskError(f"no folder {folder}; expected the test photographs there; name the data folder with --data")
     labels = {name: label for label, name in enumerate(classes)}
     photos = []
     for path in _images_below(folder):

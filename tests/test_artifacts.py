@@ -15,6 +15,7 @@ from conftest import PROJECT
 from fewshot import artifacts
 from fewshot.artifacts import Adapter, Split, Support, Text
 from fewshot.errors import TaskError
+from files import written_whole
 
 
 def unit(*shape, seed=0):
@@ -135,7 +136,7 @@ def test_files_of_different_tasks_are_refused_together(together, said):
 def test_a_failure_while_writing_leaves_the_old_file(tmp_path):
     (tmp_path / "a").write_text("old")
     with pytest.raises(RuntimeError):
-        with artifacts.written_whole(tmp_path / "a") as file:
+        with written_whole(tmp_path / "a") as file:
             file.write(b"new, but not all of it")
             raise RuntimeError
     assert (tmp_path / "a").read_text() == "old" and os.listdir(tmp_path) == ["a"]
@@ -143,13 +144,13 @@ def test_a_failure_while_writing_leaves_the_old_file(tmp_path):
 
 def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
     (tmp_path / "a").write_text("old")
-    code = "import os, sys; from fewshot.artifacts import written_whole\nwith written_whole(sys.argv[1]) as file: file.write(b'new' * 10**6); os.kill(os.getpid(), 9)"
+    code = "import os, sys; from files import written_whole\nwith written_whole(sys.argv[1]) as file: file.write(b'new' * 10**6); os.kill(os.getpid(), 9)"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], cwd=PROJECT)
     assert done.returncode == -signal.SIGKILL and (tmp_path / "a").read_text() == "old"
 
 
 def test_a_written_file_has_the_usual_permissions(tmp_path):
-    with artifacts.written_whole(tmp_path / "a") as file:
+    with written_whole(tmp_path / "a") as file:
         file.write(b"x")
     (tmp_path / "b").write_text("x")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode

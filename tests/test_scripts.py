@@ -1,13 +1,15 @@
 """The four scripts, one after the other, as a user runs them, on drawn photographs and a tiny CLIP of random weights."""
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import CLASSES, draw
+from conftest import CLASSES, PROJECT, draw
 from fewshot import artifacts
 from tip_adapter_utils import predict_logits
 from jclip import weights
@@ -131,11 +133,16 @@ def of_other_weights(content, meta):
     meta["weights_sha256"] = "0" * 64
 
 
+def of_another_width(content, meta):
+    meta.pop("weights_sha256")
+    for name in ("text", "weight", "keys"):
+        content[name] = content[name][:, :8] / np.linalg.norm(content[name][:, :8], axis=1, keepdims=True)
+
+
 @pytest.mark.parametrize("harm, script, arguments, said", [
     (lambda f: (f / "Dataset").unlink(), "extract_feature.py", [], "Dataset does not exist"),
     (lambda f: (f / "ViT-B-32.pkl").unlink(), "extract_feature.py", [], "no weights at ViT-B-32.pkl; .*convert_weights.py"),
     (lambda f: None, "extract_feature.py", ["--split", "A"], "expected classes.txt"),
-    (lambda f: None, "extract_feature.py", ["--views", "flip"], "--views 'flip'"),
     (lambda f: None, "extract_feature.py", ["--output", "ViT-B-32.pkl"], "ViT-B-32.pkl: File exists"),
     (lambda f: shutil.rmtree(f / "output"), "train_adapter.py", [], "no output/text.npz; run extract_feature.py"),
     (lambda f: (f / "output/adapter.npz").unlink(), "predict.py", [], "no output/adapter.npz; run train_adapter.py"),
@@ -146,7 +153,9 @@ def of_other_weights(content, meta):
     (lambda f: spoil(f / "output/adapter.npz", of_other_weights), "predict.py", ["Dataset/TestSetB"], "trained on features of other weights"),
     (lambda f: None, "predict.py", ["absent.jpg"], "absent.jpg: no such photograph"),
     (lambda f: (f / "x.jpg").write_text("no picture"), "predict.py", ["x.jpg"], "x.jpg: cannot be read as a photograph"),
-    (lambda f: None, "predict.py", ["Dataset/TestSetB", "--classes", "cat,cat"], "--classes 'cat,cat'"),
+    (lambda f: spoil(f / "output/adapter.npz", of_another_width), "predict.py", ["Dataset/TestSetB"], "features of width 8, ViT-B-32.pkl makes 32"),
+    (lambda f: spoil(f / "output/test.npz", lambda c, m: m.update(unreadable=["x.jpg"])), "predict.py", [], "unreadable in meta"),
+    (lambda f: spoil(f / "output/test.npz", lambda c, m: m.update(unreadable={"x\ny": "broken"})), "predict.py", [], "unreadable in meta"),
     (lambda f: None, "predict.py", ["--result", "no/where.txt"], "no/"),
     (lambda f: (f / "output/metrics.json").write_text("{"), "predict.py", ["--result", "r.txt"], ""),
 ])
@@ -163,6 +172,25 @@ def test_a_mistake_is_one_line_and_exit_code_1(trained, run, harm, script, argum
     assert "Traceback" not in done.stderr and not (trained / "result.txt").exists()
 
 
+def test_a_sheet_needs_the_test_photographs_alone_and_costs_no_result(work, trained, contest, run):
+    (trained / "Dataset").unlink()
+    (trained / "Dataset").mkdir()
+    assert run("predict.py", "--sheet", "sheet.png", cwd=trained, check=False).returncode == 1
+    assert len((trained / "result.txt").read_text().splitlines()) == 13 and not (trained / "sheet.png").exists()
+    for name in ("TestSetB", "classes_b.txt"):
+        (trained / "Dataset" / name).symlink_to(contest / "Dataset" / name)
+    assert "sheet.png: 13 photographs" in run("predict.py", "--sheet", "sheet.png", cwd=trained).stdout
+    assert Image.open(trained / "sheet.png").format == "PNG"
+
+
+def test_who_has_seen_enough_of_it_may_go(trained):
+    process = subprocess.Popen([sys.executable, PROJECT / "predict.py", *["Dataset/TestSetB"] * 200], cwd=trained, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "Dataset/TestSetB/image_1.jpg\n"
+    process.stdout.close()  # as `| head -1` does
+    said = process.stderr.read()
+    assert process.wait(100) == 1 and "error" not in said and "Exception" not in said
+
+
 def test_a_broken_photograph_is_named(work, contest, run):
     (work / "Dataset").unlink()
     shutil.copytree(contest / "Dataset", work / "Dataset")
@@ -173,7 +201,9 @@ def test_a_broken_photograph_is_named(work, contest, run):
 
 
 @pytest.mark.parametrize("script, arguments", [("extract_feature.py", ["--shots", "0"]), ("extract_feature.py", ["--select", "best"]), ("train_adapter.py", ["--method", "magic"]),
-                                               ("predict.py", ["--classes", "cat"]), ("predict.py", ["--topk", "x"]), ("predict.py", ["--result", "r.zip"]), ("train_adapter.py", ["--lr", "-1"])])
+                                               ("predict.py", ["--classes", "cat"]), ("predict.py", ["x.jpg", "--classes", "cat,cat"]),
+                                               ("predict.py", ["x.jpg", "--classes", ""]), ("predict.py", ["--sheet", "x.pdf"]), ("extract_feature.py", ["--views", "flip"]),
+                                               ("extract_feature.py", ["--seed", "-1"]), ("train_adapter.py", ["--seed", "5000000000"]), ("predict.py", ["--topk", "x"]), ("predict.py", ["--result", "r.zip"]), ("train_adapter.py", ["--lr", "-1"])])
 def test_wrong_arguments_end_with_2(run, tmp_path, script, arguments):
     assert run(script, *arguments, cwd=tmp_path, check=False).returncode == 2
 

@@ -26,6 +26,13 @@ def test_right_and_wrong_are_marked(photos):
     assert unknown.height < right.height  # no line for what nobody knows
 
 
+def test_the_font_has_the_letters_of_the_truth_too(photos, monkeypatch):
+    asked, font = [], sheet._font
+    monkeypatch.setattr(sheet, "_font", lambda letters: asked.append(letters) or font(letters))
+    sheet.contact_sheet([sheet.Shown(photos[0], [("bear", 1.0)], "汉")])
+    assert "汉" in asked[0] and "b" in asked[0]
+
+
 def test_any_shape_and_any_name_fits(photos):
     shown = [sheet.Shown(photo, [(name, 1.0), ("", 0.0)], None) for photo in photos for name in ("a" * 200, "汉字 " * 40)]
     picture = sheet.contact_sheet(shown)

@@ -72,17 +72,26 @@ def test_seeds_repeat_with_other_shots(task, run):
 
 
 def test_refit_takes_the_validation_rows_as_shots(task, run):
-    weights = []
+    weights, figures = [], []
     for arguments in ([], ["--refit"]):
         run("train_adapter.py", *arguments, cwd=task)
         weights.append(artifacts.read(task / "output/adapter.npz", Adapter).weight)
+        figures.append(figures_of(task)["val"])
     assert figures_of(task)["refit"] and np.abs(weights[0] - weights[1]).max() > 0.01
+    assert figures[0] == figures[1]  # of the adapter that has not learned from these rows
     assert run("train_adapter.py", "--method", "tip", "--refit", cwd=task, check=False).returncode == 2
+
+
+def test_settings_that_a_method_has_no_use_for_are_said_and_not_recorded(task, run):
+    done = run("train_adapter.py", "--method", "gda", "--epochs", 4, cwd=task)
+    assert done.stderr == "--epochs and --lr are for --method tip-f; gda goes without\n" and "epochs" not in figures_of(task)
+    run("train_adapter.py", "--method", "tip-f", "--epochs", 4, cwd=task)
+    assert figures_of(task)["epochs"] == 4 and figures_of(task)["lr"] == 0.001
 
 
 @pytest.mark.parametrize("method", ["zero-shot", "tip", "tip-f"])
 def test_a_method_end_to_end(task, run, method):
-    out = run("train_adapter.py", "--method", method, "--epochs", 4, cwd=task).stdout
+    out = run("train_adapter.py", "--method", method, *(["--epochs", 4] if method == "tip-f" else []), cwd=task).stdout
     adapter = artifacts.read(task / "output/adapter.npz", Adapter)
     figures, val = figures_of(task), artifacts.read(task / "output/val.npz", Split)
     assert adapter.method == figures["method"] == method and adapter.names.tolist() == CLASSES and adapter.scale == 10
@@ -122,7 +131,7 @@ def test_the_epoch_is_one_of_twenty(task, run):
 @pytest.mark.parametrize("method", ["blend", "tip", "tip-f"])
 def test_without_validation_shots_are_left_out_in_turn(tmp_path, run, method):
     write_task(tmp_path / "output", validation=False)
-    out = run("train_adapter.py", "--method", method, "--epochs", 3, cwd=tmp_path).stdout
+    out = run("train_adapter.py", "--method", method, *(["--epochs", 3] if method == "tip-f" else []), cwd=tmp_path).stdout
     chosen = figures_of(tmp_path)["chosen"]
     assert chosen["how"] == "leaving one shot a class out in turn" and chosen["rows"] == 12 and chosen["top1"] > chosen["zero_shot_top1"]
     assert "val" not in figures_of(tmp_path) and f"{method} {chosen['top1']:.1%} of 12" in out
@@ -176,12 +185,13 @@ def damaged(folder):
     (strange_label, [], "label 4, but there are 4 classes"),
     (damaged, [], "support.npz: damaged"),
     (lambda folder: None, ["--method", "tip-f", "--lr", "1e30"], "diverged"),
-    (lambda folder: (folder / "val.npz").unlink(), ["--seeds", "2"], "--seeds 2 draws other shots from output/val.npz"),
+    (lambda folder: (folder / "val.npz").unlink(), ["--method", "clap", "--seeds", "2"], "--seeds 2 draws other shots from output/val.npz"),
 ])
 def test_a_mistake_is_one_line(task, run, spoil, arguments, message):
     spoil(task / "output")
     done = run("train_adapter.py", *arguments, cwd=task, check=False)
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("Jittor ")]  # which device it computes on
+    assert "Jittor" not in done.stderr or "tip-f" in arguments  # which says on what it computes: nothing was
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("Jittor ")]
     assert done.returncode == 1 and len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], done.stderr
     assert not (task / "output/adapter.npz").exists() and not done.stdout
 
