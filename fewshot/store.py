@@ -15,10 +15,12 @@ from typing import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from .artifacts import remove_unfinished, written_whole
+from files import remove_unfinished, written_whole
+
 from .errors import TaskError
 
 CHUNK = 256  # rows a part: as many as a kill can lose
+SPARE = 500_000  # rows that stay though a run did not ask for them: a trial must not cost the work of the days before; 1 GB of ViT-B/32's
 
 
 def key_of(*values) -> bytes:
@@ -45,7 +47,9 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(self.folder)
         for path in self._parts():
-            self._register(path, _keys(self._load(path)))
+            part = self._load(path)
+            if self._fits(part):
+                self._register(path, _keys(part))
 
     def clear(self) -> None:
         """Forget all rows."""
@@ -76,14 +80,15 @@ class Store:
         return self.computed, sum(key in self._places for key in self.asked) - self.computed
 
     def tidy(self) -> None:
-        """Keep the rows that were asked for and no others, in whole parts, so that the folder does not grow for ever."""
+        """Put few rows together in whole parts; of rows that were not asked for, also of other widths, SPARE stay, in the parts written last."""
         loose: dict[bytes, np.ndarray] = {}  # rows of parts that hold few, or others too
-        old = []
-        for path in self._parts():
+        old, spare = [], SPARE
+        for path in sorted(self._parts(), key=lambda path: path.stat().st_mtime_ns, reverse=True):
             part = self._load(path)
             keys = _keys(part)
-            alive = [at for at, key in enumerate(keys) if key in self.asked and self._places.get(key) == (path, at)]
-            if len(alive) < max(CHUNK, len(keys)):
+            spare -= sum(key not in self.asked for key in keys)
+            alive = [at for at, key in enumerate(keys) if (key in self.asked or spare >= 0) and self._places.get(key, (path, at)) == (path, at)]
+            if not alive or self._fits(part) and len(alive) < max(CHUNK, len(keys)):
                 old.append(path)
                 loose.update((keys[at], part["row"][at]) for at in alive)
         new = list(self._write(loose.items()))
@@ -120,13 +125,18 @@ class Store:
             yield path, [key for key, _ in chosen]
 
     def _load(self, path: Path) -> np.ndarray | None:
-        """A part's content, array of (key, row); None where it is damaged, or of another width."""
+        """A part's content, array of (key, row); None where it is damaged."""
         try:
             content = path.read_bytes()
-            part = np.load(io.BytesIO(content), allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+        except OSError:
             return None
-        return part if hashlib.sha256(content).hexdigest() == path.stem and part.dtype == self.form else None
+        if hashlib.sha256(content).hexdigest() != path.stem:  # looked at first: of a damaged header numpy raises whatever it likes
+            return None
+        return np.load(io.BytesIO(content), allow_pickle=False)
+
+    def _fits(self, part: np.ndarray | None) -> bool:
+        """Whether a part is whole and of this store's width; models of other widths may have put theirs into the same folder."""
+        return part is not None and part.dtype == self.form
 
     def _register(self, path: Path, keys: list[bytes]) -> None:
         self._places.update((key, (path, at)) for at, key in enumerate(keys))

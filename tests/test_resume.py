@@ -299,7 +299,19 @@ def test_another_transform_encodes_all_anew(extract, monkeypatch):
     assert extract() == (ALL, 0)
 
 
-def test_the_store_holds_what_the_last_run_used(work, extract, monkeypatch):
+def test_a_trial_costs_nothing_of_what_was_there(work, extract):
+    """Few photographs, other weights: then the same command as before finds all its rows."""
+    weights = (work / "ViT-B-32.pkl").resolve()
+    extract("--max-train", 2, "--views", "plain")
+    other_weights(work)
+    extract("--max-train", 2, "--views", "plain")
+    (work / "ViT-B-32.pkl").unlink()
+    (work / "ViT-B-32.pkl").symlink_to(weights)
+    assert extract() == (0, ALL)
+
+
+def test_the_store_does_not_grow_for_ever(work, extract, monkeypatch):
+    monkeypatch.setattr(store, "SPARE", 0)
     monkeypatch.setattr(store, "CHUNK", CHUNK)
     for seed in (2, 3):
         extract("--seed", seed)

@@ -69,7 +69,9 @@ def test_no_keys_no_rows(tmp_path):
 
 
 @pytest.mark.parametrize("harm", [lambda content: content[:-1], lambda content: b"", lambda content: content + b"\0",
-                                  lambda content: content[:200] + bytes([content[200] ^ 1]) + content[201:], lambda content: b"\x93NUMPY no array"])
+                                  lambda content: content[:200] + bytes([content[200] ^ 1]) + content[201:], lambda content: b"\x93NUMPY no array",
+                                  lambda content: content.replace(b"(10,)", b"(10,("), lambda content: b"PK\x03\x04" + content[4:],
+                                  lambda content: content.replace(b"(10,), }" + b" " * 12, b"(" + b"9" * 14 + b",), }")])
 def test_of_a_damaged_part_the_rows_are_computed_anew(tmp_path, chunked, harm):
     rows_of(Store(tmp_path, WIDTH), range(30))
     damaged = sorted(tmp_path.glob("*.npy"))[1]
@@ -86,7 +88,8 @@ def test_rows_of_another_width_are_no_rows(tmp_path):
     assert Store(tmp_path, WIDTH + 1).rows(keys(range(3)), lambda places: [(places, np.ones((3, WIDTH + 1), np.float32))]).shape == (3, WIDTH + 1)
 
 
-def test_tidying_leaves_what_was_asked_for_in_whole_parts(tmp_path, chunked):
+def test_without_spare_rows_tidying_leaves_what_was_asked_for_in_whole_parts(tmp_path, chunked, monkeypatch):
+    monkeypatch.setattr(store, "SPARE", 0)
     rows_of(Store(tmp_path, WIDTH), range(47))
     for extra in range(100, 105):
         rows_of(Store(tmp_path, WIDTH), [extra])
@@ -99,6 +102,38 @@ def test_tidying_leaves_what_was_asked_for_in_whole_parts(tmp_path, chunked):
     assert rows_of(Store(tmp_path, WIDTH), [4, *range(5, 47), 103, 104, 100]) == [4, 100]
     opened.tidy()
     assert rows_of(Store(tmp_path, WIDTH), [*range(5, 47), 103, 104]) == []
+
+
+def test_tidying_keeps_what_was_not_asked_for_too(tmp_path, chunked):
+    """A trial on a few of the rows, and one with a model of another width, cost nothing of what was there."""
+    rows_of(Store(tmp_path, WIDTH), range(47))
+    trial = Store(tmp_path, WIDTH)
+    rows_of(trial, [3, 46, 100])
+    trial.tidy()
+    other = Store(tmp_path, WIDTH + 1)
+    other.rows(keys(range(200, 212)), lambda places: [(places, np.ones((12, WIDTH + 1), np.float32))])
+    other.tidy()
+    assert rows_of(Store(tmp_path, WIDTH), [*range(47), 100]) == []
+    assert sorted(len(np.load(path)) for path in tmp_path.iterdir()) == [2, 8, 10, 10, 10, 10, 10]
+    for width, numbers in ((WIDTH, [*range(47), 100]), (WIDTH + 1, range(200, 212))):
+        opened = Store(tmp_path, width)
+        assert not np.isnan(opened.rows(keys(numbers), lambda places: [])).any()
+
+
+def test_of_more_spare_rows_than_there_is_room_for_the_parts_written_first_go(tmp_path, chunked, monkeypatch):
+    monkeypatch.setattr(store, "SPARE", 25)
+    for age, numbers in ((3, range(10)), (2, range(10, 20)), (1, range(20, 30))):
+        before = set(tmp_path.iterdir())
+        rows_of(Store(tmp_path, WIDTH), numbers)
+        for path in set(tmp_path.iterdir()) - before:
+            os.utime(path, (1e9 - age, 1e9 - age))
+    other = Store(tmp_path, WIDTH + 1)
+    other.rows(keys(range(200, 210)), lambda places: [(places, np.ones((10, WIDTH + 1), np.float32))])
+    opened = Store(tmp_path, WIDTH)
+    rows_of(opened, [0, 1, 10])
+    opened.tidy()  # spare: 10 of another width, 10 of the third part, 9 of the second, 8 of the first
+    assert sum(len(np.load(path)) for path in tmp_path.iterdir()) == 3 + 20
+    assert rows_of(Store(tmp_path, WIDTH), [0, 1, 10, *range(20, 30)]) == [] and rows_of(Store(tmp_path, WIDTH), [2, 11]) == [2, 11]
 
 
 def test_tidying_what_is_tidy_changes_nothing(tmp_path, chunked):
