@@ -5,15 +5,16 @@ The strengths are those usual for few-shot work on CLIP; `crop` is the one that 
 """
 from __future__ import annotations
 
+import argparse
 import hashlib
 import math
+import re
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from fewshot.errors import TaskError
-
 DEFAULT_VIEWS = "plain,flip,jitter,crop"
+MOST_VIEWS = 64  # of a shot; each costs as much as another photograph
 CROP_AREA = (0.5, 1.0)  # of the photograph's area
 CROP_RATIO = (3 / 4, 4 / 3)  # width to height
 CROP_TRIES = 10  # torchvision's; a very long photograph holds no box of these shapes
@@ -54,21 +55,23 @@ VIEWS = {"plain": plain, "flip": flip, "jitter": jitter, "crop": crop}
 
 
 def parse_views(listed: str) -> list[str]:
-    """["plain", "crop", "crop"] of "plain,crop:2"; raises TaskError for an unknown view or where plain is not first."""
+    """An argparse type: ["plain", "crop", "crop"] of "plain,crop:2". Plain comes first, once; there are at most MOST_VIEWS."""
     views: list[str] = []
-    for part in listed.split(","):
-        name, _, times = part.strip().partition(":")
-        if name not in VIEWS or not (times or "1").isdecimal() or int(times or 1) < 1:
-            raise TaskError(f"--views {listed!r}: {part.strip()!r} is no view; expected {', '.join(VIEWS)}, or crop:7 for seven")
-        views += [name] * int(times or 1)
+    for part in map(str.strip, listed.split(",")):
+        form = re.fullmatch("([a-z]+)(?::([1-9][0-9]?))?", part)
+        if not form or form[1] not in VIEWS:
+            raise argparse.ArgumentTypeError(f"{part!r} is no view; expected {', '.join(VIEWS)}, or crop:7 for seven, {MOST_VIEWS} in all at most")
+        views += [form[1]] * int(form[2] or 1)
     if views[0] != "plain" or views.count("plain") > 1:
-        raise TaskError(f"--views {listed!r}: expected plain first, once, such as {DEFAULT_VIEWS}")
+        raise argparse.ArgumentTypeError(f"{listed!r}: expected plain first, once, such as {DEFAULT_VIEWS}")
+    if len(views) > MOST_VIEWS:
+        raise argparse.ArgumentTypeError(f"{listed!r}: {len(views)} views; expected {MOST_VIEWS} in all at most")
     return views
 
 
 def view_rng(seed: int, name: str, number: int) -> np.random.Generator:
     """The randomness of one view of one photograph, whatever else is computed before it or beside it."""
-    digest = hashlib.sha256(f"{seed}\0{number}\0{name}".encode("utf-8")).digest()
+    digest = hashlib.sha256(f"{seed}\0{number}\0{name}".encode("utf-8", "surrogatepass")).digest()  # a file's name need not be UTF-8
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
 

@@ -31,7 +31,7 @@ def parse(argv) -> argparse.Namespace:
     p = cli.parser(__doc__, "--data", "--weights", "--output", "--split", "--device", "--seed")
     p.add_argument("--prompts", type=Path, default=prompts.FOLDER, metavar="DIR", help="folder of templates.json, names.json and GROUP_prompt.json (default: the program's own)")
     p.add_argument("--shots", type=cli.at_least(1), default=4, metavar="K", help="training photographs per class to learn from (default: 4)")
-    p.add_argument("--views", default=augment.DEFAULT_VIEWS, metavar="LIST",
+    p.add_argument("--views", type=augment.parse_views, default=augment.DEFAULT_VIEWS, metavar="LIST",
                    help=f"views of each shot, from {', '.join(augment.VIEWS)}; crop:7 is seven crops; plain comes first (default: {augment.DEFAULT_VIEWS})")
     p.add_argument("--select", choices=support.SELECT, default="kmeans", help="how the shots are chosen (default: kmeans, the photographs nearest the K centres)")
     p.add_argument("--max-train", type=cli.at_least(1), metavar="N", help="look at no more than N training photographs per class, drawn with --seed (default: all)")
@@ -45,7 +45,7 @@ def parse(argv) -> argparse.Namespace:
 @cli.script
 def main(argv=None):
     a = parse(argv)
-    views = augment.parse_views(a.views)
+    views = a.views
     task = data.read_task(a.data, a.split)
     worded = read_prompts(task.classes, a.prompts)
     with cli.locked(a.output):

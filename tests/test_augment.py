@@ -1,9 +1,10 @@
+import argparse
+
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 import augment
-from fewshot.errors import TaskError
 
 
 def photo(width=60, height=40, mode="RGB"):
@@ -59,11 +60,16 @@ def test_crop_shows_half_to_all_of_the_photograph():
 def test_views_are_named_in_a_list():
     assert augment.parse_views("plain,flip,jitter,crop:3") == ["plain", "flip", "jitter", "crop", "crop", "crop"]
     assert augment.parse_views(augment.DEFAULT_VIEWS) == ["plain", "flip", "jitter", "crop"]
+    assert augment.parse_views(" plain , crop:63") == ["plain", *["crop"] * 63]
 
 
-@pytest.mark.parametrize("listed", ["", "flip,plain", "plain,zoom", "plain,crop:0", "plain,crop:x", "plain:2", "plain,,crop", "plain,crop:-1"])
-def test_a_bad_list_of_views_is_refused(listed):
-    with pytest.raises(TaskError, match="--views"):
+@pytest.mark.parametrize("listed, said", [
+    ("", "'' is no view; expected plain, flip, jitter, crop, or crop:7 for seven, 64 in all at most"), ("flip,plain", "expected plain first, once"),
+    ("plain,zoom", "'zoom' is no view"), ("plain,crop:0", "'crop:0' is no view"), ("plain,crop:x", "'crop:x' is no view"), ("plain:2", "expected plain first, once"),
+    ("plain,,crop", "'' is no view"), ("plain,crop:-1", "'crop:-1' is no view"), ("plain,crop:64", "65 views; expected 64 in all at most"),
+    ("plain,crop:40,flip:40", "81 views"), ("plain,crop:1000000000", "'crop:1000000000' is no view; .*64 in all at most"), (f"plain,crop:{'9' * 5000}", "64 in all at most")])
+def test_a_bad_list_of_views_is_a_wrong_argument(listed, said):
+    with pytest.raises(argparse.ArgumentTypeError, match=said):
         augment.parse_views(listed)
 
 
@@ -72,3 +78,4 @@ def test_a_views_randomness_depends_on_seed_photograph_and_number():
     assert len(streams) == 8
     assert augment.view_rng(1, "a.jpg", 1).random() == augment.view_rng(1, "a.jpg", 1).random()
     assert augment.view_rng(1, "TrainSet/a.jpg", 2).random() == 0.5324119809961645  # in every process, on every day
+    assert augment.view_rng(1, "caf\udce9.jpg", 1).random() != augment.view_rng(1, "caf\udce8.jpg", 1).random()  # file names that are no UTF-8
