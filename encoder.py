@@ -23,7 +23,7 @@ from jclip import features, preprocess, runtime, weights
 from jclip.errors import Unreadable
 
 FEW = 64  # so many photographs are read sooner than processes start
-READERS = 2  # processes: reading costs a twentieth of what encoding does
+READERS = {"cpu": 2, "cuda": 8}  # processes: on a CPU reading costs a twentieth of what encoding does; what a GPU needs was never tried
 TRANSFORM = 1  # to be raised when the same photograph or sentence gets another row: by preprocess, augment, tokenizer or model
 
 
@@ -45,7 +45,8 @@ class Encoder:
 
     @classmethod
     def load(cls, path: Path, device: str = "auto", batch_size: int = 32, store: Path | None = None, strict: bool = False) -> "Encoder":
-        """From a weights file; raises ClipError where it or the device cannot be used."""
+        """From a weights file, or an official name; raises ClipError where it or the device cannot be used."""
+        path = jclip.weights_file(path)
         with ThreadPoolExecutor(1) as pool:
             digest = pool.submit(weights.sha256, path)  # takes half as long as the loading, beside it
             model, preprocess = jclip.load(path, device)
@@ -75,29 +76,30 @@ class Encoder:
         rows = self._rows([self._key("text", batch_size, sentence) for sentence in flat], compute)
         return features.prompt_ensemble(rows, [len(of_class) for of_class in sentences])
 
-    def photos(self, photos: Sequence[Photo], what: str) -> tuple[np.ndarray, dict[int, str]]:
+    def photos(self, photos: Sequence[Photo], label: str, of: str = "train") -> tuple[np.ndarray, dict[int, str]]:
         """Unit rows of n photographs as they are, float32 (n, D), and why some, by place, cannot be read: their rows are NaN.
 
-        what : "train" or "test", whose names may be the same
+        label : what the progress bar says
+        of : "train" or "test", which keeps their rows apart in the store: the names may be the same
         """
-        return self._encode([(photo, 0) for photo in photos], ("plain",), 0, what)
+        return self._encode([(photo, 0) for photo in photos], ("plain",), 0, label, of)
 
     def views(self, photos: Sequence[Photo], views: Sequence[str], seed: int) -> tuple[np.ndarray, dict[int, str]]:
         """The same of all views but the first, which is the plain photograph, float32 (n, V - 1, D)."""
         each = len(views) - 1
-        rows, unreadable = self._encode([(photo, number) for photo in photos for number in range(1, each + 1)], tuple(views), seed, "views")
+        rows, unreadable = self._encode([(photo, number) for photo in photos for number in range(1, each + 1)], tuple(views), seed, "views", "train")
         return rows.reshape(len(photos), each, self.width), {place // each: cause for place, cause in unreadable.items()}
 
-    def _encode(self, items: list[tuple[Photo, int]], views: tuple[str, ...], seed: int, what: str) -> tuple[np.ndarray, dict[int, str]]:
+    def _encode(self, items: list[tuple[Photo, int]], views: tuple[str, ...], seed: int, label: str, of: str) -> tuple[np.ndarray, dict[int, str]]:
         """Rows of (photograph, number of the view) pairs, and why some, by place, cannot be read."""
-        keys = [self._photo_key(photo, views[number], number, seed, what) for photo, number in items]
+        keys = [self._photo_key(photo, views[number], number, seed, of) for photo, number in items]
         read = Reader(self.preprocess.resolution, views, seed)
         unreadable: dict[bytes, str] = {}
 
         def compute(places: Sequence[int]) -> Iterator[tuple[list[int], np.ndarray]]:
             causes, done = {}, 0
-            workers = 0 if len(places) <= FEW else min(READERS, os.cpu_count() or 1)
-            with tqdm(total=len(places), desc=what, unit=" photo", disable=None) as bar:
+            workers = 0 if len(places) <= FEW else min(READERS[self.device], os.cpu_count() or 1)
+            with tqdm(total=len(places), desc=label, unit=" photo", disable=None) as bar:
                 for rows in features.image_features(self.model, (items[place] for place in places), read, self.batch_size, workers, causes):
                     here = places[done : done + len(rows)]
                     well = [i for i in range(len(rows)) if done + i not in causes]
@@ -122,14 +124,14 @@ class Encoder:
     def _key(self, *of: object) -> bytes:
         return key_of(self.weights_sha256, TRANSFORM, self.device, *of)
 
-    def _photo_key(self, photo: Photo, view: str, number: int, seed: int, what: str) -> bytes:
+    def _photo_key(self, photo: Photo, view: str, number: int, seed: int, of: str) -> bytes:
         try:
             status = os.stat(photo.path)
             found = [status.st_size, status.st_mtime_ns]
         except OSError:
             found = os.urandom(8).hex()  # its reading says why; should it be there by then, no later run shall take its row
         drawn = [seed, number] if number else None
-        return self._key("photo", self.batch_size, PIL.__version__, view, drawn, "test" if what == "test" else "train", photo.name, found)
+        return self._key("photo", self.batch_size, PIL.__version__, view, drawn, of, photo.name, found)
 
     def _excused(self, photo: Photo, cause: str) -> str:
         if self.strict:

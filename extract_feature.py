@@ -117,7 +117,7 @@ def train_files(a, task: data.Task, views: list[str], encoder: Encoder, made_by:
 
 def encode(photos: Sequence[data.Photo], places: np.ndarray, rows: np.ndarray, encoder: Encoder) -> dict[int, str]:
     """Put the rows of the photographs at `places` into `rows`; why some of them, by place, cannot be read."""
-    rows[places], failed = encoder.photos([photos[i] for i in places], "train")
+    rows[places], failed = encoder.photos([photos[i] for i in places], "train", "train")
     return {int(places[i]): cause for i, cause in failed.items()}
 
 
@@ -135,7 +135,7 @@ def readable(a, task: data.Task, pool: np.ndarray, lost: dict[int, str], unreada
 
 def test_file(a, photos: Sequence[data.Photo], encoder: Encoder, made_by: dict, unreadable: dict[str, str]) -> artifacts.Split:
     """The test photographs that can be read; the others stand in its meta, for predict.py to give them a line, too."""
-    rows, failed = encoder.photos(photos, "test")
+    rows, failed = encoder.photos(photos, "test", "test")
     unreadable.update({str(photos[i].path): cause for i, cause in failed.items()})
     if len(failed) == len(photos):
         report(a.output, unreadable)

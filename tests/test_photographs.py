@@ -6,18 +6,22 @@ import shutil
 import struct
 import time
 import zlib
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import PIL
 from PIL import Image
 
 import extract_feature
 import predict
 import train_adapter
 from conftest import draw
-from encoder import Reader
+from encoder import TRANSFORM, Encoder, Reader
 from fewshot import artifacts, data, metrics
-from jclip import preprocess
+from fewshot.store import key_of
+from jclip import download, features, preprocess, weights
 from jclip.errors import Unreadable
 
 VIEWS = ("plain", "flip", "jitter", "crop")
@@ -158,6 +162,46 @@ def test_damaged_bytes_give_a_row_or_a_cause_and_nothing_else(zoo, tmp_path, n):
     assert min(outcomes.values()) > n / 10
 
 
+# ---- how they are encoded ----
+
+
+def encoder_of(device="cpu", store=None):
+    """Without a model: what would encode is to be replaced."""
+    return Encoder(SimpleNamespace(visual=SimpleNamespace(output_dim=4)), SimpleNamespace(resolution=SIDE), "abc", device, 32, store)
+
+
+@pytest.mark.parametrize("device, cores, processes", [("cpu", 64, 2), ("cpu", 1, 1), ("cuda", 64, 8), ("cuda", 4, 4)])
+def test_for_a_gpu_more_processes_read(monkeypatch, device, cores, processes):
+    started = []
+
+    def image_features(model, images, read, batch_size, workers, causes):
+        started.append(workers)
+        yield np.ones((len(list(images)), 4), np.float32)
+
+    monkeypatch.setattr(features, "image_features", image_features)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    encoder_of(device).photos([data.Photo("x.jpg", "x.jpg", 0)] * 100, "photographs")
+    assert started == [processes]
+
+
+def test_official_weights_are_hashed_as_the_file_they_are(monkeypatch, tiny_weights):
+    monkeypatch.setattr(download, "official", lambda name, folder: {"ViT-B/32": tiny_weights}[name])
+    assert Encoder.load(Path("ViT-B/32"), "cpu").weights_sha256 == weights.sha256(tiny_weights)
+
+
+def test_a_rows_key_is_what_it_was_when_stores_were_filled(zoo):
+    """Whatever the progress bar says; of the same name as a training and as a test photograph it differs."""
+    asked = []
+    store = SimpleNamespace(rows=lambda keys, compute: asked.extend(keys) or np.ones((len(keys), 4), np.float32))
+    photo, status = data.Photo(zoo / "a.jpg", "a.jpg", 0), os.stat(zoo / "a.jpg")
+    for label, of in (("train", "train"), ("whatever", "train"), ("test", "test")):
+        encoder_of(store=store).photos([photo], label, of)
+    encoder_of(store=store).views([photo], ("plain", "flip"), 7)
+    wanted = [("plain", None, "train"), ("plain", None, "train"), ("plain", None, "test"), ("flip", [7, 1], "train")]
+    assert asked == [key_of("abc", TRANSFORM, "cpu", "photo", 32, PIL.__version__, view, drawn, of, "a.jpg", [status.st_size, status.st_mtime_ns])
+                     for view, drawn, of in wanted]
+
+
 # ---- in a run ----
 
 
@@ -272,6 +316,16 @@ def test_photographs_given_to_predict_that_fail_are_said_and_skipped(here, extra
     errors = said.err.splitlines()[-2:]
     assert errors[0] == f"{zoo / 'empty.jpg'}: cannot be read as a photograph (empty)"
     assert errors[1].startswith(f"error: {zoo / 'cut.jpg'}: cannot be read as a photograph (") and errors[1].endswith("; 2 of 4 left out")
+
+
+def test_predict_takes_photographs_of_any_name(here, tiny_weights, capfd):
+    """They are printed, and enter no file of lines."""
+    names = ["caf\udce9.jpg", "a\nb.jpg", "caf\udce9/a\x1b.jpg"]
+    for name in names:
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).write_bytes(JPEG)
+    assert predict.main([names[0], names[1], "caf\udce9", "--classes", "cat, dog", "--topk", "1", "--sheet", "sheet.png"]) == 0
+    assert capfd.readouterr().out.splitlines()[::2] == ["caf\\udce9.jpg", "a\\nb.jpg", "caf\\udce9/a\\x1b.jpg", "sheet.png: 3 photographs"]
 
 
 def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
