@@ -9,12 +9,14 @@ import bounded
 from .errors import TaskError
 
 FOLDER = Path(__file__).parent.parent / "prompts"
+TEMPLATES, NAMES = "templates.json", "names.json"
 DEFAULT = "default"  # the group of classes whose name begins with no known group
 
 
 class Prompts(NamedTuple):
     sentences: list[list[str]]  # of each class, templates first
     groups: list[str]  # of each class
+    templates: list[int]  # how many of each class's sentences are its group's templates
     without: list[str]  # classes that have templates only, where their group has a prompt file
     strangers: list[str]  # entries of prompt files that match no class, "file: name"
 
@@ -28,11 +30,11 @@ def read(classes: Sequence[str], folder: Path = FOLDER) -> Prompts:
     templates = read_templates(folder)
     named = [split_group(name, templates) for name in classes]
     own = {group: _read_prompts(Path(folder) / f"{group}_prompt.json") for group in {group for group, _ in named}}
-    spoken = _read_names(Path(folder) / "names.json")
+    spoken = _read_names(Path(folder) / NAMES)
     sentences = [[template.replace("{}", spoken.get(name, words)) for template in templates[group]] + own[group].get(words, [])
                  for name, (group, words) in zip(classes, named)]
     known = {(group, words) for group, words in named}
-    return Prompts(sentences, [group for group, _ in named],
+    return Prompts(sentences, [group for group, _ in named], [len(templates[group]) for group, _ in named],
                    [name for name, (group, words) in zip(classes, named) if own[group] and words not in own[group]],
                    [f"{group}_prompt.json: {words}" for group in sorted(own) for words in own[group] if (group, words) not in known])
 
@@ -55,7 +57,7 @@ def split_group(name: str, known: Sequence[str]) -> tuple[str, str]:
 
 def read_templates(folder: Path = FOLDER) -> dict[str, list[str]]:
     """Templates of each group from templates.json: a sentence or a list of them, each with one "{}" for the name."""
-    path = Path(folder) / "templates.json"
+    path = Path(folder) / TEMPLATES
     templates = {group: [value] if isinstance(value, str) else value for group, value in _json_object(path).items()}
     for group, sentences in templates.items():
         if not group or set(group) & set("/\\\0"):  # it becomes the name of a file

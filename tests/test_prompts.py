@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+import extract_feature
 from conftest import PROJECT
 from fewshot import data, prompts
 from fewshot.artifacts import Text
@@ -24,7 +25,7 @@ def test_sentences_are_the_groups_templates_and_the_classs_own(folder):
     assert read.sentences == [["a Polar Bear in the wild.", "a Polar Bear at rest.", "A polar bear is white."], ["a Bee in the wild.", "a Bee at rest."],
                               ["a Crab under water."], ["a photo of a teapot 2."], ["a photo of a Animal."]]
     assert read.without == ["Animal_Bee"] and read.strangers == ["Animal_prompt.json: Yeti"]
-    assert read.groups == ["Animal", "Animal", "Animal_Sea", "default", "default"]
+    assert read.groups == ["Animal", "Animal", "Animal_Sea", "default", "default"] and read.templates == [2, 2, 1, 1, 1]
 
 
 def test_groups_are_those_recorded_with_the_text():
@@ -57,6 +58,31 @@ def test_a_file_of_another_form_is_one_clear_error(folder, file, content, said):
     with pytest.raises(TaskError, match=said) as raised:
         prompts.read(["Animal_Bee"], folder)
     assert file in str(raised.value) and "\n" not in str(raised.value)
+
+
+LONG = "very " * 90
+
+
+@pytest.mark.parametrize("classes, own, spoken, said", [
+    (["Animal_Bee"], f"A bee is {LONG}small.", "bee",
+     r"Animal_prompt.json: class 'Animal_Bee': text of 97 tokens is too long for a context of 77: it begins 'A bee is very very [very ]*'; shorten it$"),
+    (["Animal_Ant", f"Animal_{LONG}Bee".replace(" ", "_")], "A bee.", "bee",
+     r"templates.json: class 'Animal_very[_very]*': text of 9\d tokens is .*: it begins 'a very [very ]*'; shorten the template, or give the class a shorter name in .*names.json$"),
+    (["Animal_Bee"], "A bee.", f"{LONG}bee", r"templates.json: class 'Animal_Bee': text of 9\d tokens is too long"),
+])
+def test_a_sentence_that_is_too_long_is_said_with_its_file_and_class(folder, classes, own, spoken, said):
+    (folder / "Animal_prompt.json").write_text(json.dumps({"Bee": ["A bee hums.", own]}))
+    (folder / "names.json").write_text(json.dumps({"Animal_Bee": spoken}))
+    with pytest.raises(TaskError, match=said) as raised:
+        extract_feature.read_prompts(classes, folder)
+    assert "truncate" not in str(raised.value) and len(str(raised.value)) < 500
+
+
+def test_a_sentence_that_is_too_long_is_said_before_weights_are_looked_for(folder, work, monkeypatch, capsys):
+    monkeypatch.chdir(work)
+    (folder / "Animal_prompt.json").write_text(json.dumps({"Bee": [LONG]}))
+    assert extract_feature.main(["--prompts", str(folder), "--weights", "absent"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {folder / 'Animal_prompt.json'}: class 'Animal_Bee'")
 
 
 # ---- the project's own files ----
