@@ -12,7 +12,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import Sequence
+from typing import NamedTuple, Sequence
 
 import numpy as np
 
@@ -23,6 +23,7 @@ import jclip
 from encoder import Encoder
 from fewshot import artifacts, data, prompts, support
 from fewshot.errors import TaskError
+from files import written_whole
 from jclip import tokenizer
 from jclip.errors import ClipError
 
@@ -47,14 +48,13 @@ def parse(argv) -> argparse.Namespace:
 @cli.script
 def main(argv=None):
     a = parse(argv)
-    views = a.views
     task = data.read_task(a.data, a.split)
     worded = read_prompts(task.classes, a.prompts)
     with cli.locked(a.output):
-        extract(a, views, task, worded)
+        extract(a, task, worded)
 
 
-def extract(a, views: list[str], task: data.Task, worded: prompts.Prompts) -> None:
+def extract(a, task: data.Task, worded: prompts.Prompts) -> None:
     """Encode all that the task needs, then write the files, all or none."""
     encoder = Encoder.load(a.weights, a.device, a.batch_size, a.output / "store", a.strict)
     if a.force:
@@ -63,15 +63,16 @@ def extract(a, views: list[str], task: data.Task, worded: prompts.Prompts) -> No
                "classes_sha256": fingerprint(task.classes)}
     text = artifacts.Text(encoder.prompts(worded.sentences), np.array(task.classes), encoder.scale,
                           {**made_by, "groups": worded.groups, "prompts_sha256": fingerprint(worded.sentences)})
-    unreadable: dict[str, str] = {}
-    shots, val = train_files(a, task, views, encoder, made_by, unreadable)
-    test = test_file(a, task.test, encoder, made_by, unreadable)
-    report(a.output, unreadable)
+    shots, val, unreadable = train_files(a, task, encoder, made_by)
+    test, failed = test_file(task.test, encoder, made_by)
+    report(a.output, {**unreadable, **failed})
+    if not len(test.names):
+        raise TaskError(f"none of the {len(task.test)} test photographs can be read; {a.output / 'unreadable.txt'} has the causes")
     artifacts.write_together({a.output / "text.npz": text, a.output / "support.npz": shots, a.output / "val.npz": val, a.output / "test.npz": test})
     encoder.store.tidy()
 
     computed, kept = encoder.store.tally()
-    print(f"{a.output}: {len(shots.names)} shots of {len(np.unique(shots.labels))} classes in {len(views)} views, {len(val.names) if val else 0} validation photographs")
+    print(f"{a.output}: {len(shots.names)} shots of {len(np.unique(shots.labels))} classes in {len(a.views)} views, {len(val.names) if val else 0} validation photographs")
     print(f"{a.output}: text of {len(task.classes)} classes and {sum(map(len, worded.sentences))} sentences, {len(task.test)} test photographs")
     print(f"{a.output}: encoded {computed}, kept {kept} photographs, views and sentences. Next: python train_adapter.py")
 
@@ -103,64 +104,85 @@ def check_lengths(classes: Sequence[str], read: prompts.Prompts, folder: Path) -
                 raise TaskError(f"{folder / file}: class {name[:60]!r}: {tokens}: it begins {sentence[:60]!r}; {remedy}") from None
 
 
-def train_files(a, task: data.Task, views: list[str], encoder: Encoder, made_by: dict, unreadable: dict[str, str]) -> tuple:
-    """Choose the shots, encode their views and the validation photographs: a Support, and a Split or None.
+class Selection(NamedTuple):
+    """What has become of the training photographs, by their places in the list. N shots, V views, D feature width."""
 
-    Where one of them turns out to be unreadable, the choice is made again without it.
+    pool: np.ndarray  # all that were looked at and not found to be unreadable
+    shots: np.ndarray  # (N,)
+    val: np.ndarray
+    rows: np.ndarray  # float32 (len(train), D): of shots and validation photographs, others may be NaN
+    views: np.ndarray  # float32 (N, V - 1, D), of the shots
+    unreadable: dict[int, str]  # why some cannot be read
+
+
+def train_files(a, task: data.Task, encoder: Encoder, made_by: dict) -> tuple[artifacts.Support, artifacts.Split | None, dict[str, str]]:
+    """The shots with their views, the validation photographs if there are any, and why others, by path, cannot be read."""
+    chosen = select_shots(a, task, encoder)
+    shots, val = ([task.train[i] for i in places] for places in (chosen.shots, chosen.val))
+    made_by = {**made_by, "shots": a.shots, "select": a.select, "seed": a.seed, "selection_sha256": selection_sha256(a, task.train, chosen)}
+    features = np.concatenate([chosen.rows[chosen.shots][:, None], chosen.views], axis=1)
+    return (artifacts.Support(features, labels_of(shots), names_of(shots), {**made_by, "views": a.views}),
+            split_of(val, chosen.rows[chosen.val], made_by) if val else None, causes(task.train, chosen.unreadable))
+
+
+def select_shots(a, task: data.Task, encoder: Encoder) -> Selection:
+    """Choose the shots and the validation photographs, and encode what is needed for it.
+
+    Where one of them turns out to be unreadable, the choice is made again without it. Raises TaskError where a class loses its last.
     """
-    train, labels = task.train, np.array([photo.label for photo in task.train], np.int64)
-    rows = np.full((len(train), encoder.width), np.nan, np.float32)
-    pool, lost = support.looked_at(labels, a.max_train, a.seed), {}
+    labels = labels_of(task.train)
+    rows = np.full((len(labels), encoder.width), np.nan, np.float32)
+    pool, unreadable = support.looked_at(labels, a.max_train, a.seed), {}
+    lost = encode(task.train, pool, rows, encoder) if a.select == "kmeans" else {}  # the other ways need no features to choose by
     while True:
-        if a.select == "kmeans":  # needs the features of all; the other ways only those that are kept
-            lost = encode(train, pool, rows, encoder)
-            pool = readable(a, task, pool, lost, unreadable)
+        unreadable.update(lost)
+        pool = readable(task, pool, unreadable, a.output)
         shots = pool[support.choose(labels[pool], a.shots, a.select, a.seed, rows[pool])]
         rest = np.setdiff1d(pool, shots)
         val = rest[support.looked_at(labels[rest], a.max_val, a.seed)]
-        kept = np.union1d(shots, val)
-        lost = encode(train, kept, rows, encoder)
-        augmented, failed = encoder.views([train[i] for i in shots], views, a.seed)
+        lost = encode(task.train, np.union1d(shots, val), rows, encoder)
+        views, failed = encoder.views([task.train[i] for i in shots], a.views, a.seed)
         lost.update({int(shots[place]): cause for place, cause in failed.items()})
         if not lost:
-            break
-        pool = readable(a, task, pool, lost, unreadable)
-
-    made_by = {**made_by, "shots": a.shots, "select": a.select, "seed": a.seed, "selection_sha256": fingerprint(
-        [[train[i].name, train[i].label] for i in pool], a.shots, a.select, a.seed, a.max_train, a.max_val, hashlib.sha256(rows[kept]).hexdigest())}
-    shot_photos = [train[i] for i in shots]
-    cache = artifacts.Support(np.concatenate([rows[shots][:, None], augmented], axis=1), labels[shots], names_of(shot_photos), {**made_by, "views": views})
-    return cache, split_of([train[i] for i in val], rows[val], made_by) if len(val) else None
+            return Selection(pool, shots, val, rows, views, unreadable)
 
 
 def encode(photos: Sequence[data.Photo], places: np.ndarray, rows: np.ndarray, encoder: Encoder) -> dict[int, str]:
-    """Put the rows of the photographs at `places` into `rows`; why some of them, by place, cannot be read."""
-    rows[places], failed = encoder.photos([photos[i] for i in places], "train", "train")
-    return {int(places[i]): cause for i, cause in failed.items()}
+    """Put the rows of the photographs at `places` into `rows`, where they are not yet; why some, by place, cannot be read."""
+    absent = places[np.isnan(rows[places, 0])]
+    rows[absent], failed = encoder.photos([photos[i] for i in absent], "train", "train")
+    return {int(absent[i]): cause for i, cause in failed.items()}
 
 
-def readable(a, task: data.Task, pool: np.ndarray, lost: dict[int, str], unreadable: dict[str, str]) -> np.ndarray:
-    """`pool` without the lost ones, which are noted in `unreadable`; raises TaskError where a class loses its last."""
-    unreadable.update({str(task.train[i].path): cause for i, cause in lost.items()})
-    left = np.setdiff1d(pool, list(lost))
-    emptied = {task.train[i].label for i in lost} - {task.train[i].label for i in left}
+def readable(task: data.Task, pool: np.ndarray, unreadable: dict[int, str], folder: Path) -> np.ndarray:
+    """`pool` without the unreadable ones; where a class has lost its last, raises TaskError and leaves a report in `folder`."""
+    left = np.setdiff1d(pool, list(unreadable))
+    emptied = {task.train[i].label for i in unreadable} - {task.train[i].label for i in left}
     if emptied:
-        report(a.output, unreadable)
+        report(folder, causes(task.train, unreadable))
         raise TaskError(f"class {task.classes[min(emptied)]!r}: none of its training photographs that were looked at can be read; "
-                        f"{a.output / 'unreadable.txt'} has the causes: mend them, or leave the class without photographs")
+                        f"{folder / 'unreadable.txt'} has the causes: mend them, or leave the class without photographs")
     return left
 
 
-def test_file(a, photos: Sequence[data.Photo], encoder: Encoder, made_by: dict, unreadable: dict[str, str]) -> artifacts.Split:
-    """The test photographs that can be read; the others stand in its meta, for predict.py to give them a line, too."""
+def selection_sha256(a, train: Sequence[data.Photo], chosen: Selection) -> str:
+    """The same for all files of one choice, and for no others: support and validation of different choices may share photographs."""
+    kept = np.union1d(chosen.shots, chosen.val)
+    return fingerprint([[train[i].name, train[i].label] for i in chosen.pool], a.shots, a.select, a.seed, a.max_train, a.max_val,
+                       hashlib.sha256(chosen.rows[kept]).hexdigest())
+
+
+def test_file(photos: Sequence[data.Photo], encoder: Encoder, made_by: dict) -> tuple[artifacts.Split, dict[str, str]]:
+    """The test photographs that can be read, and why others, by path, cannot; these stand in its meta, for predict.py to give them a line, too."""
     rows, failed = encoder.photos(photos, "test", "test")
-    unreadable.update({str(photos[i].path): cause for i, cause in failed.items()})
-    if len(failed) == len(photos):
-        report(a.output, unreadable)
-        raise TaskError(f"none of the {len(photos)} test photographs can be read; {a.output / 'unreadable.txt'} has the causes")
     well = [i for i in range(len(photos)) if i not in failed]
-    return split_of([photos[i] for i in well], rows[well], {**made_by, "list_sha256": fingerprint([photo.name for photo in photos]),
-                                                           "unreadable": {photos[i].name: cause for i, cause in failed.items()}})
+    meta = {**made_by, "list_sha256": fingerprint([photo.name for photo in photos]), "unreadable": {photos[i].name: cause for i, cause in failed.items()}}
+    return split_of([photos[i] for i in well], rows[well], meta), causes(photos, failed)
+
+
+def causes(photos: Sequence[data.Photo], failed: dict[int, str]) -> dict[str, str]:
+    """Why photographs cannot be read, by path instead of by place."""
+    return {str(photos[i].path): cause for i, cause in failed.items()}
 
 
 def report(folder: Path, unreadable: dict[str, str]) -> None:
@@ -170,13 +192,17 @@ def report(folder: Path, unreadable: dict[str, str]) -> None:
     if not lines:
         path.unlink(missing_ok=True)
         return
-    with artifacts.written_whole(path) as file:
+    with written_whole(path) as file:
         file.write("".join(f"{line}\n" for line in lines).encode())
     print(f"{len(lines)} photographs cannot be read and are left out; {path} lists them:", *lines[:FIRST], *["…"] * (len(lines) > FIRST), sep="\n  ", file=sys.stderr)
 
 
 def split_of(photos: Sequence[data.Photo], rows: np.ndarray, meta: dict) -> artifacts.Split:
-    return artifacts.Split(rows, np.array([photo.label for photo in photos], np.int64), names_of(photos), meta)
+    return artifacts.Split(rows, labels_of(photos), names_of(photos), meta)
+
+
+def labels_of(photos: Sequence[data.Photo]) -> np.ndarray:
+    return np.array([photo.label for photo in photos], np.int64)
 
 
 def names_of(photos: Sequence[data.Photo]) -> np.ndarray:

@@ -310,6 +310,14 @@ def test_a_trial_costs_nothing_of_what_was_there(work, extract):
     assert extract() == (0, ALL)
 
 
+def test_every_photograph_is_looked_up_once(extract, monkeypatch):
+    """Also those that are first read to choose the shots by, and then kept."""
+    asked, rows = [], store.Store.rows
+    monkeypatch.setattr(store.Store, "rows", lambda self, keys, compute: asked.extend(keys) or rows(self, keys, compute))
+    extract()
+    assert len(asked) == len(set(asked)) == ALL
+
+
 def test_the_store_does_not_grow_for_ever(work, extract, monkeypatch):
     monkeypatch.setattr(store, "SPARE", 0)
     monkeypatch.setattr(store, "CHUNK", CHUNK)
