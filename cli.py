@@ -21,12 +21,13 @@ from fewshot.errors import TaskError
 from files import remove_unfinished
 from jclip.errors import ClipError
 
+
 def at_least(low: int, most: float = math.inf):
     """An argparse type: a whole number from `low` to `most`."""
     def number(text: str) -> int:
         value = int(text)
         if not low <= value <= most:
-            raise argparse.ArgumentTypeError(f"{value} is {'too small; expected at least' if value < low else 'too large; expected at most'} {low if value < low else most}")
+            raise argparse.ArgumentTypeError(f"{value}; expected a whole number from {low}" + f" to {most}" * (most < math.inf))
         return value
     number.__name__ = "whole number"
     return number
