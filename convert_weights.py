@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import cli
-from fewshot.artifacts import written_whole
-from jclip import download, weights
+import jclip
+from files import written_whole
+from jclip import weights
 
 
 def parse(argv) -> argparse.Namespace:
@@ -24,10 +25,10 @@ def parse(argv) -> argparse.Namespace:
 @cli.script
 def main(argv=None):
     a = parse(argv)
-    source = Path(a.source)
-    if a.source in download.OFFICIAL and not source.is_file():
-        source = download.official(a.source)
+    source = jclip.weights_file(a.source)
     out = a.out or Path(source.name).with_suffix(".pkl")
+    if not a.out and out.exists() and out.samefile(source):  # float16 would be lost unasked
+        raise jclip.ClipError(f"{source} would be written over itself; name another file with -o")
     state = weights.read(source)
     with written_whole(out) as file:
         weights.write(state, file)

@@ -24,6 +24,19 @@ def test_a_mistake_is_one_line_and_leaves_the_old_file(run, tmp_path):
     assert (tmp_path / "out.pkl").read_text() == "old" and len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_source_is_not_written_over_unless_named(run, tmp_path):
+    content = (GOLDEN / "weights" / "jclip.pkl").read_bytes()
+    (tmp_path / "model.pkl").write_bytes(content)
+    for source in ("model.pkl", tmp_path / "model.pkl"):
+        done = run("convert_weights.py", source, cwd=tmp_path, check=False)
+        assert done.returncode == 1 and "name another file with -o" in done.stderr and done.stderr.count("\n") == 1
+    assert (tmp_path / "model.pkl").read_bytes() == content and len(list(tmp_path.iterdir())) == 1
+    source = weights.read(tmp_path / "model.pkl")
+    run("convert_weights.py", "model.pkl", "-o", "model.pkl", cwd=tmp_path)
+    result = weights.read(tmp_path / "model.pkl")
+    assert all((source[key] == result[key]).all() and result[key].dtype == "float32" for key in source)
+
+
 def test_an_output_that_cannot_be_written_is_one_line(run, tmp_path):
     done = run("convert_weights.py", GOLDEN / "weights" / "release.pt", "-o", "no/such/folder.pkl", cwd=tmp_path, check=False)
     assert done.returncode == 1 and "no/such" in done.stderr and done.stderr.count("\n") == 1
