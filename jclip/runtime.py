@@ -78,6 +78,7 @@ def _libcudart(nvcc: str) -> Path:
 def jittor():
     """Import Jittor, prepared; the module. Raises ClipError where it cannot be imported."""
     if "jittor" in sys.modules:
+        _give_back_signals()
         return sys.modules["jittor"]
     prepare()
     if not importlib.util.find_spec("jittor"):
@@ -87,7 +88,6 @@ def jittor():
     # one folder each for the versions of Jittor, g++, Python, the kernel, the CPU, the install path, and the cache's name
     if not any(Path.home().glob(".cache/jittor/*/*/*/*/*/*/*/jittor_core*.so")):
         print("Jittor compiles its core on its first use: about 3 minutes, once.", file=sys.stderr)
-    interrupt = signal.getsignal(signal.SIGINT)
     np.finfo(np.float32), np.finfo(np.float64)  # asked now, once: later they would warn that Jittor computes with denormal numbers as zero
     try:
         import jittor as jt
@@ -96,7 +96,7 @@ def jittor():
         raise ClipError("Jittor has rebuilt its core for this machine; run the same command again") from None
     except Exception as error:
         raise ClipError(f"Jittor cannot be imported: {_last_line(error)}") from error
-    _give_back_signals(interrupt)
+    _give_back_signals()
     return jt
 
 
@@ -132,11 +132,13 @@ def _announce(chosen: str, asked: str) -> None:
     print(f"Jittor {jittor().__version__} computes on {where}{why}", file=sys.stderr)
 
 
-def _give_back_signals(interrupt) -> None:
-    """Undo Jittor's signal handlers: they end the process on Ctrl-C, and when any child is killed."""
+def _give_back_signals() -> None:
+    """Undo Jittor's signal handlers: they end the process on Ctrl-C, and when any child is killed. Python still knows those before."""
     try:
-        signal.signal(signal.SIGINT, interrupt or signal.default_int_handler)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for name, default in (("SIGINT", signal.default_int_handler), ("SIGCHLD", signal.SIG_DFL)):
+            if hasattr(signal, name):  # Windows has no SIGCHLD
+                number = getattr(signal, name)
+                signal.signal(number, signal.getsignal(number) or default)
     except ValueError:
         pass  # signals belong to the main thread; imported in another, Jittor's handlers stay
 

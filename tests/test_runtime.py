@@ -93,8 +93,9 @@ def test_no_compiler_is_one_clear_error():
     assert done.returncode == 1 and "g++ is missing" in done.stderr.splitlines()[-1]
 
 
-def test_ctrl_c_and_killed_children_act_as_in_any_python():
-    done = python("""
+@pytest.mark.parametrize("first", ["jclip", "jclip, jittor", "jittor, jclip"])
+def test_ctrl_c_and_killed_children_act_as_in_any_python(first):
+    done = python(f"import {first}" + """
 import os, signal, subprocess
 from jclip import runtime
 runtime.use("cpu")
@@ -104,5 +105,19 @@ try:
     [None for _ in range(10**7)]
 except KeyboardInterrupt:
     print("interrupted")
-""")
+""", nvcc_path="", use_mpi="0")
     assert done.stdout.strip() == "interrupted", done.stderr
+
+
+def test_handlers_of_the_users_own_stay():
+    done = python("""
+import signal
+mine = lambda *_: None
+signal.signal(signal.SIGCHLD, mine), signal.signal(signal.SIGINT, mine)
+from jclip import runtime
+runtime.use("cpu")
+assert signal.getsignal(signal.SIGCHLD) is signal.getsignal(signal.SIGINT) is mine
+signal.raise_signal(signal.SIGCHLD), signal.raise_signal(signal.SIGINT)
+print("alive")
+""")
+    assert done.stdout.strip() == "alive", done.stderr
