@@ -3,6 +3,8 @@
 Jittor decides what it compiles from the environment at its import, so `prepare` runs when `jclip` is imported, and
 `use` imports Jittor itself. Whoever imports Jittor first has decided; `prepare` then leaves all as it is.
 """
+from __future__ import annotations
+
 import ctypes
 import importlib.util
 import os
@@ -52,7 +54,7 @@ def cuda_problem() -> str:
     count = ctypes.c_int()
     if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
         return "the NVIDIA driver finds no GPU"
-    nvcc = os.environ.get("nvcc_path") or shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin:/opt/cuda/bin")
+    nvcc = os.environ.get("nvcc_path") or _jittors_nvcc() or shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin:/opt/cuda/bin")
     if not nvcc:
         return "no nvcc"
     try:
@@ -65,6 +67,12 @@ def cuda_problem() -> str:
         return f"nvcc is of CUDA {found}, Jittor needs {' or '.join(map(str, SUPPORTED_CUDA))}"
     library = _libcudart(nvcc)
     return "" if library.exists() else f"nvcc at {nvcc}, but no {library}"
+
+
+def _jittors_nvcc() -> str | None:
+    """That of the CUDA which `python -m jittor_utils.install_cuda` brings, and which Jittor prefers to the system's."""
+    found = sorted(Path.home().glob(".cache/jittor/jtcuda/cuda*/bin/nvcc"))
+    return str(found[-1]) if found else None
 
 
 def _libcudart(nvcc: str) -> Path:

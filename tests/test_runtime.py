@@ -65,6 +65,22 @@ class Driver:
         return 0
 
 
+def test_the_cuda_that_jittor_has_brought_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: Driver())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("nvcc_path", raising=False)
+    problem, cuda = runtime.cuda_problem.__wrapped__, tmp_path / ".cache/jittor/jtcuda/cuda12.2_cudnn8_linux"
+    assert problem() == "no nvcc"
+    (cuda / "bin").mkdir(parents=True)
+    (cuda / "bin/nvcc").write_text("#!/bin/sh\necho 'release 12.2, V12.2.140'\n")
+    (cuda / "bin/nvcc").chmod(0o755)
+    assert problem() == f"nvcc at {cuda}/bin/nvcc, but no {cuda}/lib64/libcudart.so"
+    (cuda / "lib64").mkdir()
+    (cuda / "lib64/libcudart.so").touch()
+    assert problem() == ""
+
+
 def test_libcudart_is_looked_for_where_jittor_loads_it(tmp_path, monkeypatch):
     """Elsewhere does not count: Jittor would not start, where it computes well on the CPU."""
     nvcc = tmp_path / "bin" / "nvcc"
