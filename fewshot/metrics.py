@@ -9,7 +9,7 @@ from typing import Iterator, Sequence
 
 import numpy as np
 
-from .artifacts import written_whole
+from files import written_whole
 
 BINS = 15  # of probability, as in Guo et al.
 PAIRS = 20
