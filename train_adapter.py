@@ -1,7 +1,7 @@
 """Learn a classifier from features: output/text.npz, support.npz and, where there is one, val.npz -> output/adapter.npz.
 
 Needs neither photographs nor CLIP's weights. Settings that are not given here are chosen on the validation rows or,
-where there are none, by leaving one shot a class out in turn. Figures and choices are also written to
+where there are none, by leaving some shots of each class out in turn. Figures and choices are also written to
 output/metrics.json and metrics.csv.
 """
 from __future__ import annotations
