@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 import augment
 import jclip
+from fewshot import prompts
 from fewshot.data import Photo
 from fewshot.errors import TaskError
 from fewshot.store import Store, key_of
-from jclip import features, preprocess, runtime, weights
-from jclip.errors import Unreadable
+from jclip import features, preprocess, runtime, tokenizer, weights
+from jclip.errors import ClipError, Unreadable
 
 FEW = 64  # so many photographs are read sooner than processes start
 READERS = {"cpu": 2, "cuda": 8}  # processes: on a CPU reading costs a twentieth of what encoding does; what a GPU needs was never tried
@@ -137,6 +138,21 @@ class Encoder:
         if self.strict:
             raise TaskError(f"{photo.path}: cannot be read as a photograph ({cause}); replace it or leave it out")
         return cause
+
+
+def check_lengths(classes: Sequence[str], read: prompts.Prompts, folder: Path) -> None:
+    """Raise TaskError at the first sentence that is too long, before a model is loaded; 5,000 sentences take 0.3 s."""
+    for name, group, templates, sentences in zip(classes, read.groups, read.templates, read.sentences):
+        for place, sentence in enumerate(sentences):
+            try:
+                tokenizer.tokenize(sentence)
+            except ClipError as error:
+                if place < templates:
+                    file, remedy = prompts.TEMPLATES, f"shorten the template, or give the class a shorter name in {folder / prompts.NAMES}"
+                else:
+                    file, remedy = f"{group}_prompt.json", "shorten it"
+                tokens = str(error).partition(":")[0]  # how many there are, and how many there may be
+                raise TaskError(f"{folder / file}: class {name[:60]!r}: {tokens}: it begins {sentence[:60]!r}; {remedy}") from None
 
 
 def even(n: int, most: int) -> int:

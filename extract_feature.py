@@ -20,12 +20,10 @@ import augment
 import bounded
 import cli
 import jclip
-from encoder import Encoder
+from encoder import Encoder, check_lengths
 from fewshot import artifacts, data, prompts, support
 from fewshot.errors import TaskError
 from files import written_whole
-from jclip import tokenizer
-from jclip.errors import ClipError
 
 FIRST = 5  # so many unreadable photographs are said, the rest is listed in a file
 
@@ -87,21 +85,6 @@ def read_prompts(classes: Sequence[str], folder: Path) -> prompts.Prompts:
     if read.strangers:
         print(f"{len(read.strangers)} entries in {folder} match no class here (the first: {read.strangers[0]})", file=sys.stderr)
     return read
-
-
-def check_lengths(classes: Sequence[str], read: prompts.Prompts, folder: Path) -> None:
-    """Raise TaskError at the first sentence that is too long, before a model is loaded; 5,000 sentences take 0.3 s."""
-    for name, group, templates, sentences in zip(classes, read.groups, read.templates, read.sentences):
-        for place, sentence in enumerate(sentences):
-            try:
-                tokenizer.tokenize(sentence)
-            except ClipError as error:
-                if place < templates:
-                    file, remedy = prompts.TEMPLATES, f"shorten the template, or give the class a shorter name in {folder / prompts.NAMES}"
-                else:
-                    file, remedy = f"{group}_prompt.json", "shorten it"
-                tokens = str(error).partition(":")[0]  # how many there are, and how many there may be
-                raise TaskError(f"{folder / file}: class {name[:60]!r}: {tokens}: it begins {sentence[:60]!r}; {remedy}") from None
 
 
 class Selection(NamedTuple):

@@ -23,6 +23,7 @@ from tip_adapter_utils import predict_logits
 
 FIRST = 5  # so many unreadable photographs are said one by one
 SHEET = 30  # photographs on a contact sheet
+BATCH = 32  # photographs encoded at a time
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # of a contact sheet
 
 
@@ -147,18 +148,8 @@ def record_test(folder: Path, figures: dict) -> None:
 
 def print_photos(a) -> None:
     """Print the classes and probabilities of the given photographs."""
-    from encoder import Encoder, even
-
     photos = [data.Photo(path, str(path), data.UNKNOWN) for given in a.photos for path in data.photographs(given)]
-    adapter = None if a.classes else artifacts.read(a.output / "adapter.npz", artifacts.Adapter)
-    encoder = Encoder.load(a.weights, a.device, even(len(photos), 32))
-    adapter = adapter or zero_shot_adapter(encoder, a.classes)
-    trained_on = adapter.meta.get("weights_sha256", encoder.weights_sha256)
-    if trained_on != encoder.weights_sha256:
-        raise TaskError(f"{a.output / 'adapter.npz'} was trained on features of other weights (SHA-256 {trained_on[:12]}…) than {a.weights} "
-                        f"({encoder.weights_sha256[:12]}…); name those with --weights or run extract_feature.py and train_adapter.py again")
-    if adapter.text.shape[1] != encoder.width:
-        raise TaskError(f"{a.output / 'adapter.npz'} is of features of width {adapter.text.shape[1]}, {a.weights} makes {encoder.width}; name the right weights with --weights")
+    encoder, adapter = (zero_shot if a.classes else trained)(a, len(photos))
     rows, unreadable = encoder.photos(photos, "photographs")
     well = [i for i in range(len(photos)) if i not in unreadable]
     paths, probabilities = [photos[i].path for i in well], metrics.softmax(predict_logits(adapter, rows[well]))
@@ -174,11 +165,31 @@ def print_photos(a) -> None:
         raise TaskError(f"{said[0]}; {len(said)} of {len(photos)} left out")
 
 
-def zero_shot_adapter(encoder, names: list[str]) -> artifacts.Adapter:
-    """An adapter without a cache for classes given by name."""
-    text = encoder.prompts(prompts.read(names).sentences)
-    none = np.zeros((0, encoder.width), np.float32), np.zeros((0, len(names)), np.float32)
-    return artifacts.Adapter("zero-shot", np.array(names), text, encoder.scale, *none, 0.0, 0.0, {"weights_sha256": encoder.weights_sha256})
+def trained(a, photos: int) -> tuple:
+    """An Encoder for so many photographs, and the trained adapter; raises TaskError where they are not of one model."""
+    from encoder import Encoder, even
+
+    path = a.output / "adapter.npz"
+    adapter = artifacts.read(path, artifacts.Adapter)
+    encoder = Encoder.load(a.weights, a.device, even(photos, BATCH))
+    trained_on = adapter.meta.get("weights_sha256", encoder.weights_sha256)
+    if trained_on != encoder.weights_sha256:
+        raise TaskError(f"{path} was trained on features of other weights (SHA-256 {trained_on[:12]}…) than {a.weights} "
+                        f"({encoder.weights_sha256[:12]}…); name those with --weights or run extract_feature.py and train_adapter.py again")
+    if adapter.text.shape[1] != encoder.width:
+        raise TaskError(f"{path} is of features of width {adapter.text.shape[1]}, {a.weights} makes {encoder.width}; name the right weights with --weights")
+    return encoder, adapter
+
+
+def zero_shot(a, photos: int) -> tuple:
+    """An Encoder for so many photographs, and an adapter without a cache for the classes of --classes."""
+    from encoder import Encoder, check_lengths, even
+
+    worded = prompts.read(a.classes)
+    check_lengths(a.classes, worded, prompts.FOLDER)
+    encoder = Encoder.load(a.weights, a.device, even(photos, BATCH))
+    none = np.zeros((0, encoder.width), np.float32), np.zeros((0, len(a.classes)), np.float32)
+    return encoder, artifacts.Adapter("zero-shot", np.array(a.classes), encoder.prompts(worded.sentences), encoder.scale, *none, 0.0, 0.0)
 
 
 if __name__ == "__main__":

@@ -157,6 +157,7 @@ def of_another_width(content, meta):
     (lambda f: spoil(f / "output/test.npz", lambda c, m: m.update(unreadable=["x.jpg"])), "predict.py", [], "unreadable in meta"),
     (lambda f: spoil(f / "output/test.npz", lambda c, m: m.update(unreadable={"x\ny": "broken"})), "predict.py", [], "unreadable in meta"),
     (lambda f: None, "predict.py", ["--result", "no/where.txt"], "no/"),
+    (lambda f: (f / "ViT-B-32.pkl").unlink(), "predict.py", ["Dataset/TestSetB", "--classes", "cat," + "very " * 80], "templates.json: class 'very very .*: 85 tokens"),
     (lambda f: (f / "output/metrics.json").write_text("{"), "predict.py", ["--result", "r.txt"], ""),
 ])
 def test_a_mistake_is_one_line_and_exit_code_1(trained, run, harm, script, arguments, said):
