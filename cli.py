@@ -35,7 +35,7 @@ def at_least(low: int, most: float = math.inf):
 
 SHARED = {
     "--data": dict(type=Path, default=Path("Dataset"), metavar="DIR", help="the data set (default: Dataset)"),
-    "--weights": dict(type=Path, default=Path("ViT-B-32.pkl"), metavar="FILE", help="CLIP weights (default: ViT-B-32.pkl)"),
+    "--weights": dict(type=Path, default=Path("ViT-B-32.pkl"), metavar="FILE", help="CLIP weights, or an official name such as ViT-B/16 (default: ViT-B-32.pkl)"),
     "--output": dict(type=Path, default=Path("output"), metavar="DIR", help="the files between the stages (default: output)"),
     "--split": dict(choices=("A", "B"), default="B", help="contest split: A reads classes.txt and TestSetA, B classes_b.txt and TestSetB (default: B)"),
     "--device": dict(choices=("auto", "cpu", "cuda"), default="auto", help="auto takes CUDA where it works (default: auto)"),
@@ -85,14 +85,15 @@ def script(main):
             sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text that the terminal can show
         try:
             main(argv)
-            sys.stdout.flush()
+            if sys.stdout:  # a daemon may have none
+                sys.stdout.flush()
             return 0
-        except BrokenPipeError:  # `| head` has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
-            return 1
         except (ClipError, TaskError) as error:
             message = str(error)
         except OSError as error:
+            if isinstance(error, BrokenPipeError) and error.filename is None:  # `| head` has seen enough
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
+                return 1
             message = bounded.one_line(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         except KeyboardInterrupt:
             print("\nstopped", file=sys.stderr)

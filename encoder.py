@@ -140,7 +140,7 @@ class Encoder:
         return cause
 
 
-def check_lengths(classes: Sequence[str], read: prompts.Prompts, folder: Path) -> None:
+def check_lengths(classes: Sequence[str], read: prompts.Prompts, folder: Path, shorter: str = f"give the class a shorter name in {prompts.NAMES}") -> None:
     """Raise TaskError at the first sentence that is too long, before a model is loaded; 5,000 sentences take 0.3 s."""
     for name, group, templates, sentences in zip(classes, read.groups, read.templates, read.sentences):
         for place, sentence in enumerate(sentences):
@@ -148,7 +148,7 @@ def check_lengths(classes: Sequence[str], read: prompts.Prompts, folder: Path) -
                 tokenizer.tokenize(sentence)
             except ClipError as error:
                 if place < templates:
-                    file, remedy = prompts.TEMPLATES, f"shorten the template, or give the class a shorter name in {folder / prompts.NAMES}"
+                    file, remedy = prompts.TEMPLATES, f"shorten the template, or {shorter}"
                 else:
                     file, remedy = f"{group}_prompt.json", "shorten it"
                 tokens = str(error).partition(":")[0]  # how many there are, and how many there may be

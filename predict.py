@@ -72,22 +72,20 @@ def write_result(a) -> None:
     logits = predict_logits(adapter, test.features)
     ranked = metrics.top_classes(logits, a.topk)
     unreadable = test.meta.get("unreadable", {})
-    guesses = dict(zip(test.names, ranked))
-    if unreadable:
-        guesses.update(dict.fromkeys(unreadable, prior(logits, a.topk)))
-    lines = [" ".join([name, *map(str, guesses[name])]) + "\n" for name in sorted(guesses, key=data.natural_key)]
+    guesses = [*zip(test.names, ranked), *zip(unreadable, np.tile(prior(logits, a.topk), (len(unreadable), 1)))]
+    lines = [" ".join([name, *map(str, best)]) + "\n" for name, best in sorted(guesses, key=lambda guess: data.natural_key(guess[0]))]
     write_text_and_zip(a.result, "".join(lines).encode("utf-8"))
     print(f"{a.result}: {len(lines)} photographs, {min(a.topk, len(adapter.names))} classes each, by {adapter.method}; the same in {zip_beside(a.result)}")
     if unreadable:
         print(f"{len(unreadable)} of them could not be read and got the classes that are likeliest over all others:",
               *[bounded.one_line(f"{name}: {cause}") for name, cause in list(unreadable.items())[:FIRST]], *["…"] * (len(unreadable) > FIRST), sep="\n  ")
-    if a.sheet:
-        draw_test_sheet(a, adapter, test, logits)
     if (test.labels >= 0).any():
         figures = metrics.score(logits, test.labels, adapter.names, prompts.groups_of(adapter))
         with cli.locked(a.output):
             record_test(a.output, figures)
         print(f"test: top-1 {figures['top1']:.1%}, top-5 {figures['top5']:.1%} of {figures['n']} labelled photographs")
+    if a.sheet:  # last: should it fail, nothing else is lost
+        draw_test_sheet(a, adapter, test, logits)
 
 
 def prior(logits: np.ndarray, k: int) -> np.ndarray:
@@ -112,9 +110,9 @@ def draw_sheet(a, paths, probabilities: np.ndarray, adapter: artifacts.Adapter, 
     words = dict(zip(adapter.names, spoken(adapter)))
     shown = [sheet.Shown(path, [(words[adapter.names[label]], float(row[label])) for label in best], truth and words[truth])
              for path, row, best, truth in zip(paths, probabilities, metrics.top_classes(probabilities, a.topk), truths)]
-    picture = sheet.contact_sheet(shown)
+    drawn = sheet.contact_sheet(shown)
     with written_whole(a.sheet) as file:
-        picture.save(file, FORMATS[a.sheet.suffix.lower()])
+        drawn.save(file, FORMATS[a.sheet.suffix.lower()])
     print(f"{a.sheet}: {len(shown)} photographs")
 
 
@@ -148,8 +146,10 @@ def record_test(folder: Path, figures: dict) -> None:
 
 def print_photos(a) -> None:
     """Print the classes and probabilities of the given photographs."""
-    photos = [data.Photo(path, str(path), data.UNKNOWN) for given in a.photos for path in data.photographs(given)]
-    encoder, adapter = (zero_shot if a.classes else trained)(a, len(photos))
+    from encoder import even
+
+    photos = [data.Photo(Path(), str(path), data.UNKNOWN) for given in a.photos for path in data.photographs(given)]
+    encoder, adapter = (zero_shot if a.classes else trained)(a, even(len(photos), BATCH))
     rows, unreadable = encoder.photos(photos, "photographs")
     well = [i for i in range(len(photos)) if i not in unreadable]
     paths, probabilities = [photos[i].path for i in well], metrics.softmax(predict_logits(adapter, rows[well]))
@@ -165,13 +165,13 @@ def print_photos(a) -> None:
         raise TaskError(f"{said[0]}; {len(said)} of {len(photos)} left out")
 
 
-def trained(a, photos: int) -> tuple:
-    """An Encoder for so many photographs, and the trained adapter; raises TaskError where they are not of one model."""
-    from encoder import Encoder, even
+def trained(a, batch_size: int) -> tuple:
+    """An Encoder and the trained adapter; raises TaskError where they are not of one model."""
+    from encoder import Encoder
 
     path = a.output / "adapter.npz"
     adapter = artifacts.read(path, artifacts.Adapter)
-    encoder = Encoder.load(a.weights, a.device, even(photos, BATCH))
+    encoder = Encoder.load(a.weights, a.device, batch_size)
     trained_on = adapter.meta.get("weights_sha256", encoder.weights_sha256)
     if trained_on != encoder.weights_sha256:
         raise TaskError(f"{path} was trained on features of other weights (SHA-256 {trained_on[:12]}…) than {a.weights} "
@@ -181,13 +181,13 @@ def trained(a, photos: int) -> tuple:
     return encoder, adapter
 
 
-def zero_shot(a, photos: int) -> tuple:
-    """An Encoder for so many photographs, and an adapter without a cache for the classes of --classes."""
-    from encoder import Encoder, check_lengths, even
+def zero_shot(a, batch_size: int) -> tuple:
+    """An Encoder, and an adapter without a cache for the classes of --classes."""
+    from encoder import Encoder, check_lengths
 
     worded = prompts.read(a.classes)
-    check_lengths(a.classes, worded, prompts.FOLDER)
-    encoder = Encoder.load(a.weights, a.device, even(photos, BATCH))
+    check_lengths(a.classes, worded, prompts.FOLDER, "shorten the name in --classes")
+    encoder = Encoder.load(a.weights, a.device, batch_size)
     none = np.zeros((0, encoder.width), np.float32), np.zeros((0, len(a.classes)), np.float32)
     return encoder, artifacts.Adapter("zero-shot", np.array(a.classes), encoder.prompts(worded.sentences), encoder.scale, *none, 0.0, 0.0)
 

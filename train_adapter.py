@@ -17,6 +17,7 @@ import cli
 from fewshot import artifacts, metrics, prompts
 from fewshot.errors import TaskError
 from fewshot.support import redrawn
+from methods.blend import refitted
 from tip_adapter_utils import METHODS, Settings, predict_logits, train
 
 BESIDE = ("zero-shot", "tip", "gda")  # methods that take seconds, to compare the chosen one with
@@ -57,16 +58,21 @@ def main(argv=None):
 def learn(a) -> None:
     """Train, compare, write adapter.npz and the figures, say what came out."""
     text, support, val = read_features(a.output)
+    if a.refit and not labelled(val):
+        raise TaskError(f"--refit learns from the validation photographs, and {a.output / 'val.npz'} holds no labelled rows; leave it out")
     if a.seeds > 1 and not labelled(val):
         raise TaskError(f"--seeds {a.seeds} draws other shots from {a.output / 'val.npz'}, which holds no labelled rows; "
                         "extract features of more training photographs than shots, or leave --seeds out")
     settings = Settings(a.epochs, a.lr, a.seed, a.device)
     started = time.perf_counter()
-    judged, chosen = adapter, _ = train(a.method, text, support, val, settings)
-    if a.refit:  # the figures stay those of the adapter that has not seen the validation rows
-        adapter, _ = train(a.method, text, support, val, replace(settings, refit=True))
+    judged, chosen = train(a.method, text, support, val, settings)
+    adapter = refitted(text, support, val, chosen) if a.refit else judged  # figures are of one that has not seen the validation rows
     seconds = time.perf_counter() - started
-    asked = {"method": a.method, "seed": a.seed, **{"tip-f": {"epochs": a.epochs, "lr": a.lr}, "blend": {"refit": a.refit}}.get(a.method, {})}
+    asked = {"method": a.method, "seed": a.seed}
+    if a.method == "tip-f":
+        asked.update(epochs=a.epochs, lr=a.lr)
+    if a.method == "blend":
+        asked.update(refit=a.refit)
     adapter = replace(adapter, meta={**support.meta, **text.meta, "training": {**asked, "chosen": chosen}})
     figures = {**asked, "chosen": chosen, "seconds": round(seconds, 2), **on_validation(text, support, val, judged, settings),
                **repeated(a, text, support, val, settings), "meta": adapter.meta}

@@ -41,7 +41,7 @@ def main():
         for _ in range(a.rounds):
             tower = run_tower(encoder, 12)
             started = time.perf_counter()
-            encoder.photos([Photo(file, file.name, UNKNOWN) for file in files], "files")
+            encoder.photos([Photo(file.parent, file.name, UNKNOWN) for file in files], "files")
             read = len(files) / (time.perf_counter() - started)
             ratios.append(read / tower)
             print(f"tower {tower:.1f} images/s, files {read:.1f} images/s: {ratios[-1]:.0%}", flush=True)

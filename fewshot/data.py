@@ -19,9 +19,13 @@ CLASS_LISTS = {"A": "classes.txt", "B": "classes_b.txt"}  # of the contest, by s
 
 
 class Photo(NamedTuple):
-    path: Path
-    name: str  # below the data folder (training) or below the test folder, with forward slashes
+    folder: Path  # the data folder (training) or the test folder; one for all of them, for there may be many
+    name: str  # below it, with forward slashes
     label: int  # UNKNOWN where nobody says
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.name
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def photographs(path: Path) -> list[Path]:
         found = _images_below(path)
         if not found:
             raise TaskError(f"{path}: no photographs in it ({', '.join(sorted(SUFFIXES))})")
-        return found
+        return [path / name for name in found]
     if not path.is_file():
         raise TaskError(f"{path}: no such photograph or folder")
     return [path]
@@ -108,7 +112,7 @@ def _read_folders(folder: Path) -> Task:
         if not photos and of_class.is_dir() and any(not file.startswith(".") for file in os.listdir(of_class)):
             raise TaskError(f"{of_class}: none of its files is a photograph ({', '.join(sorted(SUFFIXES))}); convert them, or leave the folder "
                             "empty for a class that is known by its name alone")
-        train += [_photo(path, folder, label) for path in photos]
+        train += [_photo(folder, f"train/{name}/{photo}", label) for photo in photos]
     return Task(classes, tuple(train), _test_photos(folder / "test", classes))
 
 
@@ -135,7 +139,7 @@ def _read_list(path: Path, folder: Path, classes: int) -> tuple[Photo, ...]:
             again.append((where, name))
             continue
         first[name] = where, label
-        photos.append(Photo(folder / name, name, label))
+        photos.append(Photo(folder, name, label))
     if again:
         where, name = again[0]
         line, label = first[name][0].rsplit(":", 1)[1], first[name][1]
@@ -176,30 +180,30 @@ def _test_photos(folder: Path, classes: Sequence[str]) -> tuple[Photo, ...]:
         raise TaskError(f"no folder {folder}; expected the test photographs there; name the data folder with --data")
     labels = {name: label for label, name in enumerate(classes)}
     photos = []
-    for path in _images_below(folder):
-        parts = path.relative_to(folder).parts
-        label = UNKNOWN if len(parts) == 1 else labels.get(parts[0])
+    for name in _images_below(folder):
+        label = labels.get(name.split("/")[0]) if "/" in name else UNKNOWN
         if label is None:
-            raise TaskError(f"{path}: its folder is none of the {len(classes)} classes; put unlabelled photographs into {folder} itself")
-        photos.append(_photo(path, folder, label))
+            raise TaskError(f"{folder / name}: its folder is none of the {len(classes)} classes; put unlabelled photographs into {folder} itself")
+        photos.append(_photo(folder, name, label))
     if not photos:
         raise TaskError(f"{folder}: no photographs in it ({', '.join(sorted(SUFFIXES))})")
     return tuple(photos)
 
 
-def _photo(path: Path, folder: Path, label: int) -> Photo:
-    """The photograph at `path`, named below `folder`."""
-    name = path.relative_to(folder).as_posix()
-    _check_name(name, path)
-    return Photo(path, name, label)
+def _photo(folder: Path, name: str, label: int) -> Photo:
+    _check_name(name, folder / name)
+    return Photo(folder, name, label)
 
 
-def _images_below(folder: Path) -> list[Path]:
-    """All photographs in and below a folder, also behind links; hidden files and folders are passed over. Sorted as a person counts."""
+def _images_below(folder: Path) -> list[str]:
+    """The names, below a folder and with forward slashes, of all photographs in it and in its folders, sorted as a person counts.
+
+    Links are followed; hidden files and folders are passed over.
+    """
     found: list[str] = []
-    waiting = [(str(folder), frozenset())]  # a folder, and which folders it is in
+    waiting = [(str(folder), "", frozenset())]  # a folder, what the names in it begin with, and which folders it is in
     while waiting:
-        here, above = waiting.pop()
+        here, prefix, above = waiting.pop()
         status = os.stat(here)
         identity = status.st_dev, status.st_ino
         if identity in above:
@@ -209,10 +213,10 @@ def _images_below(folder: Path) -> list[Path]:
                 if entry.name.startswith("."):  # .ipynb_checkpoints, .thumbnails
                     continue
                 if _is_folder(entry):
-                    waiting.append((entry.path, above | {identity}))
+                    waiting.append((entry.path, f"{prefix}{entry.name}/", above | {identity}))
                 elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-                    found.append(entry.path)
-    return sorted(map(Path, found), key=lambda path: natural_key(path.relative_to(folder).as_posix()))
+                    found.append(prefix + entry.name)
+    return sorted(found, key=natural_key)
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -225,7 +229,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
 def _is_file(entry: os.DirEntry) -> bool:
     try:
         return entry.is_file()
-    except OSError:  # the same
+    except OSError:  # a link in a circle, as above
         return True
 
 

@@ -132,7 +132,8 @@ class Store:
             return None
         if hashlib.sha256(content).hexdigest() != path.stem:  # looked at first: of a damaged header numpy raises whatever it likes
             return None
-        return np.load(io.BytesIO(content), allow_pickle=False)
+        part = np.load(io.BytesIO(content), allow_pickle=False)
+        return part if part.dtype.names == self.form.names else None
 
     def _fits(self, part: np.ndarray | None) -> bool:
         """Whether a part is whole and of this store's width; models of other widths may have put theirs into the same folder."""

@@ -167,30 +167,31 @@ inline void attention(const float* qkv, const float* bias, float* out, Int n, In
 class HeadGradient {
     const Int l, depth, w, keys_n, values_n;
     const float scale;
-    std::vector<float> queries, keys, values, slopes;        // (l, values_n); slopes are those of the head's result
+    std::vector<float> queries, keys, grad_out;              // (l, values_n)
     std::vector<float> keys_across, values_across;           // (depth, keys_n)
-    std::vector<float> chances, scores, across, found;       // (l, keys_n) three times, (l, values_n)
+    std::vector<float> probabilities, grad_scores, turned;   // (l, keys_n)
+    std::vector<float> result;                               // (l, values_n)
 
 public:
     HeadGradient(Int l, Int depth, Int w)
         : l(l), depth(depth), w(w), keys_n(padded(l)), values_n(padded(depth)), scale(1 / std::sqrt(float(depth))), queries(l * values_n),
-          keys(l * values_n), values(l * values_n), slopes(l * values_n), keys_across(depth * keys_n), values_across(depth * keys_n),
-          chances(l * keys_n), scores(l * keys_n), across(l * keys_n), found(l * values_n) {}
+          keys(l * values_n), grad_out(l * values_n), keys_across(depth * keys_n), values_across(depth * keys_n),
+          probabilities(l * keys_n), grad_scores(l * keys_n), turned(l * keys_n), result(l * values_n) {}
 
     // With P = softmax(Q Kᵀ), O = P V and G = dO: dV = Pᵀ G, dP = G Vᵀ, dS = P (dP - rowsum(P dP)), dQ = dS K, dK = dSᵀ Q.
     void run(const float* qkv, const float* grad, float* out, bool causal) {
         copy(qkv, grad);
-        product(queries.data(), values_n, keys_across.data(), keys_n, chances.data(), keys_n, l, depth);
-        product(slopes.data(), values_n, values_across.data(), keys_n, scores.data(), keys_n, l, depth);
+        product(queries.data(), values_n, keys_across.data(), keys_n, probabilities.data(), keys_n, l, depth);
+        product(grad_out.data(), values_n, values_across.data(), keys_n, grad_scores.data(), keys_n, l, depth);
         for (Int i = 0; i < l; i++) {
-            float *p = &chances[i * keys_n], *s = &scores[i * keys_n], mean = 0;
+            float *p = &probabilities[i * keys_n], *s = &grad_scores[i * keys_n], total = 0;
             softmax(p, causal ? i + 1 : l, keys_n);
-            for (Int j = 0; j < l; j++) mean += p[j] * s[j];
-            for (Int j = 0; j < l; j++) s[j] = p[j] * (s[j] - mean);
+            for (Int j = 0; j < l; j++) total += p[j] * s[j];
+            for (Int j = 0; j < l; j++) s[j] = p[j] * (s[j] - total);
         }
-        times(scores, keys, scale, out);
-        times(transposed(scores), queries, 1, out + w);
-        times(transposed(chances), slopes, 1, out + 2 * w);
+        multiply(grad_scores, keys, scale, out);
+        multiply(transposed(grad_scores), queries, 1, out + w);
+        multiply(transposed(probabilities), grad_out, 1, out + 2 * w);
     }
 
 private:
@@ -199,22 +200,22 @@ private:
             for (Int d = 0; d < depth; d++) {
                 queries[i * values_n + d] = qkv[d] * scale;
                 keys[i * values_n + d] = keys_across[d * keys_n + i] = qkv[w + d];
-                values[i * values_n + d] = values_across[d * keys_n + i] = qkv[2 * w + d];
-                slopes[i * values_n + d] = grad[d];
+                values_across[d * keys_n + i] = qkv[2 * w + d];
+                grad_out[i * values_n + d] = grad[d];
             }
     }
 
     const std::vector<float>& transposed(const std::vector<float>& square) {
         for (Int i = 0; i < l; i++)
-            for (Int j = 0; j < l; j++) across[j * keys_n + i] = square[i * keys_n + j];
-        return across;
+            for (Int j = 0; j < l; j++) turned[j * keys_n + i] = square[i * keys_n + j];
+        return turned;
     }
 
     // to (l, depth), rows 3w apart = square (l, l) times rows (l, depth) times factor
-    void times(const std::vector<float>& square, const std::vector<float>& rows, float factor, float* to) {
-        product(square.data(), keys_n, rows.data(), values_n, found.data(), values_n, l, l);
+    void multiply(const std::vector<float>& square, const std::vector<float>& rows, float factor, float* to) {
+        product(square.data(), keys_n, rows.data(), values_n, result.data(), values_n, l, l);
         for (Int i = 0; i < l; i++, to += 3 * w)
-            for (Int d = 0; d < depth; d++) to[d] = found[i * values_n + d] * factor;
+            for (Int d = 0; d < depth; d++) to[d] = result[i * values_n + d] * factor;
     }
 };
 

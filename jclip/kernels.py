@@ -54,13 +54,14 @@ def attention(qkv, bias, heads: int, causal: bool):
     """Scaled dot-product attention of every position over the positions of its sequence (over earlier ones if causal).
 
     qkv (n, l, 3w): queries, keys and values side by side, each of `heads` heads of w / heads, and bias (3w,), which is added
-    to them -> (n, l, w). Vaswani et al., arXiv:1706.03762, section 3.2.
+    to them -> (n, l, w). Vaswani et al., arXiv:1706.03762, section 3.2. On the CPU it has a first derivative only; the plain way
+    has them all.
     """
     if jt.flags.use_cuda:
         return plain_attention(qkv, bias, heads, causal)
     n, l, w3 = qkv.shape
     sizes, gradient = f"in0_shape0, in0_shape1, in0_shape2 / 3, {heads}, {int(causal)}", None
-    if not jt.flags.no_grad:  # Jittor makes the bias's from that of the sum
+    if not jt.flags.no_grad:  # the kernel knows the gradient of qkv + bias; what that means for the bias is left to Jittor
         qkv, bias, gradient = qkv + bias, jt.zeros(bias.shape).stop_grad(), f"attention_gradient(in0_p, dout_p, out0_p, {sizes})"
     return _run((n, l, w3 // 3), f"attention(in0_p, in1_p, out0_p, {sizes})", qkv, bias, gradient=gradient)
 

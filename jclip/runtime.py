@@ -23,6 +23,8 @@ from .errors import ClipError
 DEVICES = ("auto", "cpu", "cuda")
 # Jittor 1.3.11 compiles against CUDA 11 and 12 only.
 SUPPORTED_CUDA = (11, 12)
+# What its install_cuda.py brings, by the least version of the driver, 1000 times major plus 10 times minor.
+JITTORS_CUDA = {12020: "cuda12.2_cudnn8_linux", 11020: "cuda11.2_cudnn8_linux", 11000: "cuda11.0_cudnn8_linux"}
 
 
 def prepare() -> None:
@@ -54,9 +56,12 @@ def cuda_problem() -> str:
     count = ctypes.c_int()
     if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
         return "the NVIDIA driver finds no GPU"
-    nvcc = os.environ.get("nvcc_path") or _jittors_nvcc() or shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin:/opt/cuda/bin")
+    own = _jittors_nvcc(driver)
+    nvcc = os.environ.get("nvcc_path") or own or shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin:/opt/cuda/bin")
     if not nvcc:
         return "no nvcc"
+    if own and not os.path.isfile(nvcc):
+        return f"no {nvcc}, which Jittor would download; run: python -m jittor_utils.install_cuda"
     try:
         version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -69,10 +74,13 @@ def cuda_problem() -> str:
     return "" if library.exists() else f"nvcc at {nvcc}, but no {library}"
 
 
-def _jittors_nvcc() -> str | None:
-    """That of the CUDA which `python -m jittor_utils.install_cuda` brings, and which Jittor prefers to the system's."""
-    found = sorted(Path.home().glob(".cache/jittor/jtcuda/cuda*/bin/nvcc"))
-    return str(found[-1]) if found else None
+def _jittors_nvcc(driver: ctypes.CDLL) -> str | None:
+    """That of the CUDA which `python -m jittor_utils.install_cuda` brings, by the driver's version; where Jittor has brought any, it takes no other."""
+    folder, version = Path.home() / ".cache/jittor/jtcuda", ctypes.c_int()
+    if not folder.is_dir() or driver.cuDriverGetVersion(ctypes.byref(version)):
+        return None
+    name = next((name for least, name in JITTORS_CUDA.items() if version.value >= least), None)
+    return str(folder / name / "bin/nvcc") if name else None
 
 
 def _libcudart(nvcc: str) -> Path:
@@ -146,7 +154,8 @@ def _give_back_signals() -> None:
         for name, default in (("SIGINT", signal.default_int_handler), ("SIGCHLD", signal.SIG_DFL)):
             if hasattr(signal, name):  # Windows has no SIGCHLD
                 number = getattr(signal, name)
-                signal.signal(number, signal.getsignal(number) or default)
+                before = signal.getsignal(number)
+                signal.signal(number, default if before is None else before)
     except ValueError:
         pass  # signals belong to the main thread; imported in another, Jittor's handlers stay
 

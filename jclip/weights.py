@@ -263,13 +263,12 @@ def _check_names_and_size(state: dict[str, np.ndarray], size: int) -> None:
 
 
 def _configs(path: Path, state: dict) -> list[Path]:
-    """The configs beside a file that may be its own: those of the library that named the tensors, unless others wrote the file.
+    """The configs beside a file that may be its own: Hugging Face's and open_clip's, unless others wrote the file.
 
-    Under OpenAI's names, .pkl and .npz are Jittor's and numpy's, and the release is OpenAI's own: open_clip writes none of them.
+    Under OpenAI's names, .pkl and .npz are Jittor's and numpy's, and the release is OpenAI's own: none of them has a config.
     """
-    if _hugging_face(state):
-        return [path.with_name("config.json"), path.with_name(OPEN_CLIP_CONFIG)]
-    return [] if path.suffix in (".pkl", ".npz") or RELEASED in state else [path.with_name(OPEN_CLIP_CONFIG)]
+    foreign = not _hugging_face(state) and (path.suffix in (".pkl", ".npz") or RELEASED in state)
+    return [] if foreign else [path.with_name("config.json"), path.with_name(OPEN_CLIP_CONFIG)]
 
 
 def _heed(configs: list[Path], path: Path, a: Architecture) -> None:
@@ -293,8 +292,8 @@ def _of_these_sizes(config: dict, a: Architecture) -> bool:
 
 def _unlike_openai(config: dict) -> str | None:
     """What a Hugging Face or open_clip config says that jclip does not compute; None where nothing is."""
-    open_clip = _part(config, "model_cfg")
-    if open_clip:
+    if isinstance(config.get("model_cfg"), dict):
+        open_clip = config["model_cfg"]
         if not open_clip.get("quick_gelu", False):
             return "quick_gelu is off"
         width, text = _part(open_clip, "vision_cfg").get("head_width", HEAD_WIDTH), _part(open_clip, "text_cfg")

@@ -20,7 +20,7 @@ from .task import Linear, Settings, Trial, Trials, all_views, has_shots, linear_
 # (strength of the ridge regression from texts to means, pseudo-shots that an expected mean counts for)
 GAUSSIANS = ((0.1, 4), (0.1, 16), (1, 4), (1, 16))
 EXPERTS = ("zero-shot", *(f"regression {strength:g}" for strength in STRENGTHS), *(f"gaussian {ridge:g}, {shots}" for ridge, shots in GAUSSIANS))
-N_ANCHORED = 1 + len(STRENGTHS)  # of the experts, the first: those that leave a class without shots at its text
+N_ANCHORED = 1 + len(STRENGTHS)  # of the experts, the first: those that have something to say of classes of another kind
 ANCHOR_SCALE = 1.5  # times zero-shot's classifier: what the regressions start from. 1.5 to 2 was best on held-out rows; docs/log.md
 STEP_RIDGE = 0.1  # strength of the ridge regression from texts to the regressions' steps away from them
 KIND_RIDGE = 1  # strength of the one, from texts to means, that says of what kind a class is and how noisy shots are
@@ -61,14 +61,18 @@ def blend(text: Text, support: Support, val: Optional[Split], settings: Settings
     tried = trials(support, val, FOLDS)
     experts = learn(text, support)
     choice = choose(text, support, tried, experts, settings.seed)
-    if settings.refit and val is not None:
-        experts = learn(text, with_rows(support, val))
     how = tried.how if choice.figures or not tried.judged else "defaults: no row judges how classes with shots are told apart"
     chosen = {"how": how, **choice.figures, "weights": {name: float(weight) for name, weight in zip(EXPERTS, choice.weights)}}
     if not experts.known.all():
         chosen.update(classes_without_shots=int((~experts.known).sum()), alike=int(experts.is_alike.sum()),
                       offset_alike=choice.offset_alike, offset_strange=choice.offset_strange)
     return linear_adapter("blend", text, blended(experts, choice)), chosen
+
+
+def refitted(text: Text, support: Support, val: Split, chosen: dict) -> Adapter:
+    """The blend that was `chosen`, of experts that learn from the labelled validation rows as well."""
+    choice = Choice(np.array(list(chosen["weights"].values())), chosen.get("offset_alike", 0.0), chosen.get("offset_strange", 0.0), {})
+    return linear_adapter("blend", text, blended(learn(text, with_rows(support, val)), choice))
 
 
 def learn(text: Text, support: Support) -> Experts:

@@ -17,7 +17,6 @@ class Settings:
     lr: float = 1e-3
     seed: int = 1
     device: str = "auto"
-    refit: bool = False
 
 
 class Trial(NamedTuple):

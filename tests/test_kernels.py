@@ -92,7 +92,7 @@ def test_attention_is_exact(jt, kernels, n, l, w, heads, causal):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("n, l, w, heads", [(2, 50, 128, 2), (1, 1, 64, 1), (3, 5, 48, 2), (1, 19, 12, 4)])
+@pytest.mark.parametrize("n, l, w, heads", [(2, 50, 128, 2), (1, 1, 64, 1), (3, 5, 48, 2), (1, 19, 12, 4), (1, 130, 64, 1)])
 def test_attention_has_the_gradient_of_the_plain_way(jt, kernels, n, l, w, heads, causal):
     qkv, bias, slope = normal((n, l, 3 * w), 2), normal((3 * w,), seed=1), normal((n, l, w), seed=2)
 
@@ -102,6 +102,12 @@ def test_attention_has_the_gradient_of_the_plain_way(jt, kernels, n, l, w, heads
 
     for found, expected in zip(gradients(kernels.attention), gradients(kernels.plain_attention)):
         np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(expected).max())
+
+
+def test_of_frozen_queries_keys_and_values_the_bias_alone_has_a_gradient(jt, kernels):
+    qkv, bias = normal((2, 7, 48), 2), jt.array(normal((48,), seed=1))
+    found = [jt.grad(attention(jt.array(qkv).stop_grad(), bias, 2, True).sqr().sum(), [bias])[0].numpy() for attention in (kernels.attention, kernels.plain_attention)]
+    np.testing.assert_allclose(*found, atol=2e-6 * np.abs(found[1]).max())
 
 
 def test_attention_of_scores_far_apart_neither_overflows_nor_loses_the_best(jt, kernels):

@@ -218,8 +218,9 @@ def test_one_shot_a_class_and_nothing_else_does_not_swallow_classes_without(rng)
 def test_refit_learns_from_validation_rows_but_chooses_as_before(rng):
     text, support, val, test = make_task(rng, shots=1)
     plain, chosen = tip.train("blend", text, support, val, CPU)
-    refit, again = tip.train("blend", text, support, val, Settings(refit=True))
-    assert again["weights"] == chosen["weights"] and accuracy(refit, test) > accuracy(plain, test)
+    assert accuracy(blend.refitted(text, support, val, chosen), test) > accuracy(plain, test)
+    nothing_new = Split(val.features, np.full(72, -1), val.names)
+    np.testing.assert_array_equal(blend.refitted(text, support, nothing_new, chosen).weight, plain.weight)
     added = blend.with_rows(support, Split(val.features, np.where(np.arange(72) % 2, val.labels, -1), val.names))
     assert len(added.labels) == 12 + 36 and added.features.shape[1] == 2
 
@@ -279,7 +280,7 @@ def test_shots_that_are_copies_of_one_another_are_no_obstacle(rng, method):
 def test_validation_rows_without_a_label_judge_nothing(rng, method):
     text, support, val, test = make_task(rng, shotless=(3,))
     unlabelled = Split(val.features, np.full(len(val.labels), -1), val.names)
-    (with_them, chosen), (without, again) = (tip.train(method, text, support, judges, Settings(refit=True)) for judges in (unlabelled, None))
+    (with_them, chosen), (without, again) = (tip.train(method, text, support, judges, CPU) for judges in (unlabelled, None))
     assert chosen == again and chosen["how"] == "leaving one shot a class out in turn"
     np.testing.assert_array_equal(tip.predict_logits(with_them, test.features), tip.predict_logits(without, test.features))
 

@@ -83,7 +83,7 @@ def zoo(tmp_path_factory):
 
 
 def read(path, number=0):
-    return Reader(SIDE, VIEWS, 1)((data.Photo(path, path.name, 0), number))
+    return Reader(SIDE, VIEWS, 1)((data.Photo(path.parent, path.name, 0), number))
 
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
@@ -180,7 +180,7 @@ def test_for_a_gpu_more_processes_read(monkeypatch, device, cores, processes):
 
     monkeypatch.setattr(features, "image_features", image_features)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    encoder_of(device).photos([data.Photo("x.jpg", "x.jpg", 0)] * 100, "photographs")
+    encoder_of(device).photos([data.Photo(Path(), "x.jpg", 0)] * 100, "photographs")
     assert started == [processes]
 
 
@@ -193,7 +193,7 @@ def test_a_rows_key_is_what_it_was_when_stores_were_filled(zoo):
     """Whatever the progress bar says; of the same name as a training and as a test photograph it differs."""
     asked = []
     store = SimpleNamespace(rows=lambda keys, compute: asked.extend(keys) or np.ones((len(keys), 4), np.float32))
-    photo, status = data.Photo(zoo / "a.jpg", "a.jpg", 0), os.stat(zoo / "a.jpg")
+    photo, status = data.Photo(zoo, "a.jpg", 0), os.stat(zoo / "a.jpg")
     for label, of in (("train", "train"), ("whatever", "train"), ("test", "test")):
         encoder_of(store=store).photos([photo], label, of)
     encoder_of(store=store).views([photo], ("plain", "flip"), 7)

@@ -64,6 +64,10 @@ class Driver:
         count._obj.value = 1
         return 0
 
+    def cuDriverGetVersion(self, version):
+        version._obj.value = 12040
+        return 0
+
 
 def test_the_cuda_that_jittor_has_brought_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: Driver())
@@ -72,6 +76,8 @@ def test_the_cuda_that_jittor_has_brought_is_found(tmp_path, monkeypatch):
     monkeypatch.delenv("nvcc_path", raising=False)
     problem, cuda = runtime.cuda_problem.__wrapped__, tmp_path / ".cache/jittor/jtcuda/cuda12.2_cudnn8_linux"
     assert "jtcuda" not in problem()
+    (cuda.parent / "cuda11.2_cudnn8_linux").mkdir(parents=True)  # of an older driver
+    assert problem() == f"no {cuda}/bin/nvcc, which Jittor would download; run: python -m jittor_utils.install_cuda"
     (cuda / "bin").mkdir(parents=True)
     (cuda / "bin/nvcc").write_text("#!/bin/sh\necho 'release 12.2, V12.2.140'\n")
     (cuda / "bin/nvcc").chmod(0o755)

@@ -157,7 +157,7 @@ def of_another_width(content, meta):
     (lambda f: spoil(f / "output/test.npz", lambda c, m: m.update(unreadable=["x.jpg"])), "predict.py", [], "unreadable in meta"),
     (lambda f: spoil(f / "output/test.npz", lambda c, m: m.update(unreadable={"x\ny": "broken"})), "predict.py", [], "unreadable in meta"),
     (lambda f: None, "predict.py", ["--result", "no/where.txt"], "no/"),
-    (lambda f: (f / "ViT-B-32.pkl").unlink(), "predict.py", ["Dataset/TestSetB", "--classes", "cat," + "very " * 80], "templates.json: class 'very very .*: 85 tokens"),
+    (lambda f: (f / "ViT-B-32.pkl").unlink(), "predict.py", ["Dataset/TestSetB", "--classes", "cat," + "very " * 80], "87 tokens.*shorten the name in --classes"),
     (lambda f: (f / "output/metrics.json").write_text("{"), "predict.py", ["--result", "r.txt"], ""),
 ])
 def test_a_mistake_is_one_line_and_exit_code_1(trained, run, harm, script, arguments, said):
@@ -176,12 +176,25 @@ def test_a_mistake_is_one_line_and_exit_code_1(trained, run, harm, script, argum
 def test_a_sheet_needs_the_test_photographs_alone_and_costs_no_result(work, trained, contest, run):
     (trained / "Dataset").unlink()
     (trained / "Dataset").mkdir()
+    spoil(trained / "output/test.npz", lambda content, meta: content.update(labels=np.arange(13) % 6))
     assert run("predict.py", "--sheet", "sheet.png", cwd=trained, check=False).returncode == 1
     assert len((trained / "result.txt").read_text().splitlines()) == 13 and not (trained / "sheet.png").exists()
+    assert json.loads((trained / "output/metrics.json").read_text())["test"]["n"] == 13
     for name in ("TestSetB", "classes_b.txt"):
         (trained / "Dataset" / name).symlink_to(contest / "Dataset" / name)
     assert "sheet.png: 13 photographs" in run("predict.py", "--sheet", "sheet.png", cwd=trained).stdout
     assert Image.open(trained / "sheet.png").format == "PNG"
+
+
+def test_rows_of_one_name_have_a_line_each(trained, run):
+    spoil(trained / "output/test.npz", lambda content, meta: content.update(names=np.array(["1.jpg", "2.jpg"])[np.arange(13) % 2]))
+    run("predict.py", cwd=trained)
+    assert sorted(line.split()[0] for line in (trained / "result.txt").read_text().splitlines()) == ["1.jpg"] * 7 + ["2.jpg"] * 6
+
+
+def test_it_works_without_a_stdout(trained):
+    done = subprocess.run(f"'{sys.executable}' '{PROJECT / 'predict.py'}' >&-", shell=True, cwd=trained, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and (trained / "result.txt").exists()
 
 
 def test_who_has_seen_enough_of_it_may_go(trained):

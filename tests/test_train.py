@@ -185,6 +185,7 @@ def damaged(folder):
     (strange_label, [], "label 4, but there are 4 classes"),
     (damaged, [], "support.npz: damaged"),
     (lambda folder: None, ["--method", "tip-f", "--lr", "1e30"], "diverged"),
+    (lambda folder: (folder / "val.npz").unlink(), ["--refit"], "--refit learns from the validation photographs, and output/val.npz holds no labelled rows"),
     (lambda folder: (folder / "val.npz").unlink(), ["--method", "clap", "--seeds", "2"], "--seeds 2 draws other shots from output/val.npz"),
 ])
 def test_a_mistake_is_one_line(task, run, spoil, arguments, message):

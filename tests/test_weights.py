@@ -154,6 +154,7 @@ def test_a_config_that_says_what_weights_cannot_is_heeded(beside, name, content,
 @pytest.mark.parametrize("name, content", [("open_clip_pytorch_model.bin", "nested.pth"), ("open_clip_pytorch_model.bin", "legacy.pt"), ("open_clip_model.safetensors", "open_clip.safetensors")])
 @pytest.mark.parametrize("config, said", [
     ('{"model_cfg": {"vision_cfg": {"width": 64, "layers": 1}}}', "open_clip_config.json says quick_gelu is off"),
+    ('{"model_cfg": {}}', "open_clip_config.json says quick_gelu is off"),
     ('{"model_cfg": {"quick_gelu": true, "vision_cfg": {"head_width": 32}}}', "heads of width 32"),
     ('{"model_cfg": {"quick_gelu": true, "text_cfg": {"width": 64, "heads": 2}}}', "2 heads at width 64"),
 ])
@@ -166,7 +167,6 @@ def test_open_clips_config_is_heeded_beside_its_files(beside, name, content, con
     ("ViT-B-32.pkl", "jclip.pkl", GELU),  # in a folder with others' files
     ("ViT-B-32.npz", "expected.npz", GELU),
     ("ViT-B-32.pt", "release.pt", GELU),
-    ("model.pth", "nested.pth", {HUGGING_FACE: GELU[HUGGING_FACE]}),
     ("model.safetensors", "hugging_face.safetensors", {HUGGING_FACE: '{"vision_config": {"hidden_size": 1280, "num_attention_heads": 16, "hidden_act": "gelu"}}'}),
     ("model.pth", "nested.pth", {OPEN_CLIP: '{"model_cfg": {"vision_cfg": {"layers": 32}}}'}),
     ("model.pth", "nested.pth", {OPEN_CLIP: '{"model_cfg": {"vision_cfg": {"patch_size": 14}}}'}),
