@@ -77,13 +77,13 @@ class Encoder:
         rows = self._rows([self._key("text", batch_size, sentence) for sentence in flat], compute)
         return features.prompt_ensemble(rows, [len(of_class) for of_class in sentences])
 
-    def photos(self, photos: Sequence[Photo], label: str, of: str = "train") -> tuple[np.ndarray, dict[int, str]]:
+    def photos(self, photos: Sequence[Photo], label: str, split: str = "train") -> tuple[np.ndarray, dict[int, str]]:
         """Unit rows of n photographs as they are, float32 (n, D), and why some, by place, cannot be read: their rows are NaN.
 
         label : what the progress bar says
-        of : "train" or "test", which keeps their rows apart in the store: the names may be the same
+        split : "train" or "test", which keeps their rows apart in the store: the names may be the same
         """
-        return self._encode([(photo, 0) for photo in photos], ("plain",), 0, label, of)
+        return self._encode([(photo, 0) for photo in photos], ("plain",), 0, label, split)
 
     def views(self, photos: Sequence[Photo], views: Sequence[str], seed: int) -> tuple[np.ndarray, dict[int, str]]:
         """The same of all views but the first, which is the plain photograph, float32 (n, V - 1, D)."""
@@ -91,9 +91,9 @@ class Encoder:
         rows, unreadable = self._encode([(photo, number) for photo in photos for number in range(1, each + 1)], tuple(views), seed, "views", "train")
         return rows.reshape(len(photos), each, self.width), {place // each: cause for place, cause in unreadable.items()}
 
-    def _encode(self, items: list[tuple[Photo, int]], views: tuple[str, ...], seed: int, label: str, of: str) -> tuple[np.ndarray, dict[int, str]]:
+    def _encode(self, items: list[tuple[Photo, int]], views: tuple[str, ...], seed: int, label: str, split: str) -> tuple[np.ndarray, dict[int, str]]:
         """Rows of (photograph, number of the view) pairs, and why some, by place, cannot be read."""
-        keys = [self._photo_key(photo, views[number], number, seed, of) for photo, number in items]
+        keys = [self._photo_key(photo, views[number], number, seed, split) for photo, number in items]
         read = Reader(self.preprocess.resolution, views, seed)
         unreadable: dict[bytes, str] = {}
 
@@ -125,14 +125,14 @@ class Encoder:
     def _key(self, *of: object) -> bytes:
         return key_of(self.weights_sha256, TRANSFORM, self.device, *of)
 
-    def _photo_key(self, photo: Photo, view: str, number: int, seed: int, of: str) -> bytes:
+    def _photo_key(self, photo: Photo, view: str, number: int, seed: int, split: str) -> bytes:
         try:
             status = os.stat(photo.path)
             found = [status.st_size, status.st_mtime_ns]
         except OSError:
             found = os.urandom(8).hex()  # its reading says why; should it be there by then, no later run shall take its row
         drawn = [seed, number] if number else None
-        return self._key("photo", self.batch_size, PIL.__version__, view, drawn, of, photo.name, found)
+        return self._key("photo", self.batch_size, PIL.__version__, view, drawn, split, photo.name, found)
 
     def _excused(self, photo: Photo, cause: str) -> str:
         if self.strict:
