@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,9 @@ SHARED = PROJECT.parent / "shared"
 
 CLASSES = ["Animal_Bear", "Animal_Bee", "Food-101_hot_dog", "Stanford-Cars_Volvo_C30", "no group", "Thu-dog_Pomeranian"]
 SHOTLESS = 3  # the label of the one class without a training photograph
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # tests started in the background; the processes that they stop with Ctrl-C would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
