@@ -8,11 +8,10 @@ once (minutes), the rest takes turns. Both sides' answers are printed.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from pathlib import Path
 
-from worker import SETUP, Worker
+from worker import SETUP, Worker, in_turn
 
 
 def main():
@@ -22,15 +21,18 @@ def main():
     p.add_argument("--rounds", type=int, default=3)
     a = p.parse_args()
     ours, torch = Worker("jittor-tip-adapter", sys.executable, "ours.py"), Worker("PyTorch", a.torch, "reference.py", "torch")
-    for what, title, rounds_of_torch in (("tip_f", "tip-f, 20 epochs, each validated (ours: and the search)", a.rounds), ("search", "alpha and beta on a grid of 200 x 20", 1)):
-        seconds, answers = {}, {}
-        for worker, rounds in ((torch, rounds_of_torch), (ours, a.rounds)):
-            if what == "tip_f":
-                worker.ask(what, folder=str(a.output.resolve()))  # compiles, warms up
-            runs = [worker.ask(what, folder=str(a.output.resolve())) for _ in range(rounds)]
-            seconds[worker.name], answers[worker.name] = statistics.median(s for s, _ in runs), runs[-1][1]
-        print(f"{title}: " + ", ".join(f"{name} {s:.2f} s {answers[name]}" for name, s in seconds.items())
-              + f"; {seconds[torch.name] / seconds[ours.name]:.1f} x as fast", flush=True)
+    task = {"folder": str(a.output.resolve())}
+    seconds = in_turn([torch, ours], a.rounds, "tip_f", **task)
+    report("tip-f, 20 epochs, each validated (ours: and the search)", seconds, {worker.name: worker.ask("tip_f", **task)[1] for worker in (torch, ours)})
+    loop, found = torch.ask("search", **task)  # takes minutes, so once
+    report("alpha and beta on a grid of 200 x 20", {torch.name: loop, **in_turn([ours], a.rounds, "search", **task)},
+           {torch.name: found, ours.name: ours.ask("search", **task)[1]})
+
+
+def report(title: str, seconds: dict[str, float], answers: dict) -> None:
+    """Print what both sides took and found; the other side comes first."""
+    theirs, own = seconds.values()
+    print(f"{title}: " + ", ".join(f"{name} {s:.2f} s {answers[name]}" for name, s in seconds.items()) + f"; {theirs / own:.2f} x as fast", flush=True)
 
 
 if __name__ == "__main__":
