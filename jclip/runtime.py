@@ -5,10 +5,8 @@ Jittor decides what it compiles from the environment at its import, so `prepare`
 """
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -18,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
+from . import cuda
 from .errors import ClipError
 
 DEVICES = ("auto", "cpu", "cuda")
-# Jittor 1.3.11 compiles against CUDA 11 and 12 only.
-SUPPORTED_CUDA = (11, 12)
-# What its install_cuda.py brings, by the least version of the driver, 1000 times major plus 10 times minor.
-JITTORS_CUDA = {12020: "cuda12.2_cudnn8_linux", 11020: "cuda11.2_cudnn8_linux", 11000: "cuda11.0_cudnn8_linux"}
+PRECISIONS = ("float32", "half")
+HALF_CAPABILITY = 80  # compute capability, times 10, from which on tensor cores do what kernels.cuh asks of them
+_build_problem = ""  # why Jittor's core could not be compiled with CUDA, in this process
 
 
 def prepare() -> None:
@@ -38,56 +36,40 @@ def prepare() -> None:
     os.environ.setdefault("FIX_TORCH_ERROR", "0")  # else Jittor imports an installed torch
     os.environ.setdefault("use_mpi", "0")  # else it builds MPI bindings wherever mpicc is on PATH
     os.environ.setdefault("use_nccl", "0")  # else it downloads nccl
-    os.environ.setdefault("use_parallel_op_compiler", "0")  # else 16 threads share state without locks, which once crashed; costs time on the first run
-    if "nvcc_path" not in os.environ and cuda_problem():
-        os.environ["nvcc_path"] = ""  # a build for the CPU; an nvcc without a runtime breaks the import
+    # else 16 threads share state without locks, which once crashed; costs time on the first run
+    os.environ.setdefault("use_parallel_op_compiler", "0")
+    nvcc = os.environ.get("nvcc_path")
+    if nvcc == "" or ((nvcc is None or _is_ours(nvcc)) and cuda_problem()):
+        _switch_cuda_off()
+    elif not cuda_problem():
+        for name, value in _cuda()[0].items():
+            os.environ.setdefault(name, value)
+
+
+def _is_ours(nvcc: str) -> bool:
+    """Whether it is not the user's; a process may get it from the one that has started it."""
+    return cuda.CACHE.expanduser() in Path(nvcc).parents
+
+
+def _switch_cuda_off() -> None:
+    """Let Jittor be built for the CPU; an nvcc without a runtime breaks its import."""
+    os.environ["nvcc_path"] = ""
+    if os.environ.get("cache_name") == cuda.VARIABLES["cache_name"]:  # of a process with CUDA that has started this one
+        del os.environ["cache_name"]
+
+
+def cuda_problem() -> str:
+    """Why CUDA cannot be used on this machine, and what to install; empty where it can. Does not load Jittor."""
+    return _build_problem or _cuda()[1]
 
 
 @lru_cache(maxsize=None)
-def cuda_problem() -> str:
-    """Why CUDA cannot be used on this machine; empty where it can.
-
-    Looks at what Jittor needs, without loading Jittor: a driver with a GPU, nvcc of CUDA 11 or 12, libcudart.
-    """
+def _cuda() -> tuple[dict[str, str], str]:
+    """The variables that Jittor needs for CUDA, and why there are none."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "no NVIDIA driver"
-    count = ctypes.c_int()
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
-        return "the NVIDIA driver finds no GPU"
-    own = _jittors_nvcc(driver)
-    nvcc = os.environ.get("nvcc_path") or own or shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin:/opt/cuda/bin")
-    if not nvcc:
-        return "no nvcc"
-    if own and not os.path.isfile(nvcc):
-        return f"no {nvcc}, which Jittor would download; run: python -m jittor_utils.install_cuda"
-    try:
-        version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=60).stdout
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"{nvcc} does not run ({error})"
-    release = re.search(r"release (\d+)", version)
-    if not release or int(release[1]) not in SUPPORTED_CUDA:
-        found = release[1] if release else "an unknown release"
-        return f"nvcc is of CUDA {found}, Jittor needs {' or '.join(map(str, SUPPORTED_CUDA))}"
-    library = _libcudart(nvcc)
-    return "" if library.exists() else f"nvcc at {nvcc}, but no {library}"
-
-
-def _jittors_nvcc(driver: ctypes.CDLL) -> str | None:
-    """That of the CUDA which `python -m jittor_utils.install_cuda` brings, by the driver's version; where Jittor has brought any, it takes no other."""
-    folder, version = Path.home() / ".cache/jittor/jtcuda", ctypes.c_int()
-    if not folder.is_dir() or driver.cuDriverGetVersion(ctypes.byref(version)):
-        return None
-    name = next((name for least, name in JITTORS_CUDA.items() if version.value >= least), None)
-    return str(folder / name / "bin/nvcc") if name else None
-
-
-def _libcudart(nvcc: str) -> Path:
-    """Where Jittor 1.3.11 loads it from; it looks nowhere else, and without it does not start at all."""
-    if nvcc == "/usr/bin/nvcc":  # a distribution's package
-        return Path("/usr/lib/x86_64-linux-gnu/libcudart.so")
-    return Path(nvcc).resolve().parent.parent / "lib64/libcudart.so"
+        return cuda.environment(), ""
+    except cuda.NoCuda as problem:
+        return {}, str(problem)
 
 
 @lru_cache(maxsize=None)
@@ -101,9 +83,15 @@ def jittor():
         raise ClipError("Jittor is not installed; run: pip install -r requirements.txt")
     if not (os.environ.get("cc_path") or shutil.which("g++") or shutil.which("clang++")):
         raise ClipError("g++ is missing, with which Jittor compiles itself; install it (Debian, Ubuntu: apt install g++)")
-    # one folder each for the versions of Jittor, g++, Python, the kernel, the CPU, the install path, and the cache's name
-    if not any(Path.home().glob(".cache/jittor/*/*/*/*/*/*/*/jittor_core*.so")):
-        print("Jittor compiles its core on its first use: about 3 minutes, once.", file=sys.stderr)
+    nvcc = os.environ.get("nvcc_path", "")
+    is_compiled = _core_is_compiled(nvcc)
+    if not is_compiled:
+        minutes = "up to 10" if nvcc else "about 3"  # on 2 cores; for CUDA 1 on 16
+        print(f"Jittor compiles its core on its first use: {minutes} minutes, once.", file=sys.stderr)
+    if _is_ours(nvcc):
+        has_started = Path(nvcc).parents[1] / "has_started_with_driver_{}.{}".format(*cuda.first_gpu().driver)
+        if not (is_compiled and has_started.exists()):
+            _try_cuda(has_started)
     np.finfo(np.float32), np.finfo(np.float64)  # asked now, once: later they would warn that Jittor computes with denormal numbers as zero
     try:
         import jittor as jt
@@ -116,36 +104,107 @@ def jittor():
     return jt
 
 
-def use(device: str = "auto") -> str:
+def _try_cuda(has_started: Path) -> None:
+    """Start Jittor with CUDA in a process of its own, which compiles its core; where that fails, go on without CUDA.
+
+    Jittor ends its process where CUDA fails, and where it must start anew after it has compiled a part of itself.
+    """
+    global _build_problem
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", "import jittor; print('has_cuda', jittor.has_cuda)"],
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        if done.returncode == 0 and "has_cuda 1" in done.stdout:
+            has_started.touch()
+            return
+        if done.returncode:
+            break
+    log = cuda.CACHE.expanduser() / "build.log"
+    log.write_text(done.stdout)
+    _build_problem = f"Jittor does not start with it, {log} says why"
+    _switch_cuda_off()
+
+
+def use(device: str = "auto", precision: str = "float32") -> str:
     """Import Jittor and compute on `device` from now on; says on stderr, once for each choice, what was chosen.
 
     Parameters
     ----------
-    device : "auto", "cpu" or "cuda"; auto takes CUDA where it works.
+    device : "auto", "cpu" or "cuda"
+        auto takes CUDA where it works.
+    precision : "float32" or "half"
+        What the caller computes in; half needs CUDA.
 
     Returns
     -------
-    "cpu" or "cuda". Raises ClipError for an unknown device and for "cuda" where CUDA cannot be used.
+    "cpu" or "cuda"
+
+    Raises
+    ------
+    ClipError
+        For an unknown device or precision, and for "cuda" or "half" where CUDA cannot be used.
     """
-    if device not in DEVICES:
-        raise ClipError(f"unknown device {device!r}; expected one of {', '.join(DEVICES)}")
-    if device == "cuda" and cuda_problem():
-        raise ClipError(f"--device cuda was asked for, but CUDA cannot be used here: {cuda_problem()}; run with --device cpu")
+    for name, value, known in (("device", device, DEVICES), ("precision", precision, PRECISIONS)):
+        if value not in known:
+            raise ClipError(f"unknown {name} {value!r}; expected one of {', '.join(known)}")
+    if device == "cuda":
+        _check_cuda()
+    if device == "cpu" and precision == "half":
+        raise ClipError("--precision half needs CUDA; run with --precision float32")
     jt = jittor()
     if device == "cuda" and not jt.has_cuda:
-        raise ClipError("--device cuda was asked for, but this Jittor was started without CUDA; unset nvcc_path or run with --device cpu")
+        _check_cuda()
+        raise ClipError("--device cuda was asked for, but this Jittor was started without CUDA; "
+                        "unset nvcc_path or run with --device cpu")
+    if precision == "half" and not jt.has_cuda:
+        raise ClipError(
+            f"--precision half needs CUDA, and there is none: {_why_no_cuda()}; run with --precision float32"
+        )
     chosen = "cuda" if device != "cpu" and jt.has_cuda else "cpu"
+    if precision == "half" and cuda.first_gpu().capability < HALF_CAPABILITY:
+        raise ClipError(f"--precision half needs a GPU of compute capability {HALF_CAPABILITY / 10}, {cuda.first_gpu().name} has "
+                        f"{cuda.first_gpu().capability / 10}; run with --precision float32")
     jt.flags.use_cuda = int(chosen == "cuda")
-    _announce(chosen, device)
+    _announce(chosen, device, precision)
     return chosen
 
 
+def _check_cuda() -> None:
+    if cuda_problem():
+        raise ClipError(
+            f"--device cuda was asked for, but CUDA cannot be used here: {cuda_problem()}; run with --device cpu"
+        )
+
+
+def _why_no_cuda() -> str:
+    return cuda_problem() or "switched off by nvcc_path"
+
+
 @lru_cache(maxsize=None)
-def _announce(chosen: str, asked: str) -> None:
-    why = f"; no CUDA: {cuda_problem() or 'switched off by nvcc_path'}" if chosen == "cpu" and asked == "auto" else ""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    where = "CUDA" if chosen == "cuda" else f"the CPU ({cores} core{'s' * (cores != 1)})"
-    print(f"Jittor {jittor().__version__} computes on {where}{why}", file=sys.stderr)
+def _announce(chosen: str, asked: str, precision: str) -> None:
+    jt = jittor()
+    if chosen == "cuda":
+        where = f"{cuda.first_gpu().name} (CUDA {'.'.join(map(str, jt.compiler.nvcc_version[:2]))}, {precision})"
+    else:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        where = f"the CPU ({cores} core{'s' * (cores != 1)})"
+        where += f"; no CUDA: {_why_no_cuda()}" if asked == "auto" else ""
+    print(f"Jittor {jt.__version__} computes on {where}", file=sys.stderr)
+
+
+def _core_is_compiled(nvcc: str) -> bool:
+    """Whether Jittor has its core for this `nvcc`; empty: for the CPU.
+
+    Its cache has a folder each for the versions of Jittor, g++, Python, the kernel, the CPU, the install path, and the
+    cache's name (several, where a git branch's name has slashes); with CUDA one more, such as cu13.0.88_sm_90.
+    Beside the core lies the command that linked it, which names the folder of CUDA.
+    """
+    folder = Path(shutil.which(nvcc) or nvcc).parent.parent
+    for depth in range(7, 11):
+        for command in Path.home().glob(".cache/jittor/" + "*/" * depth + "jittor_core*.so.key"):
+            text = command.read_text(errors="replace")
+            if f'"{folder}/lib64"' in text if nvcc else "-DHAS_CUDA" not in text:
+                return True
+    return False
 
 
 def _give_back_signals() -> None:

@@ -54,54 +54,143 @@ def test_kernels_are_compiled_one_after_another_unless_the_user_asks(set_by_the_
     assert done.stdout.strip() == threads, done.stderr
 
 
-class Driver:
-    """libcuda of a machine with one GPU."""
-
-    def cuInit(self, _):
-        return 0
-
-    def cuDeviceGetCount(self, count):
-        count._obj.value = 1
-        return 0
-
-    def cuDriverGetVersion(self, version):
-        version._obj.value = 12040
-        return 0
+VARIABLES = {"nvcc_path": "/made/bin/nvcc", "conv_opt": "1", "use_cutlass": "0"}
 
 
-def test_the_cuda_that_jittor_has_brought_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: Driver())
+@pytest.fixture
+def untouched(monkeypatch):
+    """No Jittor in this process, and no variable of it set by the tests' own machine."""
+    monkeypatch.delitem(sys.modules, "jittor", raising=False)
+    for name in (*VARIABLES, "use_parallel_op_compiler", "use_cutt", "cache_name"):
+        monkeypatch.setenv(name, "")  # so that it is given back
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(runtime, "_cuda", runtime.lru_cache(runtime._cuda.__wrapped__))
+    return monkeypatch
+
+
+def test_variables_for_cuda_are_set_but_none_of_the_users(untouched):
+    untouched.setattr(runtime.cuda, "environment", lambda: VARIABLES)
+    untouched.setenv("conv_opt", "0")
+    runtime.prepare()
+    assert {name: os.environ[name] for name in VARIABLES} == {**VARIABLES, "conv_opt": "0"}
+    assert runtime.cuda_problem() == ""
+
+
+def test_why_there_is_no_cuda_is_kept_and_jittor_is_built_for_the_cpu(untouched):
+    def absent():
+        raise runtime.cuda.NoCuda("no nvcc")
+
+    untouched.setattr(runtime.cuda, "environment", absent)
+    runtime.prepare()
+    assert os.environ["nvcc_path"] == "" and "conv_opt" not in os.environ
+    assert runtime.cuda_problem() == "no nvcc"
+
+
+def test_cuda_that_is_switched_off_is_not_looked_for(untouched):
+    untouched.setattr(runtime.cuda, "environment", lambda: pytest.fail("asked for"))
+    untouched.setenv("nvcc_path", "")
+    runtime.prepare()
+    assert "conv_opt" not in os.environ
+
+
+@pytest.mark.parametrize("nvcc, left", [("/user/cuda/bin/nvcc", "/user/cuda/bin/nvcc"), ("~/.cache/jclip/cuda/key/bin/nvcc", "")])
+def test_nvcc_that_cannot_be_used_is_left_where_it_is_the_users(untouched, nvcc, left):
+    """The other is of the process that has started this one, and has not hidden the GPU, as this one has."""
+    untouched.setattr(runtime, "cuda_problem", lambda: "the NVIDIA driver finds no GPU")
+    untouched.setenv("nvcc_path", os.path.expanduser(nvcc))
+    runtime.prepare()
+    assert os.environ["nvcc_path"] == left
+
+
+@pytest.mark.parametrize("name, kept", [("jclip_cuda", None), ("mine", "mine")])
+def test_without_cuda_jittor_does_not_build_where_its_core_for_cuda_lies(untouched, name, kept):
+    """Below it, to be exact; Jittor would import the core for the CPU from then on."""
+    untouched.setenv("nvcc_path", "")
+    untouched.setenv("cache_name", name)
+    runtime.prepare()
+    assert os.environ.get("cache_name") == kept
+
+
+FAKE_JITTOR = """
+import sys, types
+from jclip import cuda, runtime
+jt = types.SimpleNamespace(__version__="1.3.11.0", has_cuda={has_cuda}, flags=types.SimpleNamespace(use_cuda=0),
+                           compiler=types.SimpleNamespace(nvcc_version=[13, 0, 88]))
+runtime.jittor = lambda: jt
+runtime.cuda_problem = lambda: {problem!r}
+cuda.first_gpu = lambda: cuda.Gpu("NVIDIA H100 80GB HBM3", 90, 80 << 30, (13, 0))
+print(runtime.use({device!r}, {precision!r}), jt.flags.use_cuda)
+"""
+
+
+@pytest.mark.parametrize("device, precision, has_cuda, problem, chosen, line", [
+    ("auto", "float32", 1, "", "cuda 1", "Jittor 1.3.11.0 computes on NVIDIA H100 80GB HBM3 (CUDA 13.0, float32)"),
+    ("cuda", "half", 1, "", "cuda 1", "Jittor 1.3.11.0 computes on NVIDIA H100 80GB HBM3 (CUDA 13.0, half)"),
+    ("cpu", "float32", 1, "", "cpu 0", "Jittor 1.3.11.0 computes on the CPU ("),
+    ("auto", "float32", 0, "no nvcc", "cpu 0", "; no CUDA: no nvcc"),
+    ("auto", "float32", 0, "", "cpu 0", "; no CUDA: switched off by nvcc_path"),
+    ("cpu", "half", 1, "", "", "--precision half needs CUDA; run with --precision float32"),
+    ("auto", "half", 0, "no nvcc", "", "--precision half needs CUDA, and there is none: no nvcc; run with --precision float32"),
+    ("cuda", "half", 0, "no nvcc", "", "CUDA cannot be used here: no nvcc; run with --device cpu"),
+    ("cpu", "double", 0, "", "", "unknown precision 'double'; expected one of float32, half"),
+])
+def test_what_is_chosen_and_said(device, precision, has_cuda, problem, chosen, line):
+    done = python(FAKE_JITTOR.format(**locals()))
+    assert done.stdout.strip() == chosen and line in done.stderr.splitlines()[-1], done.stderr
+    assert len(done.stderr.splitlines()) == 1 or not chosen
+
+
+def test_half_precision_needs_the_tensor_cores_of_its_kernels():
+    done = python(FAKE_JITTOR.format(device="auto", precision="half", has_cuda=1, problem="").replace(", 90,", ", 75,"))
+    assert done.returncode == 1 and not done.stdout
+    assert "needs a GPU of compute capability 8.0, NVIDIA H100 80GB HBM3 has 7.5; run with --precision float32" in done.stderr
+
+
+def test_the_first_use_is_told_apart_by_what_the_core_was_linked_with(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("nvcc_path", raising=False)
-    problem, cuda = runtime.cuda_problem.__wrapped__, tmp_path / ".cache/jittor/jtcuda/cuda12.2_cudnn8_linux"
-    assert "jtcuda" not in problem()
-    (cuda.parent / "cuda11.2_cudnn8_linux").mkdir(parents=True)  # of an older driver
-    assert problem() == f"no {cuda}/bin/nvcc, which Jittor would download; run: python -m jittor_utils.install_cuda"
-    (cuda / "bin").mkdir(parents=True)
-    (cuda / "bin/nvcc").write_text("#!/bin/sh\necho 'release 12.2, V12.2.140'\n")
-    (cuda / "bin/nvcc").chmod(0o755)
-    assert problem() == f"nvcc at {cuda}/bin/nvcc, but no {cuda}/lib64/libcudart.so"
-    (cuda / "lib64").mkdir()
-    (cuda / "lib64/libcudart.so").touch()
-    assert problem() == ""
+    core = tmp_path / ".cache/jittor/jt/g++/py/os/cpu/7b6b/a/branch"
+    command = "jittor_core.cpython-311-x86_64-linux-gnu.so.key"
+    nvcc = "/cache/key/bin/nvcc"
+    assert not runtime._core_is_compiled("") and not runtime._core_is_compiled(nvcc)
+    (core / "cu13.0.88_sm_90").mkdir(parents=True)
+    (core / "cu13.0.88_sm_90" / command).write_text('g++ -DHAS_CUDA -I"/cache/key/include" -lcudart -L"/cache/key/lib64"')
+    assert not runtime._core_is_compiled("") and runtime._core_is_compiled(nvcc)
+    assert not runtime._core_is_compiled("/cache/other key/bin/nvcc")
+    (core / command).write_text("g++")
+    assert runtime._core_is_compiled("")
 
 
-def test_libcudart_is_looked_for_where_jittor_loads_it(tmp_path, monkeypatch):
-    """Elsewhere does not count: Jittor would not start, where it computes well on the CPU."""
-    nvcc = tmp_path / "bin" / "nvcc"
-    nvcc.parent.mkdir()
-    nvcc.write_text("#!/bin/sh\necho 'release 12.2, V12.2.140'\n")
-    nvcc.chmod(0o755)
-    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: Driver())
-    monkeypatch.setenv("nvcc_path", str(nvcc))
-    problem = runtime.cuda_problem.__wrapped__
-    for folder in ("lib", "lib64/stubs", "lib/x86_64-linux-gnu"):
-        (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "libcudart.so").touch()
-        assert problem() == f"nvcc at {nvcc}, but no {tmp_path}/lib64/libcudart.so"
-    (tmp_path / "lib64/libcudart.so").touch()
-    assert problem() == ""
+@pytest.fixture
+def unstartable(tmp_path):
+    """CUDA that is complete, and on which Jittor's import ends its process; the environment."""
+    nvcc = tmp_path / ".cache/jclip/cuda/key/bin/nvcc"
+    nvcc.parent.mkdir(parents=True)
+    (tmp_path / "site/jittor").mkdir(parents=True)
+    (tmp_path / "site/jittor/__init__.py").write_text(
+        "import os, types\nif os.environ['nvcc_path']:\n    os.abort()\n"
+        "__version__, has_cuda, flags = '1.3.11.0', 0, types.SimpleNamespace(use_cuda=0)\n")
+    core = tmp_path / ".cache/jittor/jt/g++/py/os/cpu/7b6b/jclip_cuda/cu13.0.88_sm_90/jittor_core.so.key"
+    core.parent.mkdir(parents=True)  # its core was compiled; it is the import that fails
+    core.write_text(f'g++ -DHAS_CUDA -L"{nvcc.parents[1]}/lib64"')
+    return {"HOME": str(tmp_path), "PYTHONPATH": str(tmp_path / "site"), "NVCC": str(nvcc)}
+
+
+@pytest.mark.parametrize("device, line", [("auto", "computes on the CPU"), ("cuda", "CUDA cannot be used here")])
+def test_where_jittor_does_not_start_with_cuda_it_computes_on_the_cpu_and_says_why(unstartable, device, line):
+    done = python(f"""
+import os
+os.environ["nvcc_path"] = ""
+from jclip import cuda, runtime
+del os.environ["nvcc_path"]
+cuda.environment = lambda: {{"nvcc_path": os.environ["NVCC"]}}
+cuda.first_gpu = lambda: cuda.Gpu("NVIDIA H100", 90, 80 << 30, (13, 0))
+runtime._cuda.cache_clear()
+runtime.prepare()
+print(runtime.use({device!r}))
+""", **unstartable)
+    log = f"{unstartable['HOME']}/.cache/jclip/cuda/build.log"
+    assert f"Jittor does not start with it, {log} says why" in done.stderr.splitlines()[-1], done.stderr
+    assert line in done.stderr.splitlines()[-1] and os.path.exists(log)
 
 
 @pytest.mark.parametrize("device, message", [("cuda", "CUDA cannot be used here: no NVIDIA driver; run with --device cpu"), ("gpu", "unknown device 'gpu'")])
