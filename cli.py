@@ -39,6 +39,7 @@ SHARED = {
     "--output": dict(type=Path, default=Path("output"), metavar="DIR", help="the files between the stages (default: output)"),
     "--split": dict(choices=("A", "B"), default="B", help="contest split: A reads classes.txt and TestSetA, B classes_b.txt and TestSetB (default: B)"),
     "--device": dict(choices=("auto", "cpu", "cuda"), default="auto", help="auto takes CUDA where it works (default: auto)"),
+    "--precision": dict(choices=("float32", "half"), default="float32", help="half computes in float16, on CUDA (default: float32)"),
     "--seed": dict(type=at_least(0, 2**32 - 1), default=1, metavar="N", help="random seed (default: 1)"),
 }
 

@@ -24,8 +24,8 @@ from jclip import features, preprocess, runtime, tokenizer, weights
 from jclip.errors import ClipError, Unreadable
 
 FEW = 64  # so many photographs are read sooner than processes start
-READERS = {"cpu": 2, "cuda": 8}  # processes: on a CPU reading costs a twentieth of what encoding does; what a GPU needs was never tried
-TRANSFORM = 1  # to be raised when the same photograph or sentence gets another row: by preprocess, augment, tokenizer or model
+READERS = {"cpu": 2, "cuda": 16}  # processes: on a CPU reading costs a twentieth of what encoding does; a GPU waits for all there are
+TRANSFORM = 2  # to be raised when the same photograph or sentence gets another row: by preprocess, augment, tokenizer or model
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,21 @@ class Encoder:
     batch_size: int
     store: Store | None = None
     strict: bool = False
+    precision: str = "float32"
 
     @classmethod
-    def load(cls, path: Path, device: str = "auto", batch_size: int = 32, store: Path | None = None, strict: bool = False) -> "Encoder":
-        """From a weights file, or an official name; raises ClipError where it or the device cannot be used."""
+    def load(cls, path: Path, device: str = "auto", batch_size: int | None = None, store: Path | None = None, strict: bool = False,
+             precision: str = "float32") -> "Encoder":
+        """From a weights file, or an official name; raises ClipError where it, the device or the precision cannot be used.
+
+        batch_size : photographs at a time; features.IMAGE_BATCH says how many by default
+        """
         path = jclip.weights_file(path)
         with ThreadPoolExecutor(1) as pool:
             digest = pool.submit(weights.sha256, path)  # takes half as long as the loading, beside it
-            model, preprocess = jclip.load(path, device)
-        opened = Store(store, model.visual.output_dim) if store else None
-        return cls(model, preprocess, digest.result(), runtime.use(device), batch_size, opened, strict)
+            model, preprocess = jclip.load(path, device, precision=precision)
+        opened, device = Store(store, model.visual.output_dim) if store else None, runtime.use(device, precision)
+        return cls(model, preprocess, digest.result(), device, batch_size or features.IMAGE_BATCH[device], opened, strict, precision)
 
     @property
     def width(self) -> int:
@@ -66,7 +71,8 @@ class Encoder:
     def prompts(self, sentences: Sequence[Sequence[str]]) -> np.ndarray:
         """One unit row a class, float32 (C, D): the ensemble of the class's sentences."""
         flat = [sentence for of_class in sentences for sentence in of_class]
-        batch_size = features.TEXT_BATCH if self.store else even(len(flat), features.TEXT_BATCH)
+        most = features.TEXT_BATCH[self.device]
+        batch_size = most if self.store else even(len(flat), most)
 
         def compute(places: Sequence[int]) -> Iterator[tuple[list[int], np.ndarray]]:
             with tqdm(total=len(places), desc="prompts", unit=" text", disable=None) as bar:
@@ -123,7 +129,8 @@ class Encoder:
         return rows
 
     def _key(self, *of: object) -> bytes:
-        return key_of(self.weights_sha256, TRANSFORM, self.device, *of)
+        on = self.device if self.precision == "float32" else f"{self.device} {self.precision}"
+        return key_of(self.weights_sha256, TRANSFORM, on, *of)
 
     def _photo_key(self, photo: Photo, view: str, number: int, seed: int, split: str) -> bytes:
         try:

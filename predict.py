@@ -28,7 +28,7 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # o
 
 
 def parse(argv) -> argparse.Namespace:
-    p = cli.parser(__doc__, "--output", "--weights", "--device", "--data", "--split")
+    p = cli.parser(__doc__, "--output", "--weights", "--device", "--precision", "--data", "--split")
     p.add_argument("photos", nargs="*", type=Path, metavar="PHOTO_OR_FOLDER", help="photographs or folders to classify and print, encoded with --weights")
     p.add_argument("--classes", type=class_list, metavar="LIST", help='zero-shot among these, for example "cat, dog, car"; needs photographs')
     p.add_argument("--result", type=Path, default=Path("result.txt"), metavar="FILE", help="what to write; a .zip of it stands beside it (default: result.txt)")
@@ -171,7 +171,7 @@ def trained(a, batch_size: int) -> tuple:
 
     path = a.output / "adapter.npz"
     adapter = artifacts.read(path, artifacts.Adapter)
-    encoder = Encoder.load(a.weights, a.device, batch_size)
+    encoder = Encoder.load(a.weights, a.device, batch_size, precision=a.precision)
     trained_on = adapter.meta.get("weights_sha256", encoder.weights_sha256)
     if trained_on != encoder.weights_sha256:
         raise TaskError(f"{path} was trained on features of other weights (SHA-256 {trained_on[:12]}…) than {a.weights} "
@@ -187,7 +187,7 @@ def zero_shot(a, batch_size: int) -> tuple:
 
     worded = prompts.read(a.classes)
     check_lengths(a.classes, worded, prompts.FOLDER, "shorten the name in --classes")
-    encoder = Encoder.load(a.weights, a.device, batch_size)
+    encoder = Encoder.load(a.weights, a.device, batch_size, precision=a.precision)
     none = np.zeros((0, encoder.width), np.float32), np.zeros((0, len(a.classes)), np.float32)
     return encoder, artifacts.Adapter("zero-shot", np.array(a.classes), encoder.prompts(worded.sentences), encoder.scale, *none, 0.0, 0.0)
 

@@ -32,7 +32,7 @@ def available_models() -> list[str]:
     return list(OFFICIAL)
 
 
-def load(name_or_path, device: str = "auto", download_root: str | None = None):
+def load(name_or_path, device: str = "auto", download_root: str | None = None, precision: str = "float32"):
     """Load CLIP.
 
     Parameters
@@ -41,22 +41,23 @@ def load(name_or_path, device: str = "auto", download_root: str | None = None):
         downloaded to ~/.cache/clip unless it is there
     device : "auto", "cpu" or "cuda"; auto takes CUDA where it works
     download_root : where official files are kept, instead of ~/.cache/clip
+    precision : "float32", or "half" on CUDA: matrix products take and give float16, as in OpenAI's own code on CUDA
 
     Returns
     -------
-    model : jclip.model.CLIP, computing in float32
+    model : jclip.model.CLIP
     preprocess : turns a PIL image into a Var of shape (3, model.visual.input_resolution, …)
 
-    Raises ClipError for an unknown name, a file that cannot be used and a device that is not there.
+    Raises ClipError for an unknown name, a file that cannot be used, a device that is not there and a precision that it does not have.
     """
     from . import weights
     from .preprocess import Preprocess
 
     state = weights.read(weights_file(name_or_path, download_root))
-    runtime.use(device)
+    runtime.use(device, precision)
     from .model import build_model
 
-    model = build_model(state)
+    model = build_model(state, precision)
     return model, Preprocess(model.visual.input_resolution)
 
 

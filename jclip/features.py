@@ -1,16 +1,22 @@
 """Many images or texts -> rows of unit L2 norm, float32, in batches, with the images read ahead of the model."""
 from __future__ import annotations
 
+from collections import deque
+from contextlib import contextmanager
 from typing import Callable, Iterable, Iterator
 
 import numpy as np
 
 from . import reading
-from .preprocess import normalised
+from .errors import ClipError
+from .preprocess import LEVELS, normalised
 from .runtime import jittor
 from .tokenizer import tokenize
 
-TEXT_BATCH = 64
+# Rows computed at a time, by device. A GPU is filled by many, and then computes while the next batch is read.
+IMAGE_BATCH = {"cpu": 32, "cuda": 256}
+TEXT_BATCH = {"cpu": 64, "cuda": 128}
+BATCHES_AHEAD = {"cpu": 0, "cuda": 1}
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -19,7 +25,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def image_features(model, images: Iterable, read: Callable, batch_size: int = 32, workers: int = 0,
+def image_features(model, images: Iterable, read: Callable, batch_size: int | None = None, workers: int = 0,
                    unreadable: dict[int, str] | None = None) -> Iterator[np.ndarray]:
     """Features of any number of images, batch by batch, in the order given; memory does not grow with their number.
 
@@ -31,7 +37,7 @@ def image_features(model, images: Iterable, read: Callable, batch_size: int = 32
     images : whatever `read` understands: paths, (path, view) pairs, ...
     read : turns one of `images` into the uint8 array (resolution, resolution, 3) that `preprocess.crop` makes; with
         workers it is sent to other processes (`reading.batches` says how). What it raises is raised here.
-    batch_size : images at a time
+    batch_size : images at a time; IMAGE_BATCH says how many by default
     workers : processes that read ahead; with 0 images are read here, in between
     unreadable : where it is given, an image whose reading raises Unreadable has a row without meaning, and its place and
         the cause are put here before its batch is yielded; nothing is raised then
@@ -39,16 +45,64 @@ def image_features(model, images: Iterable, read: Callable, batch_size: int = 32
     Yields
     ------
     float32 arrays (up to batch_size, d), rows of unit norm
+
+    Raises ClipError where a batch does not fit into memory, the machine's or the GPU's.
     """
-    jt = jittor()
-    for batch in reading.batches(images, read, model.visual.input_resolution, batch_size, workers, unreadable):
-        with jt.no_grad():
-            rows = model.encode_image(jt.array(normalised(_filled(batch, batch_size)))).numpy()
-        yield unit(rows[: len(batch)])
+    jt, device = jittor(), _device()
+    batch_size = batch_size or IMAGE_BATCH[device]
+    started: deque = deque()  # what CUDA may still be computing, and how many rows of it count
+    with _memory_of(batch_size):
+        for batch in reading.batches(images, read, model.visual.input_resolution, batch_size, workers, unreadable):
+            with jt.no_grad():
+                rows = model.encode_image(_pixels(_filled(batch, batch_size), device))
+            rows.sync()
+            started.append((rows, len(batch)))
+            if len(started) > BATCHES_AHEAD[device]:
+                yield _finished(*started.popleft())
+        while started:
+            yield _finished(*started.popleft())
 
 
-def text_features(model, texts: list[str], batch_size: int = TEXT_BATCH) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _pixels(rgb: np.ndarray, device: str):
+    """uint8 (n, h, w, 3) -> normalised Var (n, 3, h, w)."""
+    from . import kernels
+
+    return kernels.normalise(rgb, LEVELS) if device == "cuda" else jittor().array(normalised(rgb))
+
+
+def _finished(rows, count: int) -> np.ndarray:
+    return unit(rows.numpy()[:count])
+
+
+def _device() -> str:
+    return "cuda" if jittor().flags.use_cuda else "cpu"
+
+
+NO_MEMORY = ("Unable to alloc cuda", "cudaErrorMemoryAllocation", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of Jittor's messages
+
+
+@contextmanager
+def _memory_of(batch_size: int):
+    """Turn what numpy and Jittor say of memory that is not there into one line."""
+    try:
+        yield
+    except MemoryError:
+        where = "memory"
+    except ClipError:
+        raise
+    except RuntimeError as error:
+        if not any(words in str(error) for words in NO_MEMORY):
+            raise
+        where = "the GPU's memory"
+    else:
+        return
+    raise ClipError(f"a batch of {batch_size} does not fit into {where}; choose a smaller --batch-size")
+
+
+def text_features(model, texts: list[str], batch_size: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Features of n texts, batch by batch; raises ClipError for an over-long text.
+
+    TEXT_BATCH says how many are computed at a time by default.
 
     Texts of like length are computed together, because a batch costs as much as its longest text for every row. A row's
     bits depend on its text and on batch_size alone.
@@ -58,6 +112,7 @@ def text_features(model, texts: list[str], batch_size: int = TEXT_BATCH) -> Iter
     places in `texts`, int64 (up to batch_size,), and their rows, float32 (up to batch_size, d) of unit norm
     """
     jt = jittor()
+    batch_size = batch_size or TEXT_BATCH[_device()]
     tokens = tokenize(texts, model.context_length)
     by_length = np.argsort((tokens != 0).sum(axis=1), kind="stable")
     for start in range(0, len(texts), batch_size):

@@ -1,6 +1,9 @@
 """CLIP's two towers in Jittor: a vision transformer and a causal text transformer (Radford et al., arXiv:2103.00020).
 
 Parameters carry the names of OpenAI's state dict. Letters: n images or texts, l positions, w width, d feature width.
+
+`dtype` is that of the matrix products, what goes into them and what comes out. All else is float32, also where dtype is
+float16: layer norms, softmax, the residual that goes through the network, and the features.
 """
 from __future__ import annotations
 
@@ -9,31 +12,26 @@ import jittor as jt
 from jittor import nn
 
 from .errors import ClipError
-from .kernels import attention, layer_norm, quick_gelu, residual
+from . import kernels
 from .weights import Architecture, architecture, expected_shapes
 
 
-class Affine(nn.Module):
-    """A weight and a bias of given shapes, zero until weights are loaded; what it computes is up to the subclass."""
+class LayerNorm(nn.Module):
+    def __init__(self, width: int, dtype: str):
+        self.weight = jt.zeros((width,))
+        self.bias = jt.zeros((width,))
+        self.dtype = dtype
 
-    def __init__(self, weight: tuple[int, ...], bias: int):
-        self.weight = jt.zeros(weight)
-        self.bias = jt.zeros((bias,))
-
-
-class LayerNorm(Affine):
-    def __init__(self, width: int):
-        super().__init__((width,), width)
-
-    def execute(self, x):
-        return layer_norm(x, self.weight, self.bias)
+    def execute(self, x):  # float32 -> dtype
+        return kernels.layer_norm(x, self.weight, self.bias, self.dtype)
 
 
-class Linear(Affine):
+class Linear(nn.Module):
     """A linear layer without its bias, which the kernel behind it adds on its way."""
 
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__((outputs, inputs), outputs)
+    def __init__(self, inputs: int, outputs: int, dtype: str):
+        self.weight = jt.zeros((outputs, inputs), dtype)
+        self.bias = jt.zeros((outputs,))
 
     def execute(self, x):
         return _product(x, self.weight)
@@ -42,86 +40,90 @@ class Linear(Affine):
 class Weight(nn.Module):
     """A weight alone: the token embedding and the patch embedding."""
 
-    def __init__(self, *shape: int):
-        self.weight = jt.zeros(shape)
+    def __init__(self, *shape: int, dtype: str = "float32"):
+        self.weight = jt.zeros(shape, dtype)
 
 
 class Attention(nn.Module):
     """Multi-head self-attention up to, but without, its output projection."""
 
-    def __init__(self, width: int, heads: int, causal: bool):
-        self.in_proj_weight = jt.zeros((3 * width, width))
+    def __init__(self, width: int, heads: int, causal: bool, dtype: str):
+        self.in_proj_weight = jt.zeros((3 * width, width), dtype)
         self.in_proj_bias = jt.zeros((3 * width,))
-        self.out_proj = Linear(width, width)
+        self.out_proj = Linear(width, width, dtype)
         self.heads, self.causal = heads, causal
 
     def execute(self, x):  # (n, l, w)
-        return attention(_product(x, self.in_proj_weight), self.in_proj_bias, self.heads, self.causal)
+        return kernels.attention(_product(x, self.in_proj_weight), self.in_proj_bias, self.heads, self.causal)
 
 
 class MLP(nn.Module):
     """The two layers of a block's feed-forward part, without the last bias."""
 
-    def __init__(self, width: int):
-        self.c_fc = Linear(width, 4 * width)
-        self.c_proj = Linear(4 * width, width)
+    def __init__(self, width: int, dtype: str):
+        self.c_fc = Linear(width, 4 * width, dtype)
+        self.c_proj = Linear(4 * width, width, dtype)
 
     def execute(self, x):
-        return self.c_proj(quick_gelu(self.c_fc(x), self.c_fc.bias))
+        return self.c_proj(kernels.quick_gelu(self.c_fc(x), self.c_fc.bias))
 
 
 class ResidualAttentionBlock(nn.Module):
-    def __init__(self, width: int, heads: int, causal: bool):
-        self.attn = Attention(width, heads, causal)
-        self.ln_1 = LayerNorm(width)
-        self.mlp = MLP(width)
-        self.ln_2 = LayerNorm(width)
+    def __init__(self, width: int, heads: int, causal: bool, dtype: str):
+        self.attn = Attention(width, heads, causal, dtype)
+        self.ln_1 = LayerNorm(width, dtype)
+        self.mlp = MLP(width, dtype)
+        self.ln_2 = LayerNorm(width, dtype)
 
-    def execute(self, x, read=lambda x: x):
-        """x (n, l, w) -> the same shape, or what `read` leaves of it: behind the attention nothing passes between positions."""
-        x, mixed = read(x), read(self.attn(self.ln_1(x)))
-        x = residual(x, self.attn.out_proj(mixed), self.attn.out_proj.bias)
-        return residual(x, self.mlp(self.ln_2(x)), self.mlp.c_proj.bias)
+    def execute(self, x, rows=None):
+        """x (n, l, w) -> the same shape, or (n, w) where `rows`, int32 (n,), says which of the n·l rows are wanted, one a sequence.
+
+        Behind the attention nothing passes between positions, so the others need not be computed there.
+        """
+        attn, mlp = self.attn, self.mlp
+        layers = (self.ln_1.weight, self.ln_1.bias, attn.in_proj_weight, attn.in_proj_bias, attn.out_proj.weight, attn.out_proj.bias,
+                  self.ln_2.weight, self.ln_2.bias, mlp.c_fc.weight, mlp.c_fc.bias, mlp.c_proj.weight, mlp.c_proj.bias)
+        fused = kernels.block(x, rows, layers, attn.heads, attn.causal)
+        if fused is not None:
+            return fused
+        mixed = attn(self.ln_1(x))
+        if rows is not None:
+            x, mixed = (every.reshape(-1, every.shape[2])[rows] for every in (x, mixed))
+        x = kernels.residual(x, attn.out_proj(mixed), attn.out_proj.bias)
+        return kernels.residual(x, mlp(self.ln_2(x)), mlp.c_proj.bias)
 
 
 class Transformer(nn.Module):
-    def __init__(self, width: int, layers: int, heads: int, causal: bool):
-        self.resblocks = nn.Sequential(*[ResidualAttentionBlock(width, heads, causal) for _ in range(layers)])
+    def __init__(self, width: int, layers: int, heads: int, causal: bool, dtype: str):
+        self.resblocks = nn.Sequential(*[ResidualAttentionBlock(width, heads, causal, dtype) for _ in range(layers)])
 
-    def execute(self, x, read):
-        """x (n, l, w) -> (n, w): of each sequence the position that `read` takes, the only one that the last block computes."""
+    def execute(self, x, rows):
+        """x (n, l, w) -> (n, w): of n·l rows those at `rows`, int32 (n,), one a sequence, the only ones that the last block computes."""
         *others, last = self.resblocks
         for block in others:
             x = block(x)
-        return last(x, read)
+        return last(x, rows)
 
 
 class VisionTransformer(nn.Module):
-    def __init__(self, a: Architecture):
+    def __init__(self, a: Architecture, dtype: str):
         self.input_resolution, self.output_dim = a.image_resolution, a.embed_dim
         self.patch_size = a.patch_size
-        self.conv1 = Weight(a.vision_width, 3, a.patch_size, a.patch_size)
+        self.conv1 = Weight(a.vision_width, 3, a.patch_size, a.patch_size, dtype=dtype)
         self.class_embedding = jt.zeros((a.vision_width,))
         self.positional_embedding = jt.zeros(((a.image_resolution // a.patch_size) ** 2 + 1, a.vision_width))
-        self.ln_pre = LayerNorm(a.vision_width)
-        self.transformer = Transformer(a.vision_width, a.vision_layers, a.vision_heads, causal=False)
-        self.ln_post = LayerNorm(a.vision_width)
-        self.proj = jt.zeros((a.vision_width, a.embed_dim))
+        self.ln_pre = LayerNorm(a.vision_width, "float32")
+        self.transformer = Transformer(a.vision_width, a.vision_layers, a.vision_heads, False, dtype)
+        self.ln_post = LayerNorm(a.vision_width, dtype)
+        self.proj = jt.zeros((a.vision_width, a.embed_dim), dtype)
 
     def execute(self, x):  # (n, 3, resolution, resolution)
-        x = self._patches(x)  # (n, l - 1, w)
-        first = self.class_embedding.broadcast((x.shape[0], 1, x.shape[2]))
-        x = self.ln_pre(jt.concat([first, x], dim=1) + self.positional_embedding)
-        x = self.transformer(x, lambda x: x[:, 0])  # the class token; (n, w)
-        return jt.matmul(self.ln_post(x), self.proj)  # (n, d)
-
-    def _patches(self, x):
-        """The patch embedding: a convolution with stride = kernel is one matrix product over the unfolded patches."""
-        n, channels, side, _ = x.shape
-        patch, grid = self.patch_size, side // self.patch_size
-        x = x.reshape(n, channels, grid, patch, grid, patch).permute((0, 2, 4, 1, 3, 5))
         kernel = self.conv1.weight.reshape(self.conv1.weight.shape[0], -1)
-        return _product(x.reshape(n, grid * grid, -1), kernel)
+        x = _product(kernels.patches(x, self.patch_size, str(kernel.dtype)), kernel)  # the convolution; (n, l - 1, w)
+        x = kernels.tokens(x, self.class_embedding, self.positional_embedding)  # (n, l, w)
+        first = jt.index((x.shape[0],), 0) * x.shape[1]  # the class tokens; made on the device, which an array would wait for
+        x = self.transformer(self.ln_pre(x), first)  # (n, w)
+        return _product(self.ln_post(x), self.proj, False).float32()  # (n, d)
 
 
 class CLIP(nn.Module):
@@ -134,14 +136,14 @@ class CLIP(nn.Module):
     logit_scale : Var of one element, the logarithm of the factor on cosine similarities
     """
 
-    def __init__(self, a: Architecture):
+    def __init__(self, a: Architecture, dtype: str = "float32"):
         self.context_length, self.vocab_size = a.context_length, a.vocab_size
-        self.visual = VisionTransformer(a)
-        self.transformer = Transformer(a.text_width, a.text_layers, a.text_heads, causal=True)
+        self.visual = VisionTransformer(a, dtype)
+        self.transformer = Transformer(a.text_width, a.text_layers, a.text_heads, True, dtype)
         self.token_embedding = Weight(a.vocab_size, a.text_width)
         self.positional_embedding = jt.zeros((a.context_length, a.text_width))
-        self.ln_final = LayerNorm(a.text_width)
-        self.text_projection = jt.zeros((a.text_width, a.embed_dim))
+        self.ln_final = LayerNorm(a.text_width, dtype)
+        self.text_projection = jt.zeros((a.text_width, a.embed_dim), dtype)
         self.logit_scale = jt.zeros((1,))
 
     @property
@@ -167,8 +169,9 @@ class CLIP(nn.Module):
         n, l = len(tokens), int(end.max()) + 1
         x = self.token_embedding.weight[jt.array(tokens[:, :l])] + self.positional_embedding[:l]
         ends = jt.array((np.arange(n) * l + end).astype(np.int32))
-        x = self.transformer(x, lambda x: x.reshape(n * l, -1)[ends])  # (n, w)
-        return jt.matmul(self.ln_final(x), self.text_projection)
+        ends.sync()  # now: in the middle of the tower it would wait for the device
+        x = self.transformer(x, ends)  # (n, w)
+        return _product(self.ln_final(x), self.text_projection, False).float32()
 
     def _checked(self, text) -> np.ndarray:
         tokens = text.numpy() if isinstance(text, jt.Var) else np.asarray(text)
@@ -187,25 +190,47 @@ class CLIP(nn.Module):
         return logits_per_image, logits_per_image.transpose(0, 1)
 
 
-def build_model(state: dict) -> CLIP:
+DTYPES = {"float32": "float32", "half": "float16"}  # of the matrix products, by precision
+
+
+def build_model(state: dict, precision: str = "float32") -> CLIP:
     """The model whose sizes and weights `state` holds, as `jclip.weights.read` returns it; `state` is empty afterwards.
 
     Tensors leave `state` one by one, so that memory never holds them all twice.
     """
     a = architecture(state)
-    model = CLIP(a)
+    model = CLIP(a, DTYPES[precision])
     parameters = model.state_dict()
     assert set(parameters) == set(expected_shapes(a)), "model.py and weights.py disagree about the parameters' names"
     for name, parameter in parameters.items():
         # Jittor keeps the dtype of what it is given, and has no 0-d Vars.
-        parameter.assign(jt.array(np.asarray(state.pop(name), np.float32).reshape(parameter.shape)))
+        parameter.assign(jt.array(np.asarray(state.pop(name), str(parameter.dtype)).reshape(parameter.shape)))
     model.eval()
     return model
 
 
-def _product(x, matrix):
-    """x (..., a) times the transpose of matrix (b, a), as one two-dimensional product: the kind that oneDNN runs on all cores."""
-    return jt.nn.matmul_transpose(x.reshape(-1, x.shape[-1]), matrix).reshape(*x.shape[:-1], matrix.shape[0])
+# Where AVX2 is all there is, oneDNN 2.2 computes the last rows of a small product, those behind a multiple of 24, another way,
+# which rounds otherwise. Small is: fewer rows than this, or a matrix narrower than that.
+WHOLE, FEW_ROWS, NARROW = 24, 1024, 128
+
+
+def _product(x, matrix, transposed: bool = True):
+    """x (n, ..., a) times the transpose of matrix (b, a), or matrix (a, b) as it is, in two dimensions: as oneDNN runs it on all cores.
+
+    Without gradients, the bits of a row do not depend on where it stands, nor on the other rows.
+    """
+    rows, width = x.reshape(-1, x.shape[-1]), matrix.shape[0 if transposed else 1]
+    if jt.flags.use_cuda and jt.flags.no_grad:  # what Jittor would find out from a broadcast, a product and a sum
+        out = jt.compile_extern.cublas_ops.cublas_matmul(rows, matrix, False, transposed)
+    else:
+        count = rows.shape[0]
+        is_small = count < FEW_ROWS or min(matrix.shape) < NARROW
+        rest = -count % WHOLE if is_small and jt.flags.no_grad and x.shape[0] > 1 else 0
+        if rest:
+            rows = jt.concat([rows, jt.zeros((rest, rows.shape[1]))])
+        out = (jt.nn.matmul_transpose if transposed else jt.matmul)(rows, matrix)
+        out = out[:count] if rest else out
+    return out.reshape(*x.shape[:-1], width)
 
 
 def _unit(x):

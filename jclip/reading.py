@@ -5,6 +5,7 @@ is so little that no process waits for the lock of another.
 """
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -45,7 +46,10 @@ def batches(items: Iterable, read: Callable, resolution: int, batch_size: int, w
             yield batch
         return
     shape = (2, batch_size, resolution, resolution, 3)
-    memory = SharedMemory(create=True, size=int(np.prod(shape)))
+    try:
+        memory = SharedMemory(create=True, size=math.prod(shape))
+    except (OSError, OverflowError):
+        raise ClipError(f"two batches of {batch_size} do not fit into memory; choose a smaller --batch-size") from None
     try:
         pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (memory.name, shape, read))
         try:

@@ -55,6 +55,8 @@ def tokenize(texts: str | list[str], context_length: int = CONTEXT_LENGTH, trunc
 
 def clean(text: str) -> str:
     """Mended encoding, HTML entities resolved (twice, as OpenAI does), white space folded, lower case."""
+    if text.isascii() and text.isprintable() and "&" not in text:  # nothing to mend or resolve; ftfy takes most of the time
+        return " ".join(text.split()).lower()
     import ftfy
     import regex
 

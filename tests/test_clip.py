@@ -1,4 +1,5 @@
 """jclip against what OpenAI's own code answered (golden/record_clip.py says how), stage by stage."""
+import html
 import io
 import json
 import os
@@ -11,15 +12,17 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import ftfy
 import numpy as np
 import pytest
+import regex
 from PIL import Image
 
 import jclip
 from conftest import GOLDEN, PROJECT
 from jclip import features, reading, runtime, weights
 from jclip.preprocess import normalised, pixels
-from jclip.tokenizer import tokenize
+from jclip.tokenizer import clean, tokenize
 
 TOLERANCE = 1e-5  # relative L2 error of a stage; the whole must stay within 1e-4
 
@@ -49,6 +52,15 @@ def stages():
 def test_token_ids_are_openais(text, ids, truncated):
     row = tokenize(text, truncate=truncated)[0]
     assert row.tolist() == ids + [0] * (77 - len(ids))
+
+
+def test_ascii_needs_no_mending():
+    """What `clean` leaves out for it changes nothing."""
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        text = "".join(rng.choice([*map(chr, range(32, 127)), " ", "  ", "'s"], rng.integers(0, 30)))
+        whole = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+        assert clean(text) == regex.sub(r"\s+", " ", whole).strip().lower()
 
 
 def test_an_over_long_text_is_refused_unless_truncated():
@@ -114,7 +126,7 @@ def test_the_example_is_the_readmes_and_runs_on_the_kernels(jt, tiny_weights, tm
     from jclip import kernels
 
     ran, run = [], kernels._run
-    monkeypatch.setattr(kernels, "_run", lambda shape, call, *inputs, **more: ran.append(call.split("(")[0]) or run(shape, call, *inputs, **more))
+    monkeypatch.setattr(kernels, "_run", lambda shape, dtype, call, *inputs, **more: ran.append(call.split("(")[0]) or run(shape, dtype, call, *inputs, **more))
     load = jclip.load
     monkeypatch.setattr(jclip, "load", lambda path: load(path, "cpu"))  # on a machine with a GPU, too
     Image.new("RGB", (48, 40), "red").save(tmp_path / "photo.jpg")

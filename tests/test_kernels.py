@@ -47,7 +47,7 @@ def attention(qkv, heads, causal):
 
 def test_kernels_without_a_gradient_are_used_without_gradients_only(jt, kernels, monkeypatch):
     called = []
-    monkeypatch.setattr(kernels, "_run", lambda shape, call, *inputs: called.append(call) or inputs[0])
+    monkeypatch.setattr(kernels, "_run", lambda shape, dtype, call, *inputs: called.append(call) or inputs[0])
     x, bias = jt.array(normal((2, 8))), jt.array(normal((8,)))
     kernels.quick_gelu(x, bias)
     assert not called

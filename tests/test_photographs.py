@@ -170,7 +170,7 @@ def encoder_of(device="cpu", store=None):
     return Encoder(SimpleNamespace(visual=SimpleNamespace(output_dim=4)), SimpleNamespace(resolution=SIDE), "abc", device, 32, store)
 
 
-@pytest.mark.parametrize("device, cores, processes", [("cpu", 64, 2), ("cpu", 1, 1), ("cuda", 64, 8), ("cuda", 4, 4)])
+@pytest.mark.parametrize("device, cores, processes", [("cpu", 64, 2), ("cpu", 1, 1), ("cuda", 64, 16), ("cuda", 4, 4)])
 def test_for_a_gpu_more_processes_read(monkeypatch, device, cores, processes):
     started = []
 

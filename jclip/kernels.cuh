@@ -1,0 +1,431 @@
+// CLIP's transformer on CUDA: one pass over memory for each part that is not a matrix product; sums are always float32.
+// kernels.py has what each computes, in plain Jittor, and the letters. T is float or half: what the matrix products take and
+// give. What is added up along the network, the residual, stays float32. Kernels come first, then what launches them.
+#pragma once
+#ifdef __CUDACC__
+#include <cublas_v2.h>
+#include <cuda_fp16.h>
+#include <stdexcept>
+#include <string>
+namespace jittor { extern cublasHandle_t cublas_handle; }  // of Jittor's cuBLAS operators
+#endif
+#include <cstdint>
+
+namespace clip {
+
+typedef int64_t Int;
+typedef __half half_t;
+const int WARP = 32;
+
+// V numbers that are loaded and stored at once.
+template <class T, int V> struct alignas(sizeof(T) * V) Pack { T at[V]; };
+template <int V, class T> __device__ inline Pack<T, V> load(const T* p) { return *(const Pack<T, V>*)p; }
+template <int V, class T> __device__ inline void store(T* p, const Pack<T, V>& pack) { *(Pack<T, V>*)p = pack; }
+
+__device__ inline float number(float x) { return x; }
+__device__ inline float number(half_t x) { return __half2float(x); }
+__device__ inline void put(float& to, float x) { to = x; }
+__device__ inline void put(half_t& to, float x) { to = __float2half(x); }
+
+__device__ inline float warp_sum(float x) {
+    for (int lane = WARP / 2; lane; lane /= 2) x += __shfl_xor_sync(~0u, x, lane);
+    return x;
+}
+
+// out (n, 3, pixels) = levels (256, 3) of the bytes rgb (n, pixels, 3). A thread a pixel.
+__global__ void normalise_kernel(const uint8_t* rgb, const float* levels, float* out, Int n, Int pixels) {
+    const Int i = (Int)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n * pixels) return;
+    const Int image = i / pixels, pixel = i % pixels;
+    for (int channel = 0; channel < 3; channel++)
+        out[(image * 3 + channel) * pixels + pixel] = levels[rgb[i * 3 + channel] * 3 + channel];
+}
+
+// out (n·grid², 3·size²) = the patches of x (n, 3, side, side), grid = side / size in each direction. V numbers a thread.
+template <int V, class T> __global__ void patches_kernel(const float* x, T* out, Int count, int side, int size) {
+    const Int i = ((Int)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (i >= count) return;
+    const int area = size * size, grid = side / size, column = i % (3 * area);
+    const Int patch = i / (3 * area), image = patch / (grid * grid);
+    const int down = patch / grid % grid * size + column / size % size, across = patch % grid * size + column % size;
+    const auto from = load<V>(x + ((image * 3 + column / area) * side + down) * side + across);
+    Pack<T, V> to;
+    for (int k = 0; k < V; k++) put(to.at[k], from.at[k]);
+    store(out + i, to);
+}
+
+// out (rows, w) = layer norm of x (rows, w): the mean first, then the mean square of what is left. A warp a row.
+template <int V, class T>
+__global__ void layer_norm_kernel(const float* x, const float* weight, const float* bias, T* out, Int rows, int w, float epsilon) {
+    const Int row = (Int)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+    if (row >= rows) return;  // the whole warp
+    const float* from = x + row * w;
+    const int first = threadIdx.x % WARP * V, step = WARP * V;
+    float total = 0, squares = 0;
+    for (int i = first; i < w; i += step) {
+        const auto part = load<V>(from + i);
+        for (int k = 0; k < V; k++) total += part.at[k];
+    }
+    const float mean = warp_sum(total) / w;
+    for (int i = first; i < w; i += step) {
+        const auto part = load<V>(from + i);
+        for (int k = 0; k < V; k++) squares += (part.at[k] - mean) * (part.at[k] - mean);
+    }
+    const float scale = 1 / sqrtf(warp_sum(squares) / w + epsilon);
+    for (int i = first; i < w; i += step) {
+        const auto part = load<V>(from + i), factor = load<V>(weight + i), shift = load<V>(bias + i);
+        Pack<T, V> result;
+        for (int k = 0; k < V; k++) put(result.at[k], (part.at[k] - mean) * scale * factor.at[k] + shift.at[k]);
+        store(out + row * w + i, result);
+    }
+}
+
+// out (rows, w) = x + branch + bias. V numbers a thread.
+template <int V, class T>
+__global__ void residual_kernel(const float* x, const T* branch, const float* bias, float* out, Int count, int w) {
+    const Int i = ((Int)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (i >= count) return;
+    auto sum = load<V>(x + i);
+    const auto added = load<V>(branch + i);
+    const auto shift = load<V>(bias + i % w);
+    for (int k = 0; k < V; k++) sum.at[k] += number(added.at[k]) + shift.at[k];
+    store(out + i, sum);
+}
+
+// out (rows, w) = z · sigmoid(1.702 z) with z = x + bias. V numbers a thread.
+template <int V, class T> __global__ void quick_gelu_kernel(const T* x, const float* bias, T* out, Int count, int w) {
+    const Int i = ((Int)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (i >= count) return;
+    auto part = load<V>(x + i);
+    const auto shift = load<V>(bias + i % w);
+    for (int k = 0; k < V; k++) {
+        const float z = number(part.at[k]) + shift.at[k];
+        put(part.at[k], z / (1 + __expf(fminf(-1.702f * z, 80.f))));  // above e^80 the quotient is 0 in float32, too
+    }
+    store(out + i, part);
+}
+
+// out (n, l, w) = the class token, then the patches (n, l - 1, w), each with its position's embedding (l, w).
+template <class T>
+__global__ void tokens_kernel(const T* patches, const float* first, const float* positions, float* out, Int count, int l, int w) {
+    const Int i = (Int)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    const Int row = i / w, image = row / l;
+    const int column = i % w, position = row % l;
+    out[i] = positions[position * w + column] +
+             (position ? number(patches[(row - image - 1) * w + column]) : first[column]);
+}
+
+// out (n, w) = those rows of x.
+template <class T> __global__ void gather_kernel(const T* x, const int* rows, T* out, Int count, int w) {
+    const Int i = (Int)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count) out[i] = x[rows[i / w] * (Int)w + i % w];
+}
+
+// ---- attention ----
+//
+// One block computes a tile of queries of one head of one sequence; keys and values come by, tile by tile, and each query
+// keeps its largest score, the sum of e^(score - largest) and the values weighted with them (Milakov & Gimelshein,
+// arXiv:1805.02867; Dao et al., arXiv:2205.14135). The keys' bias adds the same to all scores of a query, which changes no
+// softmax, and the values' bias adds itself to every result: only the queries' is added before.
+
+// The tile of a block: tiles of one head lie side by side in the grid.
+struct Tile {
+    const Int row;          // of the sequence's first position in qkv
+    const int head, query;  // the column of the head's first number; the first query
+
+    __device__ Tile(int l, int heads, int depth, int queries)
+        : row((Int)(blockIdx.x / ((l + queries - 1) / queries) / heads) * l),
+          head(blockIdx.x / ((l + queries - 1) / queries) % heads * depth),
+          query(blockIdx.x % ((l + queries - 1) / queries) * queries) {}
+};
+
+// Positions first … first + ROWS of the columns at `from` (l, stride), DEPTH of them, into shared memory (ROWS, STRIDE);
+// what is behind the sequence's end, and columns up to PADDED, become 0.
+template <int ROWS, int DEPTH, int PADDED, int STRIDE, class T>
+__device__ inline void copy_tile(T* to, const T* from, Int stride, int first, int l) {
+    const int V = DEPTH % 8 == 0 && sizeof(T) == 2 ? 8 : DEPTH % 4 == 0 ? 4 : 1, PARTS = PADDED / V;
+    for (int part = threadIdx.x; part < ROWS * PARTS; part += blockDim.x) {
+        const int row = part / PARTS, column = part % PARTS * V;
+        Pack<T, V> pack;
+        for (int k = 0; k < V; k++) put(pack.at[k], 0);
+        if (first + row < l && column < DEPTH) pack = load<V>(from + (first + row) * stride + column);
+        store(to + row * STRIDE + column, pack);
+    }
+}
+
+// Float32: 128 threads, 32 queries by 32 keys. A thread has 4 rows, of scores the columns x and x + 16, of results 4 in 64.
+template <int DEPTH>
+__global__ void attention_kernel(const float* qkv, const float* bias, float* out, int l, int w, int heads, bool causal) {
+    const int ROWS = 32, PADDED = (DEPTH + 3) / 4 * 4, STRIDE = PADDED + 4, SCORES = ROWS + 4, PARTS = (PADDED + 63) / 64;
+    __shared__ __align__(16) float queries[ROWS * STRIDE];
+    __shared__ __align__(16) float tile[ROWS * STRIDE];  // of keys, then of values
+    __shared__ __align__(16) float scores[ROWS * SCORES];
+    __shared__ float largest[ROWS], sums[ROWS], fade[ROWS];
+    const Tile at(l, heads, DEPTH, ROWS);
+    const int thread = threadIdx.x, x = thread % 16, y = thread / 16 * 4;
+    const Int stride = 3 * w;
+    const float* from = qkv + at.row * stride + at.head;
+
+    copy_tile<ROWS, DEPTH, PADDED, STRIDE>(queries, from, stride, at.query, l);
+    if (thread < ROWS) largest[thread] = -INFINITY, sums[thread] = 0;
+    __syncthreads();
+    const float scale = 1 / sqrtf((float)DEPTH);
+    for (int i = thread; i < ROWS * DEPTH; i += blockDim.x) {
+        float& q = queries[i / DEPTH * STRIDE + i % DEPTH];
+        q = (q + bias[at.head + i % DEPTH]) * scale;
+    }
+    float result[4][PARTS][4] = {};
+    const int end = causal ? min(l, at.query + ROWS) : l;  // behind it no query of the tile looks
+    for (int key = 0; key < end; key += ROWS) {
+        __syncthreads();
+        copy_tile<ROWS, DEPTH, PADDED, STRIDE>(tile, from + w, stride, key, l);
+        __syncthreads();
+        float score[4][2] = {};
+        for (int d = 0; d < PADDED; d += 4) {
+            const auto k0 = load<4>(tile + x * STRIDE + d), k1 = load<4>(tile + (x + 16) * STRIDE + d);
+            for (int r = 0; r < 4; r++) {
+                const auto q = load<4>(queries + (y + r) * STRIDE + d);
+                for (int i = 0; i < 4; i++) score[r][0] += q.at[i] * k0.at[i], score[r][1] += q.at[i] * k1.at[i];
+            }
+        }
+        for (int r = 0; r < 4; r++)
+            for (int c = 0; c < 2; c++) {
+                const int column = key + x + 16 * c;
+                const bool seen = column < l && !(causal && column > at.query + y + r);
+                scores[(y + r) * SCORES + x + 16 * c] = seen ? score[r][c] : -INFINITY;
+            }
+        __syncthreads();
+        copy_tile<ROWS, DEPTH, PADDED, STRIDE>(tile, from + 2 * w, stride, key, l);
+        {  // the softmax so far: 4 neighbouring threads a row. Of each row the tile's first key is seen, or the row is not used
+            const int row = thread / 4;
+            float* p = scores + row * SCORES + thread % 4 * 8;
+            const float before = largest[row];
+            float most = before, total = 0;
+            for (int i = 0; i < 8; i++) most = fmaxf(most, p[i]);
+            for (int lane = 1; lane < 4; lane *= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, lane));
+            for (int i = 0; i < 8; i++) total += p[i] = __expf(p[i] - most);
+            for (int lane = 1; lane < 4; lane *= 2) total += __shfl_xor_sync(~0u, total, lane);
+            if (thread % 4 == 0) {
+                fade[row] = __expf(before - most);
+                sums[row] = sums[row] * fade[row] + total;
+                largest[row] = most;
+            }
+        }
+        __syncthreads();
+        for (int r = 0; r < 4; r++)
+            for (int part = 0; part < PARTS; part++)
+                for (int i = 0; i < 4; i++) result[r][part][i] *= fade[y + r];
+        for (int j = 0; j < ROWS; j += 4) {
+            Pack<float, 4> p[4];
+            for (int r = 0; r < 4; r++) p[r] = load<4>(scores + (y + r) * SCORES + j);
+            for (int part = 0; part < PARTS; part++)
+                if (part * 64 + x * 4 < PADDED)
+                    for (int k = 0; k < 4; k++) {
+                        const auto v = load<4>(tile + (j + k) * STRIDE + part * 64 + x * 4);
+                        for (int r = 0; r < 4; r++)
+                            for (int i = 0; i < 4; i++) result[r][part][i] += p[r].at[k] * v.at[i];
+                    }
+        }
+    }
+    for (int r = 0; r < 4; r++)
+        for (int part = 0; part < PARTS; part++)
+            for (int i = 0; i < 4; i++) {
+                const int row = at.query + y + r, column = part * 64 + x * 4 + i;
+                if (row < l && column < DEPTH)
+                    out[(at.row + row) * w + at.head + column] =
+                        result[r][part][i] / sums[y + r] + bias[2 * w + at.head + column];
+            }
+}
+
+#ifdef __CUDACC__
+// d (16, 8) += a (16, 16) · b (16, 8) by one warp; which numbers a lane holds is in NVIDIA's PTX ISA, "mma.m16n8k16".
+__device__ inline void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Two 8 x 8 tiles, turned: lanes 0 to 15 name their rows in shared memory.
+__device__ inline void ldmatrix_x2_trans(unsigned (&r)[2], const void* row) {
+    const unsigned address = (unsigned)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(address) : "memory");
+}
+#endif
+
+__device__ inline unsigned pair(float low, float high) {
+    const __half2 both = __floats2half2_rn(low, high);
+    return *(const unsigned*)&both;
+}
+__device__ inline unsigned pair_at(const half_t* p) { return *(const unsigned*)p; }
+
+// Half, on the tensor cores: 4 warps, 16 queries each, by 64 keys. Scores and results stay in registers; a lane has, of each
+// 8 columns, two of row lane / 4 (numbers 0 and 1) and two of the row 8 below (2 and 3).
+template <int DEPTH>
+__global__ void __launch_bounds__(128)
+attention_kernel(const half_t* qkv, const float* bias, half_t* out, int l, int w, int heads, bool causal) {
+    const int ROWS = 64, PADDED = (DEPTH + 15) / 16 * 16, STRIDE = PADDED + 8;  // 8: else rows lie in the same banks
+    __shared__ __align__(16) half_t keys[ROWS * STRIDE];  // the queries, at first
+    __shared__ __align__(16) half_t values[ROWS * STRIDE];
+    const Tile at(l, heads, DEPTH, ROWS);
+    const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4 * 2, warp = threadIdx.x / WARP * 16;
+    const Int stride = 3 * w;
+    const half_t* from = qkv + at.row * stride + at.head;
+
+    copy_tile<ROWS, DEPTH, PADDED, STRIDE>(keys, from, stride, at.query, l);
+    __syncthreads();
+    const float scale = 1 / sqrtf((float)DEPTH);
+    unsigned query[PADDED / 16][4];  // (16, 16) each, as the tensor cores take them
+    for (int step = 0; step < PADDED / 16; step++)
+        for (int i = 0; i < 4; i++) {
+            const int row = warp + g + i % 2 * 8, column = step * 16 + t + i / 2 * 8;
+            float q[2];
+            for (int k = 0; k < 2; k++)
+                q[k] = column + k < DEPTH ? (number(keys[row * STRIDE + column + k]) + bias[at.head + column + k]) * scale : 0;
+            query[step][i] = pair(q[0], q[1]);
+        }
+    float result[PADDED / 8][4] = {}, largest[2] = {-INFINITY, -INFINITY}, sums[2] = {};
+    const int end = causal ? min(l, at.query + ROWS) : l;
+    for (int key = 0; key < end; key += ROWS) {
+        __syncthreads();
+        copy_tile<ROWS, DEPTH, PADDED, STRIDE>(keys, from + w, stride, key, l);
+        copy_tile<ROWS, DEPTH, PADDED, STRIDE>(values, from + 2 * w, stride, key, l);
+        __syncthreads();
+        float score[ROWS / 8][4] = {};
+        for (int tile = 0; tile < ROWS / 8; tile++)
+            for (int step = 0; step < PADDED / 16; step++) {
+                const half_t* k = keys + (tile * 8 + g) * STRIDE + step * 16 + t;
+                const unsigned b[2] = {pair_at(k), pair_at(k + 8)};
+                mma_m16n8k16(score[tile], query[step], b);
+            }
+        float most[2] = {largest[0], largest[1]};
+        for (int tile = 0; tile < ROWS / 8; tile++)
+            for (int i = 0; i < 4; i++) {
+                const int column = key + tile * 8 + t + i % 2, row = at.query + warp + g + i / 2 * 8;
+                if (column >= l || (causal && column > row)) score[tile][i] = -INFINITY;
+                most[i / 2] = fmaxf(most[i / 2], score[tile][i]);
+            }
+        float fade[2], total[2] = {};
+        for (int i = 0; i < 2; i++) {
+            for (int other = 1; other < 4; other *= 2) most[i] = fmaxf(most[i], __shfl_xor_sync(~0u, most[i], other));
+            fade[i] = __expf(largest[i] - most[i]);
+            largest[i] = most[i];
+        }
+        for (int tile = 0; tile < ROWS / 8; tile++)
+            for (int i = 0; i < 4; i++) total[i / 2] += score[tile][i] = __expf(score[tile][i] - most[i / 2]);
+        for (int i = 0; i < 2; i++) sums[i] = sums[i] * fade[i] + total[i];  // of this lane's columns; added up at the end
+        for (int part = 0; part < PADDED / 8; part++)
+            for (int i = 0; i < 4; i++) result[part][i] *= fade[i / 2];
+        for (int step = 0; step < ROWS / 16; step++) {
+            // two tiles of scores side by side are what the tensor cores take as (16, 16)
+            const auto &s0 = score[2 * step], &s1 = score[2 * step + 1];
+            const unsigned p[4] = {pair(s0[0], s0[1]), pair(s0[2], s0[3]), pair(s1[0], s1[1]), pair(s1[2], s1[3])};
+            for (int part = 0; part < PADDED / 8; part++) {
+                unsigned v[2];
+                ldmatrix_x2_trans(v, values + (step * 16 + lane % 16) * STRIDE + part * 8);
+                mma_m16n8k16(result[part], p, v);
+            }
+        }
+    }
+    for (int i = 0; i < 2; i++)
+        for (int other = 1; other < 4; other *= 2) sums[i] += __shfl_xor_sync(~0u, sums[i], other);
+    for (int part = 0; part < PADDED / 8; part++)
+        for (int i = 0; i < 4; i++) {
+            const int row = at.query + warp + g + i / 2 * 8, column = part * 8 + t + i % 2;
+            if (row < l && column < DEPTH)
+                put(out[(at.row + row) * w + at.head + column], result[part][i] / sums[i / 2] + bias[2 * w + at.head + column]);
+        }
+}
+
+// ---- launches ----
+
+const int THREADS = 256;  // a block, where nothing else is said
+inline int blocks(Int count) { return (count + THREADS - 1) / THREADS; }
+
+inline void normalise(const uint8_t* rgb, const float* levels, float* out, Int n, Int pixels) {
+    normalise_kernel<<<blocks(n * pixels), THREADS>>>(rgb, levels, out, n, pixels);
+}
+
+template <class T> void patches(const float* x, T* out, Int n, int side, int size) {
+    const int grid = side / size;
+    const Int count = n * grid * grid * 3 * size * size;
+    if (size % 4 == 0 && side % 4 == 0) patches_kernel<4><<<blocks(count / 4), THREADS>>>(x, out, count, side, size);
+    else patches_kernel<1><<<blocks(count), THREADS>>>(x, out, count, side, size);
+}
+
+template <class T>
+void layer_norm(const float* x, const float* weight, const float* bias, T* out, Int rows, int w, float epsilon) {
+    const int grid = blocks(rows * WARP);
+    if (w % 4 == 0) layer_norm_kernel<4><<<grid, THREADS>>>(x, weight, bias, out, rows, w, epsilon);
+    else layer_norm_kernel<1><<<grid, THREADS>>>(x, weight, bias, out, rows, w, epsilon);
+}
+
+template <class T> void residual(const float* x, const T* branch, const float* bias, float* out, Int rows, int w) {
+    const Int count = rows * w;
+    if (w % 4 == 0) residual_kernel<4><<<blocks(count / 4), THREADS>>>(x, branch, bias, out, count, w);
+    else residual_kernel<1><<<blocks(count), THREADS>>>(x, branch, bias, out, count, w);
+}
+
+template <class T> void quick_gelu(const T* x, const float* bias, T* out, Int rows, int w) {
+    const Int count = rows * w;
+    if (w % 8 == 0) quick_gelu_kernel<8><<<blocks(count / 8), THREADS>>>(x, bias, out, count, w);
+    else quick_gelu_kernel<1><<<blocks(count), THREADS>>>(x, bias, out, count, w);
+}
+
+template <class T>
+void tokens(const T* patches, const float* first, const float* positions, float* out, Int n, int l, int w) {
+    tokens_kernel<<<blocks(n * l * w), THREADS>>>(patches, first, positions, out, n * l * w, l, w);
+}
+
+template <class T> void gather(const T* x, const int* rows, T* out, Int n, int w) {
+    gather_kernel<<<blocks(n * w), THREADS>>>(x, rows, out, n * w, w);
+}
+
+template <int DEPTH, class T> void attention(const T* qkv, const float* bias, T* out, Int n, int l, int w, int heads, bool causal) {
+    const int queries = sizeof(T) == 2 ? 64 : 32;
+    const int grid = n * heads * ((l + queries - 1) / queries);
+    attention_kernel<DEPTH><<<grid, 128>>>(qkv, bias, out, l, w, heads, causal);
+}
+
+#ifdef __CUDACC__
+inline cudaDataType_t type_of(const float*) { return CUDA_R_32F; }
+inline cudaDataType_t type_of(const half_t*) { return CUDA_R_16F; }
+
+// out (m, n) = x (m, k) times the transpose of matrix (n, k); float32 without TF32.
+template <class T> void product(const T* x, const T* matrix, T* out, Int m, int k, int n) {
+    const float one = 1, zero = 0;
+    const auto type = type_of(x);
+    const auto status = cublasGemmEx(jittor::cublas_handle, CUBLAS_OP_T, CUBLAS_OP_N, n, m, k, &one, matrix, type, k, x, type, k,
+                                     &zero, out, type, n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+    if (status) throw std::runtime_error("cublasGemmEx: status " + std::to_string(status));
+}
+#endif
+
+// A block of the transformer: out = y + MLP of y, where y = x + attention of x, x (n, l, w). With `rows` (n), only those rows
+// of y are computed, and out is (n, w): behind the attention nothing passes between positions. scratch has n·l·5w numbers.
+template <int DEPTH, class T>
+void block(const float* x, const float* norm_1, const float* norm_1_bias, const T* qkv, const float* qkv_bias,
+           const T* projection, const float* projection_bias, const float* norm_2, const float* norm_2_bias, const T* fc,
+           const float* fc_bias, const T* fc_out, const float* fc_out_bias, const int* rows, float* out, T* scratch, Int n,
+           int l, int w, int heads, bool causal, float epsilon) {
+    Int count = n * l;
+    T *narrow = scratch, *wide = scratch + count * w;  // (count, w) and (count, 4w)
+    layer_norm(x, norm_1, norm_1_bias, narrow, count, w, epsilon);
+    product(narrow, qkv, wide, count, w, 3 * w);
+    attention<DEPTH>(wide, qkv_bias, narrow, n, l, w, heads, causal);
+    T *mixed = narrow, *branch = wide;
+    if (rows) {
+        gather(narrow, rows, wide, n, w);
+        gather(x, rows, out, n, w);
+        x = out, mixed = wide, branch = narrow, count = n;
+    }
+    product(mixed, projection, branch, count, w, w);
+    residual(x, branch, projection_bias, out, count, w);
+    layer_norm(out, norm_2, norm_2_bias, narrow, count, w, epsilon);
+    product(narrow, fc, wide, count, w, 4 * w);
+    quick_gelu(wide, fc_bias, wide, count, 4 * w);
+    product(wide, fc_out, narrow, count, 4 * w, w);
+    residual(out, narrow, fc_out_bias, out, count, w);
+}
+
+}  // namespace clip
