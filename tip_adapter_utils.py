@@ -36,6 +36,7 @@ HIDDEN = 4  # parts of the classes whose shots are hidden in turn, where some cl
 KEPT = 0.9  # of their zero-shot accuracy, by classes whose shots are hidden
 BATCH_SIZE = 256  # of fine-tuning
 CHUNK = 2**18  # numbers worked on at a time: they stay in the processor's cache, and memory stays flat
+DEVICE_CHUNK = 2**25  # the same for what a GPU computes
 
 
 def tip_logits(zero_shot, affinity, values, alpha, beta):
@@ -164,8 +165,8 @@ class _Intervals:
         return first, np.maximum(first, np.searchsorted(self.alphas, -above, "right"))
 
 
-def _chunks(rows: int, width: int) -> Iterator[slice]:
-    size = max(1, CHUNK // max(1, width))
+def _chunks(rows: int, width: int, numbers: int = CHUNK) -> Iterator[slice]:
+    size = max(1, numbers // max(1, width))
     return (slice(start, start + size) for start in range(0, rows, size))
 
 
@@ -237,47 +238,79 @@ def _cache_of(text: Text, support: Support) -> Cache:
 # ---- fine-tuning ----
 
 
-def fine_tune(features, labels, text, scale, keys, values, alpha, beta, *,
-              epochs: int, lr: float, seed: int, device: str) -> Iterator[np.ndarray]:
-    """Fine-tune the keys of a cache by cross-entropy over `tip_logits`; yields them, float32 (N, D), after each epoch.
+class Epoch(NamedTuple):
+    """What an epoch of fine-tuning leaves."""
 
-    features (M, D) and labels (M,) are the rows to learn from, all views of the shots; text (C, D), scale, keys (N, D) and the
-    rest as for `tip_logits`, device as for `jclip.runtime.use`. The keys are a linear layer's weight and are not renormalised. Raises ClipError
-    where the device cannot be used, TaskError where the keys become NaN or infinite.
+    keys: object  # Var float32 (N, D), on the device; .numpy() fetches them
+    right: int  # of the validation rows, those classified rightly
+
+
+def fine_tune(features, labels, text, scale, keys, values, alpha, beta, *, epochs: int, lr: float, seed: int, device: str,
+              validation: tuple[np.ndarray, np.ndarray] | None = None) -> Iterator[Epoch]:
+    """Fine-tune the keys of a cache by cross-entropy over `tip_logits`; yields an Epoch after each.
+
+    features (R, D) and labels (R,) are the rows to learn from, all views of the shots; text (C, D), scale, keys (N, D) and the
+    rest as for `tip_logits`, device as for `jclip.runtime.use`; validation has features (M, D) and labels (M,). The keys are a
+    linear layer's weight and are not renormalised. All stays on the device. Raises ClipError where the device cannot be used,
+    TaskError where the keys become NaN or infinite.
     """
     from jclip import runtime
 
     runtime.use(device)
     jt = runtime.jittor()
-    zero_shot = scale * (features @ text.T)
-    values, tuned = jt.array(values).stop_grad(), jt.array(keys)
+    from methods.cache_logits import CacheLogits, cross_entropy
+
+    def on_device(features, labels):
+        """Rows, their zero-shot logits and their labels."""
+        return [jt.array(x).stop_grad() for x in (features, scale * (features @ text.T), labels.astype(np.int32))]
+
+    rows, zero_shot, targets = on_device(features, labels)
+    judged = on_device(*validation) if validation else None
+    logits, tuned = CacheLogits(values.argmax(axis=1), len(text), float(alpha), float(beta)), jt.array(keys)
     optimizer = jt.optim.AdamW([tuned], lr, eps=1e-4, betas=(0.9, 0.999), weight_decay=0.01)
     rng = np.random.default_rng(seed)
     batches = -(-len(features) // BATCH_SIZE)
     for epoch in range(epochs):
-        for i, rows in enumerate(np.array_split(rng.permutation(len(features)), range(BATCH_SIZE, len(features), BATCH_SIZE))):
+        order = jt.array(rng.permutation(len(features)).astype(np.int32))  # at once: each array waits for the device
+        for i in range(batches):
             optimizer.lr = lr * (1 + np.cos(np.pi * (epoch * batches + i) / (epochs * batches))) / 2
-            affinity = jt.nn.matmul_transpose(jt.array(features[rows]).stop_grad(), tuned)
-            logits = tip_logits(jt.array(zero_shot[rows]).stop_grad(), affinity, values, alpha, beta)
-            optimizer.step(jt.nn.cross_entropy_loss(logits, jt.array(labels[rows].astype(np.int32))))
-        if not np.isfinite(tuned.numpy()).all():
+            batch = order[i * BATCH_SIZE : (i + 1) * BATCH_SIZE]
+            affinity = jt.nn.matmul_transpose(rows[batch], tuned)
+            optimizer.step(cross_entropy(logits(affinity, zero_shot[batch]), targets[batch]))
+        if not np.isfinite(tuned.sqr().sum().item()):
             raise TaskError(f"fine-tuning diverged in epoch {epoch + 1}; choose an --lr below {lr:g}")
-        yield tuned.numpy()
+        yield Epoch(tuned.clone().stop_grad(), _right(jt, logits, tuned, *judged) if validation else 0)
 
 
-def _tune(text: Text, support: Support, settings: Settings, what: str) -> Iterator[Cache]:
-    """Fine-tune the cache of the shots on all their views; yields it after each epoch."""
+def _right(jt, logits, keys, rows, zero_shot, targets) -> int:
+    """How many rows have their highest logit at their label; of equal ones the lowest label wins."""
+    right = 0
+    with jt.no_grad():
+        for some in _chunks(len(rows), len(keys) + zero_shot.shape[1], DEVICE_CHUNK):
+            found = logits(jt.nn.matmul_transpose(rows[some], keys), zero_shot[some])
+            labels = targets[some]
+            of_label = found.reindex(labels.shape, ["i0", "@e0(i0)"], extras=[labels]).broadcast(found.shape, [1])
+            ahead = (found > of_label) | ((found == of_label) & (jt.index(found.shape, 1) < labels.broadcast(found.shape, [1])))
+            right += int((ahead.float32().sum(1) == 0).float32().sum().item())
+    return right
+
+
+def _tune(text: Text, support: Support, settings: Settings, what: str, trial: Trial | None = None) -> Iterator[Epoch]:
+    """Fine-tune the cache of the shots on all their views; a trial's rows validate."""
     rows, labels = all_views(support)
-    start = _cache_of(text, support)
-    run = fine_tune(rows, labels, text.features, text.scale, *start, TRAIN_ALPHA, TRAIN_BETA,
-                    epochs=settings.epochs, lr=settings.lr, seed=settings.seed, device=settings.device)
-    for keys in tqdm(run, desc=what, total=settings.epochs, unit=" epoch", disable=None):
-        yield Cache(keys, start.values)
+    run = fine_tune(rows, labels, text.features, text.scale, *_cache_of(text, support), TRAIN_ALPHA, TRAIN_BETA,
+                    epochs=settings.epochs, lr=settings.lr, seed=settings.seed, device=settings.device,
+                    validation=trial and (trial.features, trial.labels))
+    yield from tqdm(run, desc=what, total=settings.epochs, unit=" epoch", disable=None)
 
 
 def _tuned(text: Text, support: Support, settings: Settings, epoch: int) -> Cache:
     """The cache after `epoch`, of the schedule for all epochs."""
-    return next(islice(_tune(text, support, settings, f"{epoch} epochs again"), epoch - 1, None))
+    return _with_keys(text, support, next(islice(_tune(text, support, settings, f"{epoch} epochs again"), epoch - 1, None)))
+
+
+def _with_keys(text: Text, support: Support, epoch: Epoch) -> Cache:
+    return Cache(epoch.keys.numpy(), one_hot(support.labels, len(text.names)))
 
 
 def _best_epoch(text: Text, support: Support, judged: Sequence[Trial], settings: Settings) -> tuple[int, list[Cache]]:
@@ -287,12 +320,13 @@ def _best_epoch(text: Text, support: Support, judged: Sequence[Trial], settings:
     """
     right = np.zeros(settings.epochs, np.int64)
     for number, trial in enumerate(judged, 1):
-        for epoch, cached in enumerate(_tune(text, some_of(support, trial.shots), settings, f"trial {number} of {len(judged)}")):
-            right[epoch] += _count(text, trial.features, trial.labels, cached, [TRAIN_ALPHA], [TRAIN_BETA]).item()
+        shots = some_of(support, trial.shots)
+        for epoch, tuned in enumerate(_tune(text, shots, settings, f"trial {number} of {len(judged)}", trial)):
+            right[epoch] += tuned.right
             if right.argmax() == epoch:
-                best = cached
+                best = tuned
     epoch = int(right.argmax()) + 1
-    return epoch, [best] if len(judged) == 1 else [_tuned(text, some_of(support, trial.shots), settings, epoch) for trial in judged]
+    return epoch, [_with_keys(text, shots, best)] if len(judged) == 1 else [_tuned(text, some_of(support, trial.shots), settings, epoch) for trial in judged]
 
 
 # ---- the methods ----

@@ -1,0 +1,66 @@
+// Tip-Adapter's logits and their gradient on CUDA; cache_logits.py has what is computed, and the letters. A thread a number.
+#pragma once
+#include <cstdint>
+
+namespace cache {
+
+typedef int64_t Int;
+
+// members (n): the keys' indices, those of each class side by side; class c has starts[c] … starts[c + 1] of them.
+__global__ void logits(const float* affinity, const float* base, const int* members, const int* starts, float* out,
+                       Int rows, Int n, int classes, float alpha, float beta) {
+    const Int i = (Int)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= rows * classes) return;
+    const float* row = affinity + i / classes * n;
+    const int c = i % classes;
+    float sum = 0;
+    for (int j = starts[c]; j < starts[c + 1]; j++) sum += __expf(beta * (row[members[j]] - 1));
+    out[i] = base[i] + alpha * sum;
+}
+
+__global__ void gradient(const float* affinity, const int* labels, const float* slope, float* out,
+                         Int rows, Int n, int classes, float alpha, float beta) {
+    const Int i = (Int)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= rows * n) return;
+    out[i] = alpha * beta * slope[i / n * classes + labels[i % n]] * __expf(beta * (affinity[i] - 1));
+}
+
+// out (rows,) = the cross-entropy of logits (rows, classes) at the labels (rows,). A block a row.
+__device__ inline float over_block(float x, bool largest) {
+    __shared__ float of_warp[32];
+    for (int lane = 16; lane; lane /= 2) {
+        const float other = __shfl_xor_sync(~0u, x, lane);
+        x = largest ? fmaxf(x, other) : x + other;
+    }
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = of_warp[0];
+    for (int i = 1; i < blockDim.x / 32; i++) x = largest ? fmaxf(x, of_warp[i]) : x + of_warp[i];
+    return x;
+}
+
+// log of the sum of e^x over a row
+__device__ inline float log_sum(const float* x, int classes) {
+    float most = -INFINITY, total = 0;
+    for (int c = threadIdx.x; c < classes; c += blockDim.x) most = fmaxf(most, x[c]);
+    most = over_block(most, true);
+    for (int c = threadIdx.x; c < classes; c += blockDim.x) total += __expf(x[c] - most);
+    return most + __logf(over_block(total, false));
+}
+
+__global__ void cross_entropy(const float* logits, const int* labels, float* out, int classes) {
+    const float* row = logits + (Int)blockIdx.x * classes;
+    const float sum = log_sum(row, classes);
+    if (threadIdx.x == 0) out[blockIdx.x] = sum - row[labels[blockIdx.x]];
+}
+
+// out (rows, classes) = the gradient by the logits of what has the gradient `slope` (rows,) by the cross-entropy.
+__global__ void cross_entropy_gradient(const float* logits, const int* labels, const float* slope, float* out, int classes) {
+    const float* row = logits + (Int)blockIdx.x * classes;
+    const float sum = log_sum(row, classes);
+    for (int c = threadIdx.x; c < classes; c += blockDim.x)
+        out[(Int)blockIdx.x * classes + c] = slope[blockIdx.x] * (__expf(row[c] - sum) - (c == labels[blockIdx.x]));
+}
+
+}  // namespace cache

@@ -1,0 +1,41 @@
+// Tip-Adapter's logits and their gradient on the CPU, all cores; cache_logits.py has what is computed, and the letters.
+// Uses the vectors of jclip/kernels.h.
+#pragma once
+
+namespace cache {
+
+using namespace clip;
+
+// e^(-beta·(1 - x)) of n affinities.
+inline void sharpened(const float* x, float* out, Int n, float beta) {
+    Int i = 0;
+    for (; i + LANES <= n; i += LANES) store(out + i, exponential(beta * (load(x + i) - 1.f)));
+    for (; i < n; i++) out[i] = std::exp(beta * (x[i] - 1));
+}
+
+inline void logits(const float* affinity, const float* base, const int* labels, float* out, Int rows, Int n, Int classes,
+                   float alpha, float beta) {
+    #pragma omp parallel
+    {
+        std::vector<float> cached(n), sums(classes);
+        #pragma omp for schedule(static)
+        for (Int row = 0; row < rows; row++) {
+            sharpened(affinity + row * n, cached.data(), n, beta);
+            std::fill(sums.begin(), sums.end(), 0.f);
+            for (Int i = 0; i < n; i++) sums[labels[i]] += cached[i];
+            for (Int c = 0; c < classes; c++) out[row * classes + c] = base[row * classes + c] + alpha * sums[c];
+        }
+    }
+}
+
+// out (rows, n) = the gradient by the affinities of what has the gradient `slope` (rows, classes) by the logits.
+inline void gradient(const float* affinity, const int* labels, const float* slope, float* out, Int rows, Int n, Int classes,
+                     float alpha, float beta) {
+    #pragma omp parallel for schedule(static)
+    for (Int row = 0; row < rows; row++) {
+        sharpened(affinity + row * n, out + row * n, n, beta);
+        for (Int i = 0; i < n; i++) out[row * n + i] *= alpha * beta * slope[row * classes + labels[i]];
+    }
+}
+
+}  // namespace cache
