@@ -1,5 +1,6 @@
 """This project's side of the comparisons: python bench/ours.py [MODEL]; bench/worker.py says how it is asked."""
 import sys
+import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,9 +13,13 @@ from jclip import features, load, runtime  # noqa: E402
 from worker import serve  # noqa: E402
 
 
+def version():
+    return f"Jittor {runtime.jittor().__version__}, numpy {np.__version__}, Python {sys.version.split()[0]}"
+
+
 @lru_cache(maxsize=None)
-def model():
-    return load(sys.argv[1], "cpu")[0]
+def model(device, precision):
+    return load(sys.argv[1], device, precision=precision)[0]
 
 
 @lru_cache(maxsize=None)
@@ -22,21 +27,76 @@ def noise(*shape):
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
-def images(n):
-    clip, jt = model(), runtime.jittor()
+@lru_cache(maxsize=None)
+def held(*shape):
+    """The same as a Var that is on the device already."""
+    x = runtime.jittor().array(noise(*shape)) + 0
+    x.sync(True)
+    return x
+
+
+# ---- the towers ----
+
+
+def images(n, device="cpu", precision="float32", on_device=False, times=1):
+    """`times` batches of n, from normalised pixels in the host's memory, or on the device, to features in the host's memory."""
+    clip, jt = model(device, precision), runtime.jittor()
     side = clip.visual.input_resolution
-    with jt.no_grad():
-        clip.encode_image(jt.array(noise(n, 3, side, side))).numpy()
+    pixels = (held if on_device else noise)(n, 3, side, side)
+    for _ in range(times):
+        with jt.no_grad():
+            clip.encode_image(pixels if on_device else jt.array(pixels)).numpy()
 
 
-def texts(texts):
-    list(features.text_features(model(), texts))
+def texts(texts, device="cpu", precision="float32", batch=None):
+    clip = model(device, precision)
+    list(features.text_features(clip, texts, batch) if batch else features.text_features(clip, texts))
 
 
 def product(m, k, n):
     """The matrix product of which the towers are made: (m, k) times the transpose of (n, k)."""
     jt = runtime.jittor()
     jt.nn.matmul_transpose(jt.array(noise(m, k)), jt.array(noise(n, k))).numpy()
+
+
+# ---- files ----
+
+
+@lru_cache(maxsize=None)
+def photos(folder):
+    from fewshot.data import UNKNOWN, Photo, photographs
+
+    return [Photo(Path(folder), file.name, UNKNOWN) for file in photographs(Path(folder))]
+
+
+@lru_cache(maxsize=None)
+def encoder(device, precision):
+    from encoder import Encoder
+
+    return Encoder.load(Path(sys.argv[1]), device, precision=precision)
+
+
+def files(folder, n, device="cpu", precision="float32"):
+    """The first n photographs of a folder to features, as extract_feature.py makes them."""
+    rows, unreadable = encoder(device, precision).photos(photos(folder)[:n], "files")
+    assert len(rows) == n and not unreadable, unreadable
+
+
+def decode(folder, n, workers, batch):
+    """Photographs a second that so many processes read, without a model; from the first batch on, when all have started."""
+    from encoder import Reader
+    from jclip import reading
+
+    read = started = 0
+    for pixels in reading.batches([(photo, 0) for photo in photos(folder)[:n]], Reader(224, ("plain",), 0), 224, batch, workers, {}):
+        if started:
+            read += len(pixels)
+        else:
+            started = time.perf_counter()
+    return read / (time.perf_counter() - started)
+
+
+# ---- the adapter ----
 
 
 @lru_cache(maxsize=None)
@@ -52,10 +112,21 @@ def search(folder):
     return {name: chosen[name] for name in ("alpha", "beta", "top1")}
 
 
-def tip_f(folder):
-    _, chosen = tip.train("tip-f", *task(folder), tip.Settings(device="cpu"))
+def tip_f(folder, device="cpu"):
+    """The whole method, the search for alpha and beta included."""
+    _, chosen = tip.train("tip-f", *task(folder), tip.Settings(device=device))
     return {"top1": chosen["top1"]}
 
 
+def fine_tuning(folder, device="cpu"):
+    """20 epochs, validated after each, without the search."""
+    text, support, val = task(folder)
+    rows, labels = tip.all_views(support)
+    cached = tip.cache(support.features, support.labels, len(text.names))
+    epochs = tip.fine_tune(rows, labels, text.features, text.scale, *cached, tip.TRAIN_ALPHA, tip.TRAIN_BETA, epochs=20, lr=1e-3, seed=1,
+                           device=device, validation=(val.features, val.labels))
+    assert sum(1 for _ in epochs) == 20
+
+
 if __name__ == "__main__":
-    serve({"images": images, "texts": texts, "product": product, "search": search, "tip_f": tip_f})
+    serve({function.__name__: function for function in (version, images, texts, product, files, decode, search, tip_f, fine_tuning)})

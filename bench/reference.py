@@ -1,5 +1,4 @@
-"""The other side of the comparisons, on PyTorch (eager, float32) or onnxruntime; bench/worker.py says how it is asked and
-what it needs.
+"""The other side of the comparisons, on PyTorch (eager) or onnxruntime; bench/worker.py says how it is asked and what it needs.
 
     python bench/reference.py torch|onnxruntime [MODEL.pt]
 
@@ -8,6 +7,7 @@ constants of Tip-Adapter (arXiv:2207.09519 and github.com/gaopengcuhk/Tip-Adapte
 """
 import sys
 import tempfile
+import time
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -23,12 +23,31 @@ TEXT_BATCH = 64  # as jclip's
 TRAIN_ALPHA, TRAIN_BETA, BATCH = 4.0, 1.0, 256
 
 
-@lru_cache(maxsize=None)
-def openai():
+def version():
+    return f"PyTorch {torch.__version__}, numpy {np.__version__}, Python {sys.version.split()[0]}"
+
+
+def make_model(path, name):
+    """Write random weights of an official architecture in OpenAI's release format."""
+    import parity_reference
     from record_clip import openai
 
+    _, code = openai()
+    torch.manual_seed(0)
+    model = code.CLIP(*parity_reference.MODELS[name]).eval()
+    code.convert_weights(model)
+    parity_reference.save(model, Path(path))
+
+
+@lru_cache(maxsize=None)
+def openai(device, precision):
+    """OpenAI's module and the model: "half" is as their code loads it on CUDA, "float32" without TF32."""
+    from record_clip import openai
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     clip, _ = openai()
-    return clip, clip.load(sys.argv[2], device="cpu")[0]
+    model = clip.load(sys.argv[2], device=device)[0]
+    return clip, model.float() if precision == "float32" else model
 
 
 @lru_cache(maxsize=None)
@@ -36,29 +55,51 @@ def noise(*shape):
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
+@lru_cache(maxsize=None)
+def held(device, *shape):
+    return torch.from_numpy(noise(*shape)).to(device)
+
+
 # ---- the towers ----
 
 
-def images(n):
-    side = openai()[1].visual.input_resolution
-    tower("image")(noise(n, 3, side, side))
+def images(n, device="cpu", precision="float32", on_device=False, times=1):
+    """`times` batches of n, from normalised pixels in the host's memory, or on the device, to features in the host's memory."""
+    side = openai(device, precision)[1].visual.input_resolution
+    pixels = held(device, n, 3, side, side) if on_device else noise(n, 3, side, side)
+    for _ in range(times):
+        tower("image", device, precision)(pixels)
 
 
-def texts(texts):
-    tokens = openai()[0].tokenize(texts).numpy()
-    for start in range(0, len(tokens), TEXT_BATCH):
-        tower("text")(tokens[start : start + TEXT_BATCH])
+def texts(texts, device="cpu", precision="float32", batch=TEXT_BATCH):
+    tokens = openai(device, precision)[0].tokenize(texts).numpy()
+    for start in range(0, len(tokens), batch):
+        tower("text", device, precision)(tokens[start : start + batch])
+
+
+def product(n, device, precision):
+    """FLOP/s of a product of two n x n matrices, the ceiling of the towers: the median of ten."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    a, b = torch.randn(2, n, n, device=device, dtype={"float32": torch.float32, "half": torch.float16}[precision])
+    seconds = []
+    for _ in range(13):
+        started = time.perf_counter()
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return 2 * n**3 / float(np.median(seconds[3:]))
 
 
 @lru_cache(maxsize=None)
-def tower(name):
-    """A function from an array to features."""
-    clip, model = openai()
+def tower(name, device, precision):
+    """A function from an array, or a tensor on the device, to features in the host's memory."""
+    clip, model = openai(device, precision)
     encode = {"image": model.encode_image, "text": model.encode_text}[name]
     if sys.argv[1] == "torch":
         def run(x):
             with torch.inference_mode():
-                return encode(torch.from_numpy(x)).numpy()
+                return encode(torch.as_tensor(x, device=device)).cpu().numpy()
         return run
     import onnxruntime
 
@@ -83,20 +124,21 @@ def tower(name):
 
 
 @lru_cache(maxsize=None)
-def task(folder):
-    """text, keys, one-hot values and labels of the shots, features and labels of the validation rows."""
+def task(folder, device):
+    """text, keys, one-hot values, views and labels of the shots, features and labels of the validation rows."""
     files = {name: np.load(Path(folder) / f"{name}.npz") for name in ("text", "support", "val")}
     views = torch.from_numpy(files["support"]["features"])
     keys = torch.nn.functional.normalize(views.mean(dim=1), dim=1)
     labels = torch.from_numpy(files["support"]["labels"])
     text = torch.from_numpy(files["text"]["features"])
-    return (text, keys, torch.nn.functional.one_hot(labels, len(text)).float(), views, labels,
-            torch.from_numpy(files["val"]["features"]), torch.from_numpy(files["val"]["labels"]))
+    values = torch.nn.functional.one_hot(labels, len(text)).float()
+    val = (torch.from_numpy(files["val"][name]) for name in ("features", "labels"))
+    return tuple(tensor.to(device) for tensor in (text, keys, values, views, labels, *val))
 
 
 def search(folder):
     """Every pair of the grid in turn, each computed from the affinities anew: the published loop."""
-    text, keys, values, _, _, features, labels = task(folder)
+    text, keys, values, _, _, features, labels = task(folder, "cpu")
     zero_shot, affinity = 100 * features @ text.T, features @ keys.T
     best = (0.0, 0.0, -1.0)
     for beta in (0.1 + i * (20 - 0.1) / 200 for i in range(200)):
@@ -108,10 +150,11 @@ def search(folder):
     return dict(zip(("alpha", "beta", "top1"), best))
 
 
-def tip_f(folder):
+def tip_f(folder, device="cpu"):
     """20 epochs of fine-tuning, validated after each, then the best keys' validation accuracy (without the search)."""
-    text, keys, values, views, labels, val, val_labels = task(folder)
-    adapter = torch.nn.Linear(keys.shape[1], len(keys), bias=False)
+    text, keys, values, views, labels, val, val_labels = task(folder, device)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    adapter = torch.nn.Linear(keys.shape[1], len(keys), bias=False, device=device)
     adapter.weight = torch.nn.Parameter(keys.clone())
     rows, targets = views.flatten(0, 1), labels.repeat_interleave(views.shape[1])
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-3, eps=1e-4)
@@ -122,7 +165,7 @@ def tip_f(folder):
         return 100 * x @ text.T + TRAIN_ALPHA * ((TRAIN_BETA * adapter(x) - TRAIN_BETA).exp() @ values)
 
     for _ in range(20):
-        for chosen in torch.randperm(len(rows), generator=generator).split(BATCH):
+        for chosen in torch.randperm(len(rows), generator=generator).to(device).split(BATCH):
             loss = torch.nn.functional.cross_entropy(logits(rows[chosen]), targets[chosen])
             optimizer.zero_grad()
             loss.backward()
@@ -134,4 +177,4 @@ def tip_f(folder):
 
 
 if __name__ == "__main__":
-    serve({"images": images, "texts": texts, "search": search, "tip_f": tip_f})
+    serve({function.__name__: function for function in (version, make_model, images, texts, product, search, tip_f)})

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jclip import weights
+from jclip import runtime, weights
 
 PROJECT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
@@ -30,10 +30,11 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--slow"):
-        for item in items:
-            if "slow" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="slow; run with --slow"))
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="slow; run with --slow"))
+        if item.get_closest_marker("cuda") and runtime.cuda_problem():
+            item.add_marker(pytest.mark.skip(reason=runtime.cuda_problem()))
 
 
 @pytest.fixture
