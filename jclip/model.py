@@ -211,7 +211,7 @@ def build_model(state: dict, precision: str = "float32") -> CLIP:
 
 # Where AVX2 is all there is, oneDNN 2.2 computes the last rows of a small product, those behind a multiple of 24, another way,
 # which rounds otherwise. Small is: fewer rows than this, or a matrix narrower than that.
-WHOLE, FEW_ROWS, NARROW = 24, 1024, 128
+WHOLE, FEW_ROWS, NARROW = 24, 640, 512
 
 
 def _product(x, matrix, transposed: bool = True):
