@@ -36,7 +36,7 @@ HIDDEN = 4  # parts of the classes whose shots are hidden in turn, where some cl
 KEPT = 0.9  # of their zero-shot accuracy, by classes whose shots are hidden
 BATCH_SIZE = 256  # of fine-tuning
 CHUNK = 2**18  # numbers worked on at a time: they stay in the processor's cache, and memory stays flat
-DEVICE_CHUNK = 2**25  # the same for what a GPU computes
+DEVICE_CHUNK = 2**25  # numbers at a time where Jittor computes: enough for a GPU, and memory stays flat
 
 
 def tip_logits(zero_shot, affinity, values, alpha, beta):

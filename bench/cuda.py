@@ -38,16 +38,15 @@ def main():
     p.add_argument("--photos", type=Path, metavar="FOLDER")
     p.add_argument("--features", type=Path, metavar="TASK.npz")
     p.add_argument("--rounds", type=int, default=7)
-    p.add_argument("--only", type=lambda text: text.split(","), metavar="LIST", help=f"some of {','.join(ROWS)} (default: all but {' and '.join(EXTRA)})")
-    p.add_argument("--memory", action="store_true", help="the row memory, too")
+    p.add_argument("--only", type=lambda text: text.split(","), metavar="LIST", help=f"some of {','.join(ROWS)} (default: all but {' and '.join(EXTRA)} for which there is the data)")
     p.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     p.add_argument("--batch", type=int, default=256, metavar="N", help="images at a time (default: 256)")
     p.add_argument("--files", type=int, default=4000, metavar="N", help="photographs on disk (default: 4000)")
-    p.add_argument("--times", type=int, default=15, metavar="N", help="batches a measurement, in which the first ones find the GPU at rest (default: 15)")
+    p.add_argument("--times", type=int, default=15, metavar="N", help="batches that are timed together (default: 15)")
     p.add_argument("--limit", type=int, default=150, metavar="SECONDS", help="for one row (default: 150)")
     a = p.parse_args()
-    chosen = a.only or [row for row in ROWS if row not in EXTRA]
-    chosen += ["memory"] * (a.memory and "memory" not in chosen)
+    left_out = {*EXTRA, *(["files"] if not a.photos else []), *(["tip-f"] if not a.features else [])}
+    chosen = a.only or [row for row in ROWS if row not in left_out]
     if unknown := set(chosen) - set(ROWS):
         p.error(f"no row {', '.join(sorted(unknown))}; expected some of {','.join(ROWS)}")
     signal.signal(signal.SIGALRM, _too_long)

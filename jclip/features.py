@@ -71,7 +71,13 @@ def _pixels(rgb: np.ndarray, device: str):
 
 
 def _finished(rows, count: int) -> np.ndarray:
-    return unit(rows.numpy()[:count])
+    return _checked(unit(rows.numpy()[:count]))
+
+
+def _checked(rows: np.ndarray) -> np.ndarray:
+    if not np.isfinite(rows).all():  # float16 ends at 65,504; such a row must not be kept
+        raise ClipError("features are not finite numbers; run with --precision float32, and check the weights if they still are not")
+    return rows
 
 
 def _device() -> str:
@@ -104,8 +110,8 @@ def text_features(model, texts: list[str], batch_size: int | None = None) -> Ite
 
     TEXT_BATCH says how many are computed at a time by default.
 
-    Texts of like length are computed together, because a batch costs as much as its longest text for every row. A row's
-    bits depend on its text and on batch_size alone.
+    Texts of like length are computed together, because a batch costs as much as its longest text for every row. On the CPU a
+    row's bits depend on its text and on batch_size alone; on CUDA cuBLAS may round otherwise beside longer texts.
 
     Yields
     ------
@@ -119,12 +125,17 @@ def text_features(model, texts: list[str], batch_size: int | None = None) -> Ite
         chosen = by_length[start : start + batch_size]
         with jt.no_grad():
             rows = model.encode_text(_filled(tokens[chosen], batch_size)).numpy()
-        yield chosen, unit(rows[: len(chosen)])
+        yield chosen, _checked(unit(rows[: len(chosen)]))
 
 
 def _filled(batch: np.ndarray, n: int) -> np.ndarray:
     """The batch, its first row repeated until there are n: for few rows oneDNN takes other ways, which round otherwise."""
-    return np.concatenate([batch, np.repeat(batch[:1], n - len(batch), axis=0)]) if len(batch) < n else batch
+    if len(batch) >= n:
+        return batch
+    try:
+        return np.concatenate([batch, np.repeat(batch[:1], n - len(batch), axis=0)])
+    except ValueError as error:  # numpy's word for more than any machine has
+        raise MemoryError(str(error)) from None
 
 
 def prompt_ensemble(features: np.ndarray, counts: list[int]) -> np.ndarray:

@@ -100,7 +100,7 @@ template <int V, class T> __global__ void quick_gelu_kernel(const T* x, const fl
     const auto shift = load<V>(bias + i % w);
     for (int k = 0; k < V; k++) {
         const float z = number(part.at[k]) + shift.at[k];
-        put(part.at[k], z / (1 + __expf(fminf(-1.702f * z, 80.f))));  // above e^80 the quotient is 0 in float32, too
+        put(part.at[k], z / (1 + __expf(fminf(-1.702f * z, 80.f))));  // e^89 is infinite in float32; what is left below e^-80 does not count
     }
     store(out + i, part);
 }
@@ -388,6 +388,11 @@ template <int DEPTH, class T> void attention(const T* qkv, const float* bias, T*
 }
 
 #ifdef __CUDACC__
+inline void check() {  // else a launch that fails leaves numbers without meaning
+    const auto error = cudaGetLastError();
+    if (error) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorName(error) + ": " + cudaGetErrorString(error));
+}
+
 inline cudaDataType_t type_of(const float*) { return CUDA_R_32F; }
 inline cudaDataType_t type_of(const half_t*) { return CUDA_R_16F; }
 
@@ -397,6 +402,7 @@ template <class T> void product(const T* x, const T* matrix, T* out, Int m, int 
     const auto type = type_of(x);
     const auto status = cublasGemmEx(jittor::cublas_handle, CUBLAS_OP_T, CUBLAS_OP_N, n, m, k, &one, matrix, type, k, x, type, k,
                                      &zero, out, type, n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+    if (status == CUBLAS_STATUS_ALLOC_FAILED) throw std::runtime_error("cublasGemmEx: CUBLAS_STATUS_ALLOC_FAILED");
     if (status) throw std::runtime_error("cublasGemmEx: status " + std::to_string(status));
 }
 #endif
@@ -409,7 +415,7 @@ void block(const float* x, const float* norm_1, const float* norm_1_bias, const 
            const float* fc_bias, const T* fc_out, const float* fc_out_bias, const int* rows, float* out, T* scratch, Int n,
            int l, int w, int heads, bool causal, float epsilon) {
     Int count = n * l;
-    T *narrow = scratch, *wide = scratch + count * w;  // (count, w) and (count, 4w)
+    T *wide = scratch, *narrow = scratch + count * 4 * w;  // (count, 4w), first, for what is loaded 8 at once, and (count, w)
     layer_norm(x, norm_1, norm_1_bias, narrow, count, w, epsilon);
     product(narrow, qkv, wide, count, w, 3 * w);
     attention<DEPTH>(wide, qkv_bias, narrow, n, l, w, heads, causal);

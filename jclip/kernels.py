@@ -21,7 +21,7 @@ CPU_SOURCE, CUDA_SOURCE = (f'#include "{Path(__file__).with_name(name).resolve()
 
 
 def normalise(rgb: np.ndarray, levels: np.ndarray):
-    """Pixels as the image tower reads them, computed on CUDA, to which a quarter of the bytes goes then.
+    """Pixels as the image tower reads them, computed on CUDA: the bytes that go there are a quarter of the floats.
 
     rgb uint8 (n, height, width, 3), levels float32 (256, 3): what becomes of each level of each channel
     -> Var float32 (n, 3, height, width)
@@ -77,8 +77,8 @@ def quick_gelu(x, bias):
     """
     if _device():
         return _run(x.shape, str(x.dtype), "quick_gelu(in0_p, in1_p, out0_p, in0->num / in1->num, in1->num)", x, bias)
-    x = x + bias
-    return x * (x * 1.702).sigmoid()
+    z = x + bias
+    return (z * (z * 1.702).sigmoid()).cast(str(x.dtype))
 
 
 def residual(x, branch, bias):
@@ -155,5 +155,5 @@ def _device() -> str | None:
 def _run(shape, dtype, call: str, *inputs, gradient: str | None = None):
     """A Var, or several, that a function of kernels.h or kernels.cuh fills; `gradient` fills that of the first input."""
     if jt.flags.use_cuda:
-        return jt.code(shape, dtype, list(inputs), cuda_header=CUDA_SOURCE, cuda_src=f"clip::{call};")
+        return jt.code(shape, dtype, list(inputs), cuda_header=CUDA_SOURCE, cuda_src=f"clip::{call}; clip::check();")
     return jt.code(shape, dtype, list(inputs), cpu_header=CPU_SOURCE, cpu_src=f"clip::{call};", cpu_grad_src=[f"clip::{gradient};"] if gradient else [])

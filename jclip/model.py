@@ -98,7 +98,7 @@ class Transformer(nn.Module):
         self.resblocks = nn.Sequential(*[ResidualAttentionBlock(width, heads, causal, dtype) for _ in range(layers)])
 
     def execute(self, x, rows):
-        """x (n, l, w) -> (n, w): of n·l rows those at `rows`, int32 (n,), one a sequence, the only ones that the last block computes."""
+        """x (n, l, w) -> (n, w): the rows at `rows`, int32 (n,), of all n·l, one a sequence. The last block computes no others."""
         *others, last = self.resblocks
         for block in others:
             x = block(x)
@@ -209,15 +209,16 @@ def build_model(state: dict, precision: str = "float32") -> CLIP:
     return model
 
 
-# Where AVX2 is all there is, oneDNN 2.2 computes the last rows of a small product, those behind a multiple of 24, another way,
-# which rounds otherwise. Small is: fewer rows than this, or a matrix narrower than that.
+# Where AVX2 is all there is, oneDNN 2.2 computes the last rows of a small product another way, which rounds otherwise; it has no
+# such rows at multiples of WHOLE. A product is small below FEW_ROWS rows, and with a matrix narrower than NARROW.
 WHOLE, FEW_ROWS, NARROW = 24, 640, 512
 
 
 def _product(x, matrix, transposed: bool = True):
     """x (n, ..., a) times the transpose of matrix (b, a), or matrix (a, b) as it is, in two dimensions: as oneDNN runs it on all cores.
 
-    Without gradients, the bits of a row do not depend on where it stands, nor on the other rows.
+    Without gradients on the CPU, the bits of a row do not depend on where it stands, nor on the other rows. (A single image or
+    text has no others, and is not filled up.)
     """
     rows, width = x.reshape(-1, x.shape[-1]), matrix.shape[0 if transposed else 1]
     if jt.flags.use_cuda and jt.flags.no_grad:  # what Jittor would find out from a broadcast, a product and a sum
@@ -227,7 +228,7 @@ def _product(x, matrix, transposed: bool = True):
         is_small = count < FEW_ROWS or min(matrix.shape) < NARROW
         rest = -count % WHOLE if is_small and jt.flags.no_grad and x.shape[0] > 1 else 0
         if rest:
-            rows = jt.concat([rows, jt.zeros((rest, rows.shape[1]))])
+            rows = jt.concat([rows, jt.zeros((rest, rows.shape[1]), str(rows.dtype))])
         out = (jt.nn.matmul_transpose if transposed else jt.matmul)(rows, matrix)
         out = out[:count] if rest else out
     return out.reshape(*x.shape[:-1], width)

@@ -5,6 +5,7 @@ is so little that no process waits for the lock of another.
 """
 from __future__ import annotations
 
+import errno
 import math
 import os
 import signal
@@ -46,10 +47,7 @@ def batches(items: Iterable, read: Callable, resolution: int, batch_size: int, w
             yield batch
         return
     shape = (2, batch_size, resolution, resolution, 3)
-    try:
-        memory = SharedMemory(create=True, size=math.prod(shape))
-    except (OSError, OverflowError):
-        raise ClipError(f"two batches of {batch_size} do not fit into memory; choose a smaller --batch-size") from None
+    memory = _shared(shape)
     try:
         pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (memory.name, shape, read))
         try:
@@ -60,6 +58,24 @@ def batches(items: Iterable, read: Callable, resolution: int, batch_size: int, w
             pool.shutdown(wait=True, cancel_futures=True)
     finally:
         memory.unlink()
+
+
+def _shared(shape: tuple[int, ...]) -> SharedMemory:
+    """Shared memory of so many bytes, all of them there: where it is promised only, as in a container, writing would kill a reader."""
+    memory, size = None, math.prod(shape)
+    try:
+        memory = SharedMemory(create=True, size=size)
+        if hasattr(os, "posix_fallocate") and hasattr(memory, "_fd"):  # not on Windows
+            os.posix_fallocate(memory._fd, 0, size)
+        return memory
+    except (OSError, OverflowError) as error:
+        if memory:
+            memory.close()
+            memory.unlink()
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG, errno.EINVAL):
+            raise
+        raise ClipError(f"two batches of {shape[1]} photographs ({size / 2**20:.0f} MB) do not fit into shared memory (/dev/shm); "
+                        "choose a smaller --batch-size") from None
 
 
 def _in_turn(pool: ProcessPoolExecutor, items: Iterator, halves: np.ndarray, workers: int, unreadable: dict | None) -> Iterator[np.ndarray]:

@@ -6,6 +6,7 @@ Jittor decides what it compiles from the environment at its import, so `prepare`
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import os
 import shutil
 import signal
@@ -30,7 +31,8 @@ def prepare() -> None:
 
     A variable that the user has set is left alone, so `nvcc_path=/opt/cuda/bin/nvcc` or `use_mpi=1` still work.
     """
-    if "jittor" in sys.modules:
+    inherited = multiprocessing.parent_process() and {"nvcc_path", "FIX_TORCH_ERROR"} <= os.environ.keys()  # as readers have it
+    if "jittor" in sys.modules or inherited:
         return
     os.environ.setdefault("log_silent", "1")
     os.environ.setdefault("FIX_TORCH_ERROR", "0")  # else Jittor imports an installed torch
@@ -83,15 +85,9 @@ def jittor():
         raise ClipError("Jittor is not installed; run: pip install -r requirements.txt")
     if not (os.environ.get("cc_path") or shutil.which("g++") or shutil.which("clang++")):
         raise ClipError("g++ is missing, with which Jittor compiles itself; install it (Debian, Ubuntu: apt install g++)")
-    nvcc = os.environ.get("nvcc_path", "")
-    is_compiled = _core_is_compiled(nvcc)
-    if not is_compiled:
-        minutes = "up to 10" if nvcc else "about 3"  # on 2 cores; for CUDA 1 on 16
-        print(f"Jittor compiles its core on its first use: {minutes} minutes, once.", file=sys.stderr)
-    if _is_ours(nvcc):
-        has_started = Path(nvcc).parents[1] / "has_started_with_driver_{}.{}".format(*cuda.first_gpu().driver)
-        if not (is_compiled and has_started.exists()):
-            _try_cuda(has_started)
+    if _is_ours(os.environ.get("nvcc_path", "")):
+        _try_cuda(Path(os.environ["nvcc_path"]))
+    _announce_compilation(os.environ.get("nvcc_path", ""))
     np.finfo(np.float32), np.finfo(np.float64)  # asked now, once: later they would warn that Jittor computes with denormal numbers as zero
     try:
         import jittor as jt
@@ -104,24 +100,48 @@ def jittor():
     return jt
 
 
-def _try_cuda(has_started: Path) -> None:
+def _announce_compilation(nvcc: str) -> bool:
+    """Whether Jittor's core is compiled for this `nvcc`; says that it will take a while where it is not."""
+    is_compiled = _core_is_compiled(nvcc)
+    if not is_compiled:
+        minutes = "up to 10" if nvcc else "about 3"  # on 2 cores; for CUDA 1 on 16
+        print(f"Jittor compiles its core on its first use: {minutes} minutes, once.", file=sys.stderr)
+    return is_compiled
+
+
+def _try_cuda(nvcc: Path) -> None:
     """Start Jittor with CUDA in a process of its own, which compiles its core; where that fails, go on without CUDA.
 
-    Jittor ends its process where CUDA fails, and where it must start anew after it has compiled a part of itself.
+    Jittor ends its process where CUDA fails, and where it must start anew after it has compiled a part of itself. What came of
+    it is kept beside the folder that was made for this CUDA, by the version of the driver.
     """
     global _build_problem
+    of_driver = "{}.{}".format(*cuda.first_gpu().driver)
+    has_started, has_failed = (nvcc.parents[2] / f"{nvcc.parents[1].name}-{what}-{of_driver}" for what in ("started", "failed"))
+    if has_failed.exists():
+        _build_problem = f"Jittor has not started with it before, {has_failed} says why; delete {nvcc.parents[2]} to try again"
+        _switch_cuda_off()
+        return
+    if _announce_compilation(str(nvcc)) and has_started.exists():
+        return
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", "import jittor; print('has_cuda', jittor.has_cuda)"],
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         if done.returncode == 0 and "has_cuda 1" in done.stdout:
-            has_started.touch()
+            _keep(has_started, "")
             return
         if done.returncode:
             break
-    log = cuda.CACHE.expanduser() / "build.log"
-    log.write_text(done.stdout)
-    _build_problem = f"Jittor does not start with it, {log} says why"
+    _keep(has_failed, done.stdout)
+    _build_problem = f"Jittor does not start with it, {has_failed} says why; delete {nvcc.parents[2]} to try again"
     _switch_cuda_off()
+
+
+def _keep(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8", errors="replace")
+    except OSError:
+        pass  # a folder that was made for others to read; what is not kept is tried again
 
 
 def use(device: str = "auto", precision: str = "float32") -> str:

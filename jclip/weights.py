@@ -137,7 +137,8 @@ def architecture(state: dict[str, np.ndarray]) -> Architecture:
         vision_width=vision_width, vision_layers=layers("visual.transformer.resblocks."), vision_heads=max(1, vision_width // HEAD_WIDTH),
         context_length=context, vocab_size=vocabulary,
         text_width=text_width, text_layers=layers("transformer.resblocks."), text_heads=max(1, text_width // HEAD_WIDTH))
-    if min(vars(found).values()) < 1 or max(tokens, context) > MOST_TOKENS or patch * grid > MOST_PIXELS:
+    uneven = vision_width % found.vision_heads or text_width % found.text_heads
+    if min(vars(found).values()) < 1 or uneven or max(tokens, context) > MOST_TOKENS or patch * grid > MOST_PIXELS:
         raise ClipError(f"sizes that no CLIP has ({found})")
     return found
 

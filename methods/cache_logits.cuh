@@ -1,10 +1,10 @@
 // Tip-Adapter's logits and their gradient on CUDA; cache_logits.py has what is computed, and the letters. A thread a number.
+// Comes behind jclip/kernels.cuh.
 #pragma once
-#include <cstdint>
 
 namespace cache {
 
-typedef int64_t Int;
+using clip::Int;
 
 // members (n): the keys' indices, those of each class side by side; class c has starts[c] … starts[c + 1] of them.
 __global__ void logits(const float* affinity, const float* base, const int* members, const int* starts, float* out,
@@ -25,7 +25,7 @@ __global__ void gradient(const float* affinity, const int* labels, const float* 
     out[i] = alpha * beta * slope[i / n * classes + labels[i % n]] * __expf(beta * (affinity[i] - 1));
 }
 
-// out (rows,) = the cross-entropy of logits (rows, classes) at the labels (rows,). A block a row.
+// The largest, or the sum, of x over a block.
 __device__ inline float over_block(float x, bool largest) {
     __shared__ float of_warp[32];
     for (int lane = 16; lane; lane /= 2) {
@@ -49,6 +49,7 @@ __device__ inline float log_sum(const float* x, int classes) {
     return most + __logf(over_block(total, false));
 }
 
+// out (rows,) = the cross-entropy of logits (rows, classes) at the labels (rows,). A block a row.
 __global__ void cross_entropy(const float* logits, const int* labels, float* out, int classes) {
     const float* row = logits + (Int)blockIdx.x * classes;
     const float sum = log_sum(row, classes);

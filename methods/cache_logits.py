@@ -14,7 +14,8 @@ import numpy as np
 
 from jclip import kernels
 
-CPU_SOURCE, CUDA_SOURCE = (f'#include "{Path(__file__).with_name(name).resolve()}"\n' for name in ("cache_logits.h", "cache_logits.cuh"))
+CPU_SOURCE, CUDA_SOURCE = (f'{before}#include "{Path(__file__).with_name(name).resolve()}"\n' for before, name in
+                           ((kernels.CPU_SOURCE, "cache_logits.h"), (kernels.CUDA_SOURCE, "cache_logits.cuh")))
 
 
 class CacheLogits:
@@ -31,10 +32,10 @@ class CacheLogits:
 
         affinity float32 (B, N), base float32 (B, C) -> float32 (B, C)
         """
-        sums = f"cache::logits<<<(out0->num + 255) / 256, 256>>>(in0_p, in1_p, in3_p, in4_p, out0_p, {self.sizes});"
-        slopes = f"cache::gradient<<<(out0->num + 255) / 256, 256>>>(in0_p, in2_p, dout_p, out0_p, {self.sizes});"
+        sums = f"cache::logits<<<(out0->num + 255) / 256, 256>>>(in0_p, in1_p, in3_p, in4_p, out0_p, {self.sizes}); clip::check();"
+        slopes = f"cache::gradient<<<(out0->num + 255) / 256, 256>>>(in0_p, in2_p, dout_p, out0_p, {self.sizes}); clip::check();"
         return jt.code(base.shape, "float32", [affinity, base, self.labels, self.members, self.starts],
-                       cpu_header=kernels.CPU_SOURCE + CPU_SOURCE,
+                       cpu_header=CPU_SOURCE,
                        cpu_src=f"cache::logits(in0_p, in1_p, in2_p, out0_p, {self.sizes});",
                        cpu_grad_src=[f"cache::gradient(in0_p, in2_p, dout_p, out0_p, {self.sizes});"],
                        cuda_header=CUDA_SOURCE, cuda_src=sums, cuda_grad_src=[slopes])
@@ -49,6 +50,6 @@ def cuda_cross_entropy(logits, labels):
     """The same in two kernels; Jittor's own are a dozen, which take longer to launch than to run."""
     launch = "<<<in0_shape0, 128>>>(in0_p, in1_p"
     rows = jt.code(labels.shape, "float32", [logits, labels], cuda_header=CUDA_SOURCE,
-                   cuda_src=f"cache::cross_entropy{launch}, out0_p, in0_shape1);",
-                   cuda_grad_src=[f"cache::cross_entropy_gradient{launch}, dout_p, out0_p, in0_shape1);"])
+                   cuda_src=f"cache::cross_entropy{launch}, out0_p, in0_shape1); clip::check();",
+                   cuda_grad_src=[f"cache::cross_entropy_gradient{launch}, dout_p, out0_p, in0_shape1); clip::check();"])
     return rows.mean()

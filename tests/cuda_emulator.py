@@ -21,6 +21,7 @@ LAUNCH = re.compile(r"([\w:]+(?:<\w+>)?)<<<([^;]*?), (\w+)>>>(\([^;]*\));")
 PRELUDE = """#include "cuda_on_cpu.h"
 #include <cstdint>
 namespace clip {
+inline void check() {}
 template <class T> void product(const T* x, const T* matrix, T* out, int64_t m, int k, int n) {
     for (int64_t row = 0; row < m; row++)
         for (int column = 0; column < n; column++) {

@@ -1,4 +1,5 @@
 """jclip against what OpenAI's own code answered (golden/record_clip.py says how), stage by stage."""
+import errno
 import html
 import io
 import json
@@ -206,6 +207,29 @@ def test_readers_that_cannot_start_leave_no_shared_memory(monkeypatch):
         next(reading.batches(range(4), Drawer(), 64, 4, 2))
     with pytest.raises(FileNotFoundError):
         reading.SharedMemory(asked[0])
+
+
+def test_shared_memory_that_is_not_there_is_one_clear_error(monkeypatch):
+    """A container promises more than it has."""
+    made = []
+    memory = reading.SharedMemory
+    monkeypatch.setattr(reading, "SharedMemory", lambda **given: made.append(memory(**given)) or made[-1])
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(jclip.ClipError, match=r"two batches of 4 photographs \(0 MB\) do not fit into shared memory .*--batch-size"):
+        next(reading.batches(range(4), Drawer(), 64, 4, 2))
+    monkeypatch.undo()
+    with pytest.raises(FileNotFoundError):
+        reading.SharedMemory(made[0].name)
+
+
+def test_features_that_are_no_numbers_are_an_error(jt):
+    overflown = SimpleNamespace(visual=SimpleNamespace(input_resolution=64), encode_image=lambda x: jt.array(np.full((len(x), 8), np.inf, np.float32)))
+    with pytest.raises(jclip.ClipError, match="not finite numbers; run with --precision float32"), np.errstate(invalid="ignore"):
+        list(features.image_features(overflown, range(3), Drawer(), 4))
 
 
 def test_readers_start_where_there_is_no_niceness(monkeypatch):  # Windows

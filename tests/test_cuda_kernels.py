@@ -35,7 +35,7 @@ def kernels(jt, emulator, monkeypatch):
 
     def run(shapes, dtypes, call, *inputs):
         several = isinstance(dtypes, list)
-        outs = emulator.run(shapes if several else [shapes], dtypes if several else [dtypes], kernels.CUDA_SOURCE, f"clip::{call};", [x.numpy() for x in inputs])
+        outs = emulator.run(shapes if several else [shapes], dtypes if several else [dtypes], kernels.CUDA_SOURCE, f"clip::{call}; clip::check();", [x.numpy() for x in inputs])
         return [jt.array(out) for out in outs] if several else jt.array(outs[0])
 
     monkeypatch.setattr(kernels, "_run", run)

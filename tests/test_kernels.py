@@ -75,6 +75,12 @@ def test_quick_gelu_is_exact_in_all_its_range(jt, kernels, shape, scale):
         np.testing.assert_allclose(found, z / (1 + np.exp(-1.702 * z)), rtol=2e-6, atol=2e-6)
 
 
+def test_with_gradients_half_stays_half(jt, kernels):
+    x, bias = jt.array(normal((2, 8)).astype(np.float16)), jt.array(normal((8,)))
+    assert str(kernels.quick_gelu(x, bias).dtype) == "float16"
+    assert str(kernels.layer_norm(jt.array(normal((2, 8))), bias, bias, "float16").dtype) == "float16"
+
+
 @pytest.mark.parametrize("shape", WIDTHS)
 def test_residual_adds_all_three(jt, kernels, shape):
     x, branch, bias = normal(shape), normal(shape, seed=1), normal(shape[-1:], seed=2)

@@ -175,8 +175,12 @@ def unstartable(tmp_path):
     return {"HOME": str(tmp_path), "PYTHONPATH": str(tmp_path / "site"), "NVCC": str(nvcc)}
 
 
+@pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("device, line", [("auto", "computes on the CPU"), ("cuda", "CUDA cannot be used here")])
-def test_where_jittor_does_not_start_with_cuda_it_computes_on_the_cpu_and_says_why(unstartable, device, line):
+def test_where_jittor_does_not_start_with_cuda_it_computes_on_the_cpu_and_says_why(unstartable, device, line, again):
+    if again:
+        with open(f"{unstartable['HOME']}/.cache/jclip/cuda/key-failed-13.0", "w") as file:
+            file.write("what the compilers said")
     done = python(f"""
 import os
 os.environ["nvcc_path"] = ""
@@ -188,8 +192,9 @@ runtime._cuda.cache_clear()
 runtime.prepare()
 print(runtime.use({device!r}))
 """, **unstartable)
-    log = f"{unstartable['HOME']}/.cache/jclip/cuda/build.log"
-    assert f"Jittor does not start with it, {log} says why" in done.stderr.splitlines()[-1], done.stderr
+    log = f"{unstartable['HOME']}/.cache/jclip/cuda/key-failed-13.0"
+    words = "does not start with it" if not again else "has not started with it before"
+    assert f"Jittor {words}, {log} says why; delete {os.path.dirname(log)} to try again" in done.stderr.splitlines()[-1], done.stderr
     assert line in done.stderr.splitlines()[-1] and os.path.exists(log)
 
 
