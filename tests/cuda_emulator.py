@@ -42,17 +42,25 @@ class Emulator:
         subprocess.run([*COMPILER, "-x", "c++-header", HERE / "cuda_on_cpu.h", "-o", folder / "cuda_on_cpu.h.gch"], check=True)
 
     def run(self, shapes: Sequence, dtypes: Sequence[str], header: str, source: str, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """What `jt.code(shapes, dtypes, inputs, cuda_header=header, cuda_src=source)` computes."""
+        """What `jt.code(shapes, dtypes, inputs, cuda_header=header, cuda_src=source)` computes.
+
+        It is computed twice, threads and blocks in order and backwards: where a barrier is missing, the bits may differ.
+        """
         ins = [np.ascontiguousarray(x) for x in inputs]
-        outs = [np.full(shape, 97, dtype) for shape, dtype in zip(shapes, dtypes)]  # where nothing is written it shows
-        run = self._compiled(header, source, [(x.ndim, str(x.dtype)) for x in ins], [(x.ndim, str(x.dtype)) for x in outs])
-        sizes = np.array([size for x in [*ins, *outs] for size in x.shape], np.int64)
-        run((ctypes.c_void_p * len(ins + outs))(*(x.ctypes.data for x in ins + outs)), sizes.ctypes.data_as(ctypes.c_void_p))
-        return outs
+        both = [[np.full(shape, 97, dtype) for shape, dtype in zip(shapes, dtypes)] for _ in range(2)]  # what is not written shows
+        run = self._compiled(header, source, [(x.ndim, str(x.dtype)) for x in ins], [(x.ndim, str(x.dtype)) for x in both[0]])
+        sizes = np.array([size for x in [*ins, *both[0]] for size in x.shape], np.int64)
+        for backwards, outs in enumerate(both):
+            pointers = (ctypes.c_void_p * len(ins + outs))(*(x.ctypes.data for x in ins + outs))
+            run(pointers, sizes.ctypes.data_as(ctypes.c_void_p), ctypes.c_bool(bool(backwards)))
+        for forwards, backwards in zip(*both):
+            np.testing.assert_array_equal(forwards, backwards)
+        return both[0]
 
     def _compiled(self, header: str, source: str, ins: list, outs: list):
         code = f"""{PRELUDE}{self._with_calls(header)}
-extern "C" void run(void** pointers, const int64_t* sizes) {{
+extern "C" void run(void** pointers, const int64_t* sizes, bool backwards) {{
+    cuda_on_cpu::backwards = backwards;
     {self._variables(ins, outs)}
     {calls(source)}
 }}
