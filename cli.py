@@ -19,6 +19,7 @@ except ImportError:  # not a Unix: runs are not kept apart
 import bounded
 from fewshot.errors import TaskError
 from files import remove_unfinished
+from jclip import runtime
 from jclip.errors import ClipError
 
 
@@ -38,8 +39,8 @@ SHARED = {
     "--weights": dict(type=Path, default=Path("ViT-B-32.pkl"), metavar="FILE", help="CLIP weights, or an official name such as ViT-B/16 (default: ViT-B-32.pkl)"),
     "--output": dict(type=Path, default=Path("output"), metavar="DIR", help="the files between the stages (default: output)"),
     "--split": dict(choices=("A", "B"), default="B", help="contest split: A reads classes.txt and TestSetA, B classes_b.txt and TestSetB (default: B)"),
-    "--device": dict(choices=("auto", "cpu", "cuda"), default="auto", help="auto takes CUDA where it works (default: auto)"),
-    "--precision": dict(choices=("float32", "half"), default="float32", help="half computes in float16, on CUDA (default: float32)"),
+    "--device": dict(choices=runtime.DEVICES, default="auto", help="auto takes CUDA where it works (default: auto)"),
+    "--precision": dict(choices=runtime.PRECISIONS, default="float32", help="half computes in float16, on CUDA (default: float32)"),
     "--seed": dict(type=at_least(0, 2**32 - 1), default=1, metavar="N", help="random seed (default: 1)"),
 }
 

@@ -24,6 +24,7 @@ from encoder import Encoder, check_lengths
 from fewshot import artifacts, data, prompts, support
 from fewshot.errors import TaskError
 from files import written_whole
+from jclip.features import IMAGE_BATCH
 
 FIRST = 5  # so many unreadable photographs are said, the rest is listed in a file
 
@@ -37,7 +38,7 @@ def parse(argv) -> argparse.Namespace:
     p.add_argument("--select", choices=support.SELECT, default="kmeans", help="how the shots are chosen (default: kmeans, the photographs nearest the K centres)")
     p.add_argument("--max-train", type=cli.at_least(1), metavar="N", help="look at no more than N training photographs per class, drawn with --seed (default: all)")
     p.add_argument("--max-val", type=cli.at_least(0), metavar="N", help="keep no more than N validation photographs per class, drawn with --seed (default: all that are left)")
-    p.add_argument("--batch-size", type=cli.at_least(1), metavar="N", help="photographs encoded at a time (default: 32, on CUDA 256)")
+    p.add_argument("--batch-size", type=cli.at_least(1), metavar="N", help="photographs encoded at a time (default: {cpu}, on CUDA {cuda})".format(**IMAGE_BATCH))
     p.add_argument("--force", action="store_true", help="encode everything anew, also what is unchanged since an earlier run")
     p.add_argument("--strict", action="store_true", help="stop at the first photograph that cannot be read (default: leave it out and say so)")
     return p.parse_args(argv)

@@ -49,7 +49,7 @@ LIBRARIES = {
 OPTIONAL_HEADERS = ("npp.h", "cufft.h", "cusparse.h", "cudnn.h")
 OPTIONAL_LIBRARIES = ("cudadevrt", "cufft", "cusparse", "nvJitLink", "cudnn*")
 # conv_opt: cuBLAS and cuRAND alone, without cuDNN, which only nn.Conv uses. use_cutlass and use_cutt: nothing here
-# needs them, and both are downloaded at the import; without cuTT a transpose is one of Jittor's generated loops.
+# needs them, and both are downloaded at the import; without cuTT Jittor transposes on the CPU.
 # cache_name: Jittor keeps its core for CUDA in a folder below that for the CPU, and would import the latter from there.
 VARIABLES = {"conv_opt": "1", "use_cutlass": "0", "use_cutt": "0", "cache_name": "jclip_cuda"}
 
@@ -134,13 +134,11 @@ class Gpu:
     ----------
     name : str, e.g. "NVIDIA H100 80GB HBM3"
     capability : int, compute capability times 10, e.g. 90
-    memory : int, bytes
     driver : (int, int), the newest CUDA that the driver supports, e.g. (13, 0)
     """
 
     name: str
     capability: int
-    memory: int
     driver: tuple[int, int]
 
 
@@ -178,15 +176,13 @@ def first_gpu() -> Gpu:
         )
     driver.cuDriverGetVersion(ctypes.byref(version))
     driver.cuDeviceGet(ctypes.byref(device), 0)
-    name, memory, major, minor = ctypes.create_string_buffer(256), ctypes.c_size_t(), ctypes.c_int(), ctypes.c_int()
+    name, major, minor = ctypes.create_string_buffer(256), ctypes.c_int(), ctypes.c_int()
     driver.cuDeviceGetName(name, len(name), device)
-    driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
     driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
     driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
     return Gpu(
         name.value.decode(errors="replace"),
         10 * major.value + minor.value,
-        memory.value,
         (version.value // 1000, version.value % 1000 // 10),
     )
 

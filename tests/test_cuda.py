@@ -15,7 +15,7 @@ import pytest
 from conftest import PROJECT
 from jclip import cuda
 
-H100 = cuda.Gpu("NVIDIA H100 80GB HBM3", 90, 80 << 30, (13, 0))
+H100 = cuda.Gpu("NVIDIA H100 80GB HBM3", 90, (13, 0))
 RELEASES = {11: "11.8.89", 12: "12.4.131", 13: "13.0.88"}
 HEADERS = ("cuda_runtime.h", "cuda.h", "cub/cub.cuh", "cub/block/block_reduce.cuh", "cublas_v2.h", "curand.h")
 LIBRARIES = ("libcudart.so", "libcublas.so", "libcublasLt.so", "libcurand.so")
@@ -43,10 +43,6 @@ class Driver:
 
     def cuDeviceGetName(self, name, length, device):
         name.value = b"NVIDIA H100 80GB HBM3"
-        return 0
-
-    def cuDeviceTotalMem_v2(self, memory, device):
-        memory._obj.value = 80 << 30
         return 0
 
     def cuDeviceGetAttribute(self, value, attribute, device):
@@ -223,7 +219,7 @@ def test_a_distributions_package(tmp_path, monkeypatch):
 def test_the_cuda_that_jittor_has_brought(tmp_path, monkeypatch, driver, name):
     """Where it has brought any, it takes no other."""
     monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path / "cuda", 11).parent.parent))
-    gpu = cuda.Gpu("A100", 80, 40 << 30, driver)
+    gpu = cuda.Gpu("A100", 80, driver)
     assert cuda.find(gpu).nvcc == tmp_path / "cuda/bin/nvcc"
     own = tmp_path / "home/.cache/jittor/jtcuda" / name
     (own.parent / "cuda11.0_cudnn8_linux").mkdir(parents=True)  # of an older driver
@@ -266,7 +262,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch, piece, package):
     ],
 )
 def test_no_nvcc(driver, message):
-    assert problem(cuda.Gpu("A100", 80, 40 << 30, driver)) == message
+    assert problem(cuda.Gpu("A100", 80, driver)) == message
 
 
 @pytest.mark.parametrize(
@@ -310,7 +306,7 @@ def test_another_nvcc(tmp_path, monkeypatch, output, message):
 def test_driver_gpu_and_toolkit_go_together(tmp_path, monkeypatch, major, driver, capability, message):
     toolkit(tmp_path / "cuda", major)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
-    gpu = cuda.Gpu("A GPU", capability, 1 << 30, driver)
+    gpu = cuda.Gpu("A GPU", capability, driver)
     if message:
         assert problem(gpu).startswith(message)
     else:
@@ -319,7 +315,7 @@ def test_driver_gpu_and_toolkit_go_together(tmp_path, monkeypatch, major, driver
 
 def test_the_driver_is_asked_for_the_gpu(monkeypatch):
     monkeypatch.setattr(cuda.ctypes, "CDLL", lambda name: Driver(12040, 89))
-    assert cuda.first_gpu() == cuda.Gpu("NVIDIA H100 80GB HBM3", 89, 80 << 30, (12, 4))
+    assert cuda.first_gpu() == cuda.Gpu("NVIDIA H100 80GB HBM3", 89, (12, 4))
     monkeypatch.setattr(cuda.ctypes, "CDLL", lambda name: Driver(count=0))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     with pytest.raises(cuda.NoCuda, match=r"^the NVIDIA driver finds no GPU \(CUDA_VISIBLE_DEVICES=7\)$"):
@@ -347,7 +343,7 @@ def test_the_wrapper_asks_for_another_standard_with_cuda_13_alone(tmp_path, monk
 def test_ptx_is_asked_for_where_the_machine_code_does_not_run(tmp_path, monkeypatch, major, capability, ptx):
     toolkit(tmp_path / "cuda", major)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
-    folder = made(cuda.Gpu("A GPU", capability, 1 << 30, (13, 0)))
+    folder = made(cuda.Gpu("A GPU", capability, (13, 0)))
     assert passed_on(folder, "-arch=compute_90", "-code=sm_90", "x.cu") == [
         "-arch=compute_90",
         *["-code=compute_90"] * ptx,
@@ -374,7 +370,7 @@ def test_the_folder_is_made_anew_when_anything_it_is_made_from_changes(tmp_path,
     changed()
     monkeypatch.setattr(cuda, "NPP_HEADER", "// another\n")
     changed()
-    folders.append(made(cuda.Gpu("A100", 80, 40 << 30, (13, 0))))
+    folders.append(made(cuda.Gpu("A100", 80, (13, 0))))
     assert len(set(folders)) == len(folders)
     home.rename(tmp_path / "moved")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "moved"))
@@ -538,7 +534,6 @@ int cuDeviceGetCount(int* count) { *count = 1; return 0; }
 int cuDriverGetVersion(int* version) { *version = MAJOR * 1000 + 990; return 0; }
 int cuDeviceGet(int* device, int) { *device = 0; return 0; }
 int cuDeviceGetName(char* name, int size, int) { strncpy(name, "Stand-in", size); return 0; }
-int cuDeviceTotalMem_v2(size_t* bytes, int) { *bytes = (size_t)8 << 30; return 0; }
 int cuDeviceGetAttribute(int* value, int attribute, int) { *value = attribute == 75 ? 9 : 0; return 0; }
 }
 """

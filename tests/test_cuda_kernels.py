@@ -33,13 +33,17 @@ def kernels(jt, emulator, monkeypatch):
     """jclip.kernels as on CUDA under no_grad; what it gives to Jittor is computed by the emulator."""
     from jclip import kernels
 
+    called = []
+
     def run(shapes, dtypes, call, *inputs):
+        called.append(call.split("(")[0])
         several = isinstance(dtypes, list)
         outs = emulator.run(shapes if several else [shapes], dtypes if several else [dtypes], kernels.CUDA_SOURCE, f"clip::{call}; clip::check();", [x.numpy() for x in inputs])
         return [jt.array(out) for out in outs] if several else jt.array(outs[0])
 
     monkeypatch.setattr(kernels, "_run", run)
     monkeypatch.setattr(kernels, "_device", lambda: "cuda")
+    monkeypatch.setattr(kernels, "called", called, raising=False)
     return kernels
 
 
@@ -123,8 +127,10 @@ def test_both_towers(jt, request, precision):
     images, texts = jt.array(normal((2, 3, side, side))), np.array([[298, 17, 250, 3, 299, 0], [298, 9, 299, 0, 0, 0]])
     with jt.no_grad():
         expected = [plain.encode_image(images).numpy(), plain.encode_text(texts).numpy()]
-        request.getfixturevalue("kernels")
+        called = request.getfixturevalue("kernels").called
         found = [fast.encode_image(images).numpy(), fast.encode_text(texts).numpy()]
+    assert set(called) == {"patches", "tokens", "layer_norm", *(name for name in called if name.startswith("block<"))} and len(called) > 8
+    assert sum(name.startswith("block<") for name in called) == len(fast.visual.transformer.resblocks) + len(fast.transformer.resblocks)
     for a, b in zip(found, expected):
         assert a.dtype == np.float32 and np.linalg.norm(a - b) < {"float32": 1e-5, "half": 5e-3}[precision] * np.linalg.norm(b)
 

@@ -118,7 +118,7 @@ jt = types.SimpleNamespace(__version__="1.3.11.0", has_cuda={has_cuda}, flags=ty
                            compiler=types.SimpleNamespace(nvcc_version=[13, 0, 88]))
 runtime.jittor = lambda: jt
 runtime.cuda_problem = lambda: {problem!r}
-cuda.first_gpu = lambda: cuda.Gpu("NVIDIA H100 80GB HBM3", 90, 80 << 30, (13, 0))
+cuda.first_gpu = lambda: cuda.Gpu("NVIDIA H100 80GB HBM3", 90, (13, 0))
 print(runtime.use({device!r}, {precision!r}), jt.flags.use_cuda)
 """
 
@@ -187,7 +187,7 @@ os.environ["nvcc_path"] = ""
 from jclip import cuda, runtime
 del os.environ["nvcc_path"]
 cuda.environment = lambda: {{"nvcc_path": os.environ["NVCC"]}}
-cuda.first_gpu = lambda: cuda.Gpu("NVIDIA H100", 90, 80 << 30, (13, 0))
+cuda.first_gpu = lambda: cuda.Gpu("NVIDIA H100", 90, (13, 0))
 runtime._cuda.cache_clear()
 runtime.prepare()
 print(runtime.use({device!r}))
