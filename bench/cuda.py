@@ -303,8 +303,12 @@ def memory(bench: Bench) -> None:
 
 
 def used() -> int:
-    """MB of the GPU's memory in use, by all processes."""
-    return int(smi("memory.used").split()[0])
+    """MB of the GPU's memory in use, by all processes, once it no longer changes: it is freed some time after a process has ended."""
+    found = [-1, int(smi("memory.used").split()[0])]
+    while found[-1] != found[-2]:
+        time.sleep(1)
+        found.append(int(smi("memory.used").split()[0]))
+    return found[-1]
 
 
 def smi(what: str) -> str:

@@ -1,7 +1,6 @@
 """Many images or texts -> rows of unit L2 norm, float32, in batches, with the images read ahead of the model."""
 from __future__ import annotations
 
-from collections import deque
 from contextlib import contextmanager
 from typing import Callable, Iterable, Iterator
 
@@ -13,10 +12,9 @@ from .preprocess import LEVELS, normalised
 from .runtime import jittor
 from .tokenizer import tokenize
 
-# Rows computed at a time, by device. A GPU is filled by many, and then computes while the next batch is read.
+# Rows computed at a time, by device. A GPU is filled by many.
 IMAGE_BATCH = {"cpu": 32, "cuda": 256}
 TEXT_BATCH = {"cpu": 64, "cuda": 128}
-BATCHES_AHEAD = {"cpu": 0, "cuda": 1}
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -50,17 +48,20 @@ def image_features(model, images: Iterable, read: Callable, batch_size: int | No
     """
     jt, device = jittor(), _device()
     batch_size = batch_size or IMAGE_BATCH[device]
-    started: deque = deque()  # what CUDA may still be computing, and how many rows of it count
+    started: list = []  # the batch that CUDA may still be computing, and how many rows of it count
     with _memory_of(batch_size):
         for batch in reading.batches(images, read, model.visual.input_resolution, batch_size, workers, unreadable):
             with jt.no_grad():
                 rows = model.encode_image(_pixels(_filled(batch, batch_size), device))
+            # Before the next batch is started: what is fetched from CUDA waits for all that was started, and readers with it.
+            finished = [_finished(*started.pop())] if started else []
             rows.sync()
             started.append((rows, len(batch)))
-            if len(started) > BATCHES_AHEAD[device]:
-                yield _finished(*started.popleft())
-        while started:
-            yield _finished(*started.popleft())
+            if device == "cpu":  # has computed them by now
+                finished.append(_finished(*started.pop()))
+            yield from finished
+        if started:
+            yield _finished(*started.pop())
 
 
 def _pixels(rgb: np.ndarray, device: str):

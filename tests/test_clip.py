@@ -184,6 +184,31 @@ def test_image_features_keep_the_order_whoever_reads(jt, model, n, batch_size):
         np.testing.assert_allclose(np.concatenate(here), features.unit(alone), atol=1e-6)
 
 
+def test_on_cuda_a_batch_is_fetched_before_the_next_is_started(jt, model, monkeypatch):
+    """CUDA works in order: fetched afterwards, rows would wait for the next batch, and the readers with them."""
+    from jclip import kernels
+
+    events = []
+
+    class Rows:
+        def __init__(self, pixels):
+            self.batch = int(pixels.numpy()[0, 0, 0, 0])
+
+        def sync(self):
+            events.append(f"start {self.batch}")
+
+        def numpy(self):
+            events.append(f"fetch {self.batch}")
+            return np.full((2, 4), self.batch + 1, np.float32)
+
+    queued = SimpleNamespace(visual=model.visual, encode_image=Rows)
+    monkeypatch.setattr(features, "_device", lambda: "cuda")
+    monkeypatch.setattr(kernels, "normalise", lambda rgb, levels: jt.array(rgb.astype(np.float32)))
+    pictures = [np.full((64, 64, 3), i // 2, np.uint8) for i in range(5)]
+    assert len(list(features.image_features(queued, range(5), pictures.__getitem__, batch_size=2))) == 3
+    assert events == ["start 0", "fetch 0", "start 1", "fetch 1", "start 2", "fetch 2"]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_image_features_raise_what_the_reader_raises(model, workers):
     with pytest.raises(jclip.ClipError, match="image 13 is broken"):
