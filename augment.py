@@ -3,6 +3,7 @@
 The strengths are those usual for few-shot work on CLIP; `crop` is the one that Tip-Adapter builds its cache from
 (arXiv:2207.09519; RandomResizedCrop with scale 0.5 to 1, and a random flip).
 """
+
 from __future__ import annotations
 
 import argparse
@@ -32,7 +33,9 @@ def flip(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 def jitter(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Brightness, contrast and saturation changed by up to 40 %, hue turned by up to a tenth of the circle."""
-    image = _enhanced(image.convert("RGB"), rng, 0.4, ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    image = _enhanced(
+        image.convert("RGB"), rng, 0.4, ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color
+    )
     hue, saturation, value = image.convert("HSV").split()
     turn = int(round(rng.uniform(-0.1, 0.1) * 256))
     hue = hue.point([(level + turn) % 256 for level in range(256)])
@@ -60,7 +63,9 @@ def parse_views(listed: str) -> list[str]:
     for part in map(str.strip, listed.split(",")):
         form = re.fullmatch("([a-z]+)(?::([1-9][0-9]?))?", part)
         if not form or form[1] not in VIEWS:
-            raise argparse.ArgumentTypeError(f"{part!r} is no view; expected {', '.join(VIEWS)}, or crop:7 for seven, {MOST_VIEWS} in all at most")
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is no view; expected {', '.join(VIEWS)}, or crop:7 for seven, {MOST_VIEWS} in all at most"
+            )
         views += [form[1]] * int(form[2] or 1)
     if views[0] != "plain" or views.count("plain") > 1:
         raise argparse.ArgumentTypeError(f"{listed!r}: expected plain first, once, such as {DEFAULT_VIEWS}")
@@ -71,7 +76,9 @@ def parse_views(listed: str) -> list[str]:
 
 def view_rng(seed: int, name: str, number: int) -> np.random.Generator:
     """The randomness of one view of one photograph, whatever else is computed before it or beside it."""
-    digest = hashlib.sha256(f"{seed}\0{number}\0{name}".encode("utf-8", "surrogatepass")).digest()  # a file's name need not be UTF-8
+    digest = hashlib.sha256(
+        f"{seed}\0{number}\0{name}".encode("utf-8", "surrogatepass")
+    ).digest()  # a file's name need not be UTF-8
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
 

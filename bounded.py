@@ -3,6 +3,7 @@
 Zip archives, .npz and JSON; readers of `fewshot` and `jclip` stand on these. All raise one of DAMAGE; who reads names the file and
 says what to do.
 """
+
 from __future__ import annotations
 
 import json
@@ -17,15 +18,32 @@ from typing import BinaryIO
 
 import numpy as np
 
-RATIO, SLACK = 20, 64 << 20  # an archive may unpack to SLACK bytes and RATIO times itself; features and weights hardly shrink at all
+RATIO, SLACK = (
+    20,
+    64 << 20,
+)  # an archive may unpack to SLACK bytes and RATIO times itself; features and weights hardly shrink at all
 CHUNK = 1 << 20
 JSON_BYTES, JSON_DEPTH, JSON_DIGITS = 16 << 20, 32, 20
 MESSAGE = 1900  # characters of an error
-DAMAGE = (ValueError, TypeError, LookupError, ArithmeticError, EOFError, OSError, RuntimeError, MemoryError, struct.error, zlib.error, zipfile.BadZipFile)
+DAMAGE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 
 # numpy's own spelling of a header, for numbers and text alone: objects and structures do not fit it, and nothing is evaluated
-_HEADER = re.compile(r"\{'descr': '([<>|=](?:b1|[iu][1248]|f[248]|U[1-9][0-9]{0,7}))', 'fortran_order': (True|False), "
-                     r"'shape': \(((?:[0-9]{1,15}, ?)*(?:[0-9]{1,15})?)\),? ?\}\s*")
+_HEADER = re.compile(
+    r"\{'descr': '([<>|=](?:b1|[iu][1248]|f[248]|U[1-9][0-9]{0,7}))', 'fortran_order': (True|False), "
+    r"'shape': \(((?:[0-9]{1,15}, ?)*(?:[0-9]{1,15})?)\),? ?\}\s*"
+)
 
 
 def archive(file: BinaryIO) -> zipfile.ZipFile:
@@ -77,8 +95,13 @@ def _array(name: str, content: bytearray) -> np.ndarray:
         raise ValueError(f"{name}: a header other than numpy's of numbers or text (objects are not read)")
     dtype, shape = np.dtype(header[1]), tuple(int(n) for n in header[3].split(",") if n.strip())
     if math.prod(shape) * dtype.itemsize != len(content) - start:
-        raise ValueError(f"{name}: shape {shape} of {dtype} declares {math.prod(shape) * dtype.itemsize} bytes, but {len(content) - start} are there")
-    if dtype.kind == "U" and np.ndarray((len(content) - start) // 4, dtype.str[0] + "u4", content, start).max(initial=0) > sys.maxunicode:
+        raise ValueError(
+            f"{name}: shape {shape} of {dtype} declares {math.prod(shape) * dtype.itemsize} bytes, but {len(content) - start} are there"
+        )
+    if (
+        dtype.kind == "U"
+        and np.ndarray((len(content) - start) // 4, dtype.str[0] + "u4", content, start).max(initial=0) > sys.maxunicode
+    ):
         raise ValueError(f"{name}: numbers that are no characters")
     return np.ndarray(shape, dtype, content, start, order="F" if header[2] == "True" else "C")
 
@@ -93,7 +116,12 @@ def json_value(text: str):
         raise ValueError(f"JSON nested more than {JSON_DEPTH} deep") from None
     level = [value]
     for _ in range(JSON_DEPTH):
-        level = [inner for outer in level if isinstance(outer, (dict, list)) for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
     if level:
         raise ValueError(f"JSON nested more than {JSON_DEPTH} deep")
     json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")

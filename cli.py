@@ -1,4 +1,5 @@
 """What the four scripts share: options spelt the same everywhere, and one line for a user's mistake."""
+
 from __future__ import annotations
 
 import argparse
@@ -25,22 +26,39 @@ from jclip.errors import ClipError
 
 def at_least(low: int, most: float = math.inf):
     """An argparse type: a whole number from `low` to `most`."""
+
     def number(text: str) -> int:
         value = int(text)
         if not low <= value <= most:
-            raise argparse.ArgumentTypeError(f"{value}; expected a whole number from {low}" + f" to {most}" * (most < math.inf))
+            raise argparse.ArgumentTypeError(
+                f"{value}; expected a whole number from {low}" + f" to {most}" * (most < math.inf)
+            )
         return value
+
     number.__name__ = "whole number"
     return number
 
 
 SHARED = {
     "--data": dict(type=Path, default=Path("Dataset"), metavar="DIR", help="the data set (default: Dataset)"),
-    "--weights": dict(type=Path, default=Path("ViT-B-32.pkl"), metavar="FILE", help="CLIP weights, or an official name such as ViT-B/16 (default: ViT-B-32.pkl)"),
-    "--output": dict(type=Path, default=Path("output"), metavar="DIR", help="the files between the stages (default: output)"),
-    "--split": dict(choices=("A", "B"), default="B", help="contest split: A reads classes.txt and TestSetA, B classes_b.txt and TestSetB (default: B)"),
+    "--weights": dict(
+        type=Path,
+        default=Path("ViT-B-32.pkl"),
+        metavar="FILE",
+        help="CLIP weights, or an official name such as ViT-B/16 (default: ViT-B-32.pkl)",
+    ),
+    "--output": dict(
+        type=Path, default=Path("output"), metavar="DIR", help="the files between the stages (default: output)"
+    ),
+    "--split": dict(
+        choices=("A", "B"),
+        default="B",
+        help="contest split: A reads classes.txt and TestSetA, B classes_b.txt and TestSetB (default: B)",
+    ),
     "--device": dict(choices=runtime.DEVICES, default="auto", help="auto takes CUDA where it works (default: auto)"),
-    "--precision": dict(choices=runtime.PRECISIONS, default="float32", help="half computes in float16, on CUDA (default: float32)"),
+    "--precision": dict(
+        choices=runtime.PRECISIONS, default="float32", help="half computes in float16, on CUDA (default: float32)"
+    ),
     "--seed": dict(type=at_least(0, 2**32 - 1), default=1, metavar="N", help="random seed (default: 1)"),
 }
 
@@ -70,17 +88,22 @@ def _lock(file) -> bool:
     """Whether the file is locked now; some systems and file systems have no locks."""
     try:
         if fcntl:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock's: those go on in the processes that Jittor forks to compile
+            fcntl.lockf(
+                file, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # not flock's: those go on in the processes that Jittor forks to compile
         return bool(fcntl)
     except (BlockingIOError, PermissionError):
         folder = Path(file.name).parent
-        raise TaskError(f"{folder}: another run is at work in it; wait until it has ended, or name another folder with --output") from None
+        raise TaskError(
+            f"{folder}: another run is at work in it; wait until it has ended, or name another folder with --output"
+        ) from None
     except OSError:
         return False
 
 
 def script(main):
     """Decorate a script's main(argv): a mistake becomes one line on stderr and exit code 1; returns the exit code."""
+
     @functools.wraps(main)
     def run(argv=None) -> int:
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -102,4 +125,5 @@ def script(main):
             return 130
         print(f"error: {message}", file=sys.stderr)
         return 1
+
     return run

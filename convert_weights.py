@@ -3,6 +3,7 @@
 SOURCE is a file (OpenAI's .pt archive, a torch state dict, Hugging Face's or open_clip's .safetensors, .pkl, .npz) or an
 official name: ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px. PyTorch is not needed, and nothing in the file is run.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -18,7 +19,9 @@ from jclip import weights
 def parse(argv) -> argparse.Namespace:
     p = cli.parser(__doc__)
     p.add_argument("source", metavar="SOURCE", help="a file or an official name such as ViT-B/32")
-    p.add_argument("-o", "--out", type=Path, metavar="FILE", help="what to write (default: SOURCE's name with .pkl, here)")
+    p.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="what to write (default: SOURCE's name with .pkl, here)"
+    )
     return p.parse_args(argv)
 
 

@@ -1,4 +1,5 @@
 """CLIP at work on photographs and prompts: progress bars, what cannot be read, and a store; what extract_feature and predict share."""
+
 from __future__ import annotations
 
 import os
@@ -24,8 +25,13 @@ from jclip import features, preprocess, runtime, tokenizer, weights
 from jclip.errors import ClipError, Unreadable
 
 FEW = 64  # so many photographs are read sooner than processes start
-READERS = {"cpu": 2, "cuda": 16}  # processes: on a CPU reading costs a twentieth of what encoding does; a GPU waits for all there are
-TRANSFORM = 2  # to be raised when the same photograph or sentence gets another row: by preprocess, augment, tokenizer or model
+READERS = {
+    "cpu": 2,
+    "cuda": 16,
+}  # processes: on a CPU reading costs a twentieth of what encoding does; a GPU waits for all there are
+TRANSFORM = (
+    2  # to be raised when the same photograph or sentence gets another row: by preprocess, augment, tokenizer or model
+)
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,15 @@ class Encoder:
     precision: str = "float32"
 
     @classmethod
-    def load(cls, path: Path, device: str = "auto", batch_size: int | None = None, store: Path | None = None, strict: bool = False,
-             precision: str = "float32") -> "Encoder":
+    def load(
+        cls,
+        path: Path,
+        device: str = "auto",
+        batch_size: int | None = None,
+        store: Path | None = None,
+        strict: bool = False,
+        precision: str = "float32",
+    ) -> "Encoder":
         """From a weights file, or an official name; raises ClipError where it, the device or the precision cannot be used.
 
         batch_size : photographs at a time; features.IMAGE_BATCH says how many by default
@@ -57,7 +70,16 @@ class Encoder:
             digest = pool.submit(weights.sha256, path)  # takes half as long as the loading, beside it
             model, preprocess = jclip.load(path, device, precision=precision)
         opened, device = Store(store, model.visual.output_dim) if store else None, runtime.use(device, precision)
-        return cls(model, preprocess, digest.result(), device, batch_size or features.IMAGE_BATCH[device], opened, strict, precision)
+        return cls(
+            model,
+            preprocess,
+            digest.result(),
+            device,
+            batch_size or features.IMAGE_BATCH[device],
+            opened,
+            strict,
+            precision,
+        )
 
     @property
     def width(self) -> int:
@@ -94,10 +116,16 @@ class Encoder:
     def views(self, photos: Sequence[Photo], views: Sequence[str], seed: int) -> tuple[np.ndarray, dict[int, str]]:
         """The same of all views but the first, which is the plain photograph, float32 (n, V - 1, D)."""
         each = len(views) - 1
-        rows, unreadable = self._encode([(photo, number) for photo in photos for number in range(1, each + 1)], tuple(views), seed, "views", "train")
-        return rows.reshape(len(photos), each, self.width), {place // each: cause for place, cause in unreadable.items()}
+        rows, unreadable = self._encode(
+            [(photo, number) for photo in photos for number in range(1, each + 1)], tuple(views), seed, "views", "train"
+        )
+        return rows.reshape(len(photos), each, self.width), {
+            place // each: cause for place, cause in unreadable.items()
+        }
 
-    def _encode(self, items: list[tuple[Photo, int]], views: tuple[str, ...], seed: int, label: str, split: str) -> tuple[np.ndarray, dict[int, str]]:
+    def _encode(
+        self, items: list[tuple[Photo, int]], views: tuple[str, ...], seed: int, label: str, split: str
+    ) -> tuple[np.ndarray, dict[int, str]]:
         """Rows of (photograph, number of the view) pairs, and why some, by place, cannot be read."""
         keys = [self._photo_key(photo, views[number], number, seed, split) for photo, number in items]
         read = Reader(self.preprocess.resolution, views, seed)
@@ -107,7 +135,9 @@ class Encoder:
             causes, done = {}, 0
             workers = 0 if len(places) <= FEW else min(READERS[self.device], os.cpu_count() or 1)
             with tqdm(total=len(places), desc=label, unit=" photo", disable=None) as bar:
-                for rows in features.image_features(self.model, (items[place] for place in places), read, self.batch_size, workers, causes):
+                for rows in features.image_features(
+                    self.model, (items[place] for place in places), read, self.batch_size, workers, causes
+                ):
                     here = places[done : done + len(rows)]
                     well = [i for i in range(len(rows)) if done + i not in causes]
                     for i in sorted(set(range(len(rows))).difference(well)):
@@ -137,7 +167,9 @@ class Encoder:
             status = os.stat(photo.path)
             found = [status.st_size, status.st_mtime_ns]
         except OSError:
-            found = os.urandom(8).hex()  # its reading says why; should it be there by then, no later run shall take its row
+            found = os.urandom(
+                8
+            ).hex()  # its reading says why; should it be there by then, no later run shall take its row
         drawn = [seed, number] if number else None
         return self._key("photo", self.batch_size, PIL.__version__, view, drawn, split, photo.name, found)
 
@@ -147,7 +179,12 @@ class Encoder:
         return cause
 
 
-def check_lengths(classes: Sequence[str], read: prompts.Prompts, folder: Path, shorter: str = f"give the class a shorter name in {prompts.NAMES}") -> None:
+def check_lengths(
+    classes: Sequence[str],
+    read: prompts.Prompts,
+    folder: Path,
+    shorter: str = f"give the class a shorter name in {prompts.NAMES}",
+) -> None:
     """Raise TaskError at the first sentence that is too long, before a model is loaded; 5,000 sentences take 0.3 s."""
     for name, group, templates, sentences in zip(classes, read.groups, read.templates, read.sentences):
         for place, sentence in enumerate(sentences):
@@ -159,7 +196,9 @@ def check_lengths(classes: Sequence[str], read: prompts.Prompts, folder: Path, s
                 else:
                     file, remedy = f"{group}_prompt.json", "shorten it"
                 tokens = str(error).partition(":")[0]  # how many there are, and how many there may be
-                raise TaskError(f"{folder / file}: class {name[:60]!r}: {tokens}: it begins {sentence[:60]!r}; {remedy}") from None
+                raise TaskError(
+                    f"{folder / file}: class {name[:60]!r}: {tokens}: it begins {sentence[:60]!r}; {remedy}"
+                ) from None
 
 
 def even(n: int, most: int) -> int:

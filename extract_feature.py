@@ -5,6 +5,7 @@ test/CLASS/*). Of each class's training photographs a few become the shots, with
 validation set, on which train_adapter.py makes its choices. Stopped and started again, it goes on where it was; what is
 unchanged since an earlier run is not encoded again.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -31,16 +32,59 @@ FIRST = 5  # so many unreadable photographs are said, the rest is listed in a fi
 
 def parse(argv) -> argparse.Namespace:
     p = cli.parser(__doc__, "--data", "--weights", "--output", "--split", "--device", "--precision", "--seed")
-    p.add_argument("--prompts", type=Path, default=prompts.FOLDER, metavar="DIR", help="folder of templates.json, names.json and GROUP_prompt.json (default: the program's own)")
-    p.add_argument("--shots", type=cli.at_least(1), default=4, metavar="K", help="training photographs per class to learn from (default: 4)")
-    p.add_argument("--views", type=augment.parse_views, default=augment.DEFAULT_VIEWS, metavar="LIST",
-                   help=f"views of each shot, from {', '.join(augment.VIEWS)}; crop:7 is seven crops; plain comes first (default: {augment.DEFAULT_VIEWS})")
-    p.add_argument("--select", choices=support.SELECT, default="kmeans", help="how the shots are chosen (default: kmeans, the photographs nearest the K centres)")
-    p.add_argument("--max-train", type=cli.at_least(1), metavar="N", help="look at no more than N training photographs per class, drawn with --seed (default: all)")
-    p.add_argument("--max-val", type=cli.at_least(0), metavar="N", help="keep no more than N validation photographs per class, drawn with --seed (default: all that are left)")
-    p.add_argument("--batch-size", type=cli.at_least(1), metavar="N", help="photographs encoded at a time (default: {cpu}, on CUDA {cuda})".format(**IMAGE_BATCH))
-    p.add_argument("--force", action="store_true", help="encode everything anew, also what is unchanged since an earlier run")
-    p.add_argument("--strict", action="store_true", help="stop at the first photograph that cannot be read (default: leave it out and say so)")
+    p.add_argument(
+        "--prompts",
+        type=Path,
+        default=prompts.FOLDER,
+        metavar="DIR",
+        help="folder of templates.json, names.json and GROUP_prompt.json (default: the program's own)",
+    )
+    p.add_argument(
+        "--shots",
+        type=cli.at_least(1),
+        default=4,
+        metavar="K",
+        help="training photographs per class to learn from (default: 4)",
+    )
+    p.add_argument(
+        "--views",
+        type=augment.parse_views,
+        default=augment.DEFAULT_VIEWS,
+        metavar="LIST",
+        help=f"views of each shot, from {', '.join(augment.VIEWS)}; crop:7 is seven crops; plain comes first (default: {augment.DEFAULT_VIEWS})",
+    )
+    p.add_argument(
+        "--select",
+        choices=support.SELECT,
+        default="kmeans",
+        help="how the shots are chosen (default: kmeans, the photographs nearest the K centres)",
+    )
+    p.add_argument(
+        "--max-train",
+        type=cli.at_least(1),
+        metavar="N",
+        help="look at no more than N training photographs per class, drawn with --seed (default: all)",
+    )
+    p.add_argument(
+        "--max-val",
+        type=cli.at_least(0),
+        metavar="N",
+        help="keep no more than N validation photographs per class, drawn with --seed (default: all that are left)",
+    )
+    p.add_argument(
+        "--batch-size",
+        type=cli.at_least(1),
+        metavar="N",
+        help="photographs encoded at a time (default: {cpu}, on CUDA {cuda})".format(**IMAGE_BATCH),
+    )
+    p.add_argument(
+        "--force", action="store_true", help="encode everything anew, also what is unchanged since an earlier run"
+    )
+    p.add_argument(
+        "--strict",
+        action="store_true",
+        help="stop at the first photograph that cannot be read (default: leave it out and say so)",
+    )
     return p.parse_args(argv)
 
 
@@ -58,22 +102,45 @@ def extract(a, task: data.Task, worded: prompts.Prompts) -> None:
     encoder = Encoder.load(a.weights, a.device, a.batch_size, a.output / "store", a.strict, a.precision)
     if a.force:
         encoder.store.clear()
-    made_by = {"program": f"jittor-tip-adapter {jclip.__version__}", "weights_sha256": encoder.weights_sha256,
-               "precision": a.precision, "classes_sha256": fingerprint(task.classes)}
-    text = artifacts.Text(encoder.prompts(worded.sentences), np.array(task.classes), encoder.scale,
-                          {**made_by, "groups": worded.groups, "prompts_sha256": fingerprint(worded.sentences)})
+    made_by = {
+        "program": f"jittor-tip-adapter {jclip.__version__}",
+        "weights_sha256": encoder.weights_sha256,
+        "precision": a.precision,
+        "classes_sha256": fingerprint(task.classes),
+    }
+    text = artifacts.Text(
+        encoder.prompts(worded.sentences),
+        np.array(task.classes),
+        encoder.scale,
+        {**made_by, "groups": worded.groups, "prompts_sha256": fingerprint(worded.sentences)},
+    )
     shots, val, unreadable = train_files(a, task, encoder, made_by)
     test, failed = test_file(task.test, encoder, made_by)
     report(a.output, {**unreadable, **failed})
     if not len(test.names):
-        raise TaskError(f"none of the {len(task.test)} test photographs can be read; {a.output / 'unreadable.txt'} has the causes")
-    artifacts.write_together({a.output / "text.npz": text, a.output / "support.npz": shots, a.output / "val.npz": val, a.output / "test.npz": test})
+        raise TaskError(
+            f"none of the {len(task.test)} test photographs can be read; {a.output / 'unreadable.txt'} has the causes"
+        )
+    artifacts.write_together(
+        {
+            a.output / "text.npz": text,
+            a.output / "support.npz": shots,
+            a.output / "val.npz": val,
+            a.output / "test.npz": test,
+        }
+    )
     encoder.store.tidy()
 
     computed, kept = encoder.store.tally()
-    print(f"{a.output}: {len(shots.names)} shots of {len(np.unique(shots.labels))} classes in {len(a.views)} views, {len(val.names) if val else 0} validation photographs")
-    print(f"{a.output}: text of {len(task.classes)} classes and {sum(map(len, worded.sentences))} sentences, {len(task.test)} test photographs")
-    print(f"{a.output}: encoded {computed}, kept {kept} photographs, views and sentences. Next: python train_adapter.py")
+    print(
+        f"{a.output}: {len(shots.names)} shots of {len(np.unique(shots.labels))} classes in {len(a.views)} views, {len(val.names) if val else 0} validation photographs"
+    )
+    print(
+        f"{a.output}: text of {len(task.classes)} classes and {sum(map(len, worded.sentences))} sentences, {len(task.test)} test photographs"
+    )
+    print(
+        f"{a.output}: encoded {computed}, kept {kept} photographs, views and sentences. Next: python train_adapter.py"
+    )
 
 
 def read_prompts(classes: Sequence[str], folder: Path) -> prompts.Prompts:
@@ -81,10 +148,16 @@ def read_prompts(classes: Sequence[str], folder: Path) -> prompts.Prompts:
     read = prompts.read(classes, folder)
     check_lengths(classes, read, folder)
     if read.without:
-        print(f"{len(read.without)} of {len(classes)} classes have no sentences of their own in {folder} and live from their group's templates "
-              f"(the first: {read.without[0]})", file=sys.stderr)
+        print(
+            f"{len(read.without)} of {len(classes)} classes have no sentences of their own in {folder} and live from their group's templates "
+            f"(the first: {read.without[0]})",
+            file=sys.stderr,
+        )
     if read.strangers:
-        print(f"{len(read.strangers)} entries in {folder} match no class here (the first: {read.strangers[0]})", file=sys.stderr)
+        print(
+            f"{len(read.strangers)} entries in {folder} match no class here (the first: {read.strangers[0]})",
+            file=sys.stderr,
+        )
     return read
 
 
@@ -99,14 +172,25 @@ class Selection(NamedTuple):
     unreadable: dict[int, str]  # why some cannot be read
 
 
-def train_files(a, task: data.Task, encoder: Encoder, made_by: dict) -> tuple[artifacts.Support, artifacts.Split | None, dict[str, str]]:
+def train_files(
+    a, task: data.Task, encoder: Encoder, made_by: dict
+) -> tuple[artifacts.Support, artifacts.Split | None, dict[str, str]]:
     """The shots with their views, the validation photographs if there are any, and why others, by path, cannot be read."""
     chosen = select_shots(a, task, encoder)
     shots, val = ([task.train[i] for i in places] for places in (chosen.shots, chosen.val))
-    made_by = {**made_by, "shots": a.shots, "select": a.select, "seed": a.seed, "selection_sha256": selection_sha256(a, task.train, chosen)}
+    made_by = {
+        **made_by,
+        "shots": a.shots,
+        "select": a.select,
+        "seed": a.seed,
+        "selection_sha256": selection_sha256(a, task.train, chosen),
+    }
     features = np.concatenate([chosen.rows[chosen.shots][:, None], chosen.views], axis=1)
-    return (artifacts.Support(features, labels_of(shots), names_of(shots), {**made_by, "views": a.views}),
-            split_of(val, chosen.rows[chosen.val], made_by) if val else None, causes(task.train, chosen.unreadable))
+    return (
+        artifacts.Support(features, labels_of(shots), names_of(shots), {**made_by, "views": a.views}),
+        split_of(val, chosen.rows[chosen.val], made_by) if val else None,
+        causes(task.train, chosen.unreadable),
+    )
 
 
 def select_shots(a, task: data.Task, encoder: Encoder) -> Selection:
@@ -117,7 +201,9 @@ def select_shots(a, task: data.Task, encoder: Encoder) -> Selection:
     labels = labels_of(task.train)
     rows = np.full((len(labels), encoder.width), np.nan, np.float32)
     pool, unreadable = support.looked_at(labels, a.max_train, a.seed), {}
-    lost = encode(task.train, pool, rows, encoder) if a.select == "kmeans" else {}  # the other ways need no features to choose by
+    lost = (
+        encode(task.train, pool, rows, encoder) if a.select == "kmeans" else {}
+    )  # the other ways need no features to choose by
     while True:
         unreadable.update(lost)
         pool = readable(task, pool, unreadable, a.output)
@@ -144,23 +230,36 @@ def readable(task: data.Task, pool: np.ndarray, unreadable: dict[int, str], fold
     emptied = {task.train[i].label for i in unreadable} - {task.train[i].label for i in left}
     if emptied:
         report(folder, causes(task.train, unreadable))
-        raise TaskError(f"class {task.classes[min(emptied)]!r}: none of its training photographs that were looked at can be read; "
-                        f"{folder / 'unreadable.txt'} has the causes: mend them, or leave the class without photographs")
+        raise TaskError(
+            f"class {task.classes[min(emptied)]!r}: none of its training photographs that were looked at can be read; "
+            f"{folder / 'unreadable.txt'} has the causes: mend them, or leave the class without photographs"
+        )
     return left
 
 
 def selection_sha256(a, train: Sequence[data.Photo], chosen: Selection) -> str:
     """The same for all files of one choice, and for no others: support and validation of different choices may share photographs."""
     kept = np.union1d(chosen.shots, chosen.val)
-    return fingerprint([[train[i].name, train[i].label] for i in chosen.pool], a.shots, a.select, a.seed, a.max_train, a.max_val,
-                       hashlib.sha256(chosen.rows[kept]).hexdigest())
+    return fingerprint(
+        [[train[i].name, train[i].label] for i in chosen.pool],
+        a.shots,
+        a.select,
+        a.seed,
+        a.max_train,
+        a.max_val,
+        hashlib.sha256(chosen.rows[kept]).hexdigest(),
+    )
 
 
 def test_file(photos: Sequence[data.Photo], encoder: Encoder, made_by: dict) -> tuple[artifacts.Split, dict[str, str]]:
     """The test photographs that can be read, and why others, by path, cannot; these stand in its meta, for predict.py to give them a line, too."""
     rows, failed = encoder.photos(photos, "test", "test")
     well = [i for i in range(len(photos)) if i not in failed]
-    meta = {**made_by, "list_sha256": fingerprint([photo.name for photo in photos]), "unreadable": {photos[i].name: cause for i, cause in failed.items()}}
+    meta = {
+        **made_by,
+        "list_sha256": fingerprint([photo.name for photo in photos]),
+        "unreadable": {photos[i].name: cause for i, cause in failed.items()},
+    }
     return split_of([photos[i] for i in well], rows[well], meta), causes(photos, failed)
 
 
@@ -178,7 +277,13 @@ def report(folder: Path, unreadable: dict[str, str]) -> None:
         return
     with written_whole(path) as file:
         file.write("".join(f"{line}\n" for line in lines).encode())
-    print(f"{len(lines)} photographs cannot be read and are left out; {path} lists them:", *lines[:FIRST], *["…"] * (len(lines) > FIRST), sep="\n  ", file=sys.stderr)
+    print(
+        f"{len(lines)} photographs cannot be read and are left out; {path} lists them:",
+        *lines[:FIRST],
+        *["…"] * (len(lines) > FIRST),
+        sep="\n  ",
+        file=sys.stderr,
+    )
 
 
 def split_of(photos: Sequence[data.Photo], rows: np.ndarray, meta: dict) -> artifacts.Split:

@@ -1,4 +1,5 @@
 """Files that are written whole or not at all, whatever happens while they are written."""
+
 from __future__ import annotations
 
 import os
@@ -29,7 +30,9 @@ def written_whole(path: Path) -> Iterator:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError) and (error.filename is None or str(error.filename).endswith(PART)):
-            raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file, others the temporary one
+            raise OSError(
+                error.errno, error.strerror, str(path)
+            ) from error  # a full disk names no file, others the temporary one
         raise
 
 

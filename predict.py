@@ -4,6 +4,7 @@ Bare, it classifies output/test.npz with output/adapter.npz and writes result.tx
 five labels, best first) and result.zip. Given photographs or folders, it prints each one's classes and probabilities,
 from the trained adapter or, with --classes, zero-shot: no training and no data set at all. --sheet draws both ways.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -29,10 +30,32 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # o
 
 def parse(argv) -> argparse.Namespace:
     p = cli.parser(__doc__, "--output", "--weights", "--device", "--precision", "--data", "--split")
-    p.add_argument("photos", nargs="*", type=Path, metavar="PHOTO_OR_FOLDER", help="photographs or folders to classify and print, encoded with --weights")
-    p.add_argument("--classes", type=class_list, metavar="LIST", help='zero-shot among these, for example "cat, dog, car"; needs photographs')
-    p.add_argument("--result", type=Path, default=Path("result.txt"), metavar="FILE", help="what to write; a .zip of it stands beside it (default: result.txt)")
-    p.add_argument("--sheet", type=picture, metavar="FILE", help=f"also draw a contact sheet of up to {SHEET} photographs; of the test set, it needs --data")
+    p.add_argument(
+        "photos",
+        nargs="*",
+        type=Path,
+        metavar="PHOTO_OR_FOLDER",
+        help="photographs or folders to classify and print, encoded with --weights",
+    )
+    p.add_argument(
+        "--classes",
+        type=class_list,
+        metavar="LIST",
+        help='zero-shot among these, for example "cat, dog, car"; needs photographs',
+    )
+    p.add_argument(
+        "--result",
+        type=Path,
+        default=Path("result.txt"),
+        metavar="FILE",
+        help="what to write; a .zip of it stands beside it (default: result.txt)",
+    )
+    p.add_argument(
+        "--sheet",
+        type=picture,
+        metavar="FILE",
+        help=f"also draw a contact sheet of up to {SHEET} photographs; of the test set, it needs --data",
+    )
     p.add_argument("--topk", type=cli.at_least(1), default=5, metavar="K", help="classes per photograph (default: 5)")
     a = p.parse_args(argv)
     if a.classes is not None and not a.photos:
@@ -45,7 +68,9 @@ def parse(argv) -> argparse.Namespace:
 def class_list(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names or len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(f'{text!r}: expected different names separated by commas, such as "cat, dog, car"')
+        raise argparse.ArgumentTypeError(
+            f'{text!r}: expected different names separated by commas, such as "cat, dog, car"'
+        )
     return names
 
 
@@ -73,12 +98,21 @@ def write_result(a) -> None:
     ranked = metrics.top_classes(logits, a.topk)
     unreadable = test.meta.get("unreadable", {})
     guesses = [*zip(test.names, ranked), *zip(unreadable, np.tile(prior(logits, a.topk), (len(unreadable), 1)))]
-    lines = [" ".join([name, *map(str, best)]) + "\n" for name, best in sorted(guesses, key=lambda guess: data.natural_key(guess[0]))]
+    lines = [
+        " ".join([name, *map(str, best)]) + "\n"
+        for name, best in sorted(guesses, key=lambda guess: data.natural_key(guess[0]))
+    ]
     write_text_and_zip(a.result, "".join(lines).encode("utf-8"))
-    print(f"{a.result}: {len(lines)} photographs, {min(a.topk, len(adapter.names))} classes each, by {adapter.method}; the same in {zip_beside(a.result)}")
+    print(
+        f"{a.result}: {len(lines)} photographs, {min(a.topk, len(adapter.names))} classes each, by {adapter.method}; the same in {zip_beside(a.result)}"
+    )
     if unreadable:
-        print(f"{len(unreadable)} of them could not be read and got the classes that are likeliest over all others:",
-              *[bounded.one_line(f"{name}: {cause}") for name, cause in list(unreadable.items())[:FIRST]], *["…"] * (len(unreadable) > FIRST), sep="\n  ")
+        print(
+            f"{len(unreadable)} of them could not be read and got the classes that are likeliest over all others:",
+            *[bounded.one_line(f"{name}: {cause}") for name, cause in list(unreadable.items())[:FIRST]],
+            *["…"] * (len(unreadable) > FIRST),
+            sep="\n  ",
+        )
     if (test.labels >= 0).any():
         figures = metrics.score(logits, test.labels, adapter.names, prompts.groups_of(adapter))
         with cli.locked(a.output):
@@ -100,7 +134,9 @@ def draw_test_sheet(a, adapter: artifacts.Adapter, test: artifacts.Split, logits
     rows = [order[i] for i in np.linspace(0, len(order) - 1, min(SHEET, len(order))).astype(int)]
     absent = [test.names[i] for i in rows if test.names[i] not in paths]
     if absent:
-        raise TaskError(f"{a.output / 'test.npz'} names {absent[0]}, which {a.data} does not hold; name the data it was made from with --data")
+        raise TaskError(
+            f"{a.output / 'test.npz'} names {absent[0]}, which {a.data} does not hold; name the data it was made from with --data"
+        )
     truths = [adapter.names[test.labels[i]] if test.labels[i] >= 0 else None for i in rows]
     draw_sheet(a, [paths[test.names[i]] for i in rows], metrics.softmax(logits[rows]), adapter, truths)
 
@@ -108,8 +144,10 @@ def draw_test_sheet(a, adapter: artifacts.Adapter, test: artifacts.Split, logits
 def draw_sheet(a, paths, probabilities: np.ndarray, adapter: artifacts.Adapter, truths) -> None:
     """Write a.sheet: each photograph with its a.topk classes, named in words."""
     words = dict(zip(adapter.names, spoken(adapter)))
-    shown = [sheet.Shown(path, [(words[adapter.names[label]], float(row[label])) for label in best], truth and words[truth])
-             for path, row, best, truth in zip(paths, probabilities, metrics.top_classes(probabilities, a.topk), truths)]
+    shown = [
+        sheet.Shown(path, [(words[adapter.names[label]], float(row[label])) for label in best], truth and words[truth])
+        for path, row, best, truth in zip(paths, probabilities, metrics.top_classes(probabilities, a.topk), truths)
+    ]
     drawn = sheet.contact_sheet(shown)
     with written_whole(a.sheet) as file:
         drawn.save(file, FORMATS[a.sheet.suffix.lower()])
@@ -125,7 +163,9 @@ def write_text_and_zip(path: Path, content: bytes) -> None:
     with written_together([path, zip_beside(path)]) as (text, zipped):
         text.write(content)
         with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(zipfile.ZipInfo(path.name), content, zipfile.ZIP_DEFLATED)  # its fixed date keeps the bytes the same
+            archive.writestr(
+                zipfile.ZipInfo(path.name), content, zipfile.ZIP_DEFLATED
+            )  # its fixed date keeps the bytes the same
 
 
 def zip_beside(path: Path) -> Path:
@@ -174,10 +214,14 @@ def trained(a, batch_size: int) -> tuple:
     encoder = Encoder.load(a.weights, a.device, batch_size, precision=a.precision)
     trained_on = adapter.meta.get("weights_sha256", encoder.weights_sha256)
     if trained_on != encoder.weights_sha256:
-        raise TaskError(f"{path} was trained on features of other weights (SHA-256 {trained_on[:12]}…) than {a.weights} "
-                        f"({encoder.weights_sha256[:12]}…); name those with --weights or run extract_feature.py and train_adapter.py again")
+        raise TaskError(
+            f"{path} was trained on features of other weights (SHA-256 {trained_on[:12]}…) than {a.weights} "
+            f"({encoder.weights_sha256[:12]}…); name those with --weights or run extract_feature.py and train_adapter.py again"
+        )
     if adapter.text.shape[1] != encoder.width:
-        raise TaskError(f"{path} is of features of width {adapter.text.shape[1]}, {a.weights} makes {encoder.width}; name the right weights with --weights")
+        raise TaskError(
+            f"{path} is of features of width {adapter.text.shape[1]}, {a.weights} makes {encoder.width}; name the right weights with --weights"
+        )
     return encoder, adapter
 
 
@@ -189,7 +233,9 @@ def zero_shot(a, batch_size: int) -> tuple:
     check_lengths(a.classes, worded, prompts.FOLDER, "shorten the name in --classes")
     encoder = Encoder.load(a.weights, a.device, batch_size, precision=a.precision)
     none = np.zeros((0, encoder.width), np.float32), np.zeros((0, len(a.classes)), np.float32)
-    return encoder, artifacts.Adapter("zero-shot", np.array(a.classes), encoder.prompts(worded.sentences), encoder.scale, *none, 0.0, 0.0)
+    return encoder, artifacts.Adapter(
+        "zero-shot", np.array(a.classes), encoder.prompts(worded.sentences), encoder.scale, *none, 0.0, 0.0
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """A contact sheet: photographs with their likeliest classes, and which first guesses are right."""
+
 from __future__ import annotations
 
 import warnings
@@ -60,8 +61,15 @@ def _cell(one: Shown, lines: int, marked: bool, size: tuple[int, int], font) -> 
         share = f"{probability:.0%}"
         draw.rectangle((left, top + 1, left + round((right - left) * probability), top + LINE - 3), fill=BAR)
         room = right - left - 12 - draw.textlength("100%", font=font)
-        draw.text((left + 4, top), _cut(draw, name, room, font), fill=RIGHT if name == one.truth else INK if rank == 0 else PALE, font=font)
-        draw.text((right - 3 - draw.textlength(share, font=font), top), share, fill=INK if rank == 0 else PALE, font=font)
+        draw.text(
+            (left + 4, top),
+            _cut(draw, name, room, font),
+            fill=RIGHT if name == one.truth else INK if rank == 0 else PALE,
+            font=font,
+        )
+        draw.text(
+            (right - 3 - draw.textlength(share, font=font), top), share, fill=INK if rank == 0 else PALE, font=font
+        )
         top += LINE
     return cell
 

@@ -6,6 +6,7 @@ constants are those of the authors' code, github.com/gaopengcuhk/Tip-Adapter (ma
 Letters: C classes, N shots, V views of each, D feature width, M rows. Features are float32 rows of unit L2 norm. All is
 numpy but the fine-tuning, which imports Jittor.
 """
+
 from __future__ import annotations
 
 import os
@@ -60,7 +61,9 @@ def predict_logits(adapter: Adapter, features: np.ndarray) -> np.ndarray:
     logits = np.empty((len(features), len(adapter.names)), np.float32)
     for rows in _chunks(len(features), len(adapter.keys) + len(adapter.names)):
         f = features[rows]
-        logits[rows] = tip_logits(f @ adapter.weight.T + adapter.bias, f @ adapter.keys.T, adapter.values, adapter.alpha, adapter.beta)
+        logits[rows] = tip_logits(
+            f @ adapter.weight.T + adapter.bias, f @ adapter.keys.T, adapter.values, adapter.alpha, adapter.beta
+        )
     return logits
 
 
@@ -79,7 +82,9 @@ def cache(features: np.ndarray, labels: np.ndarray, classes: int) -> Cache:
 # ---- choosing alpha and beta ----
 
 
-def count_right(features, labels, text, scale, keys, values, alphas: Sequence[float], betas: Sequence[float]) -> np.ndarray:
+def count_right(
+    features, labels, text, scale, keys, values, alphas: Sequence[float], betas: Sequence[float]
+) -> np.ndarray:
     """How many rows each beta and alpha classify rightly: int64 (len(betas), len(alphas)); alphas ascend.
 
     features (M, D), labels (M,), text (C, D), scale, keys (N, D) and values as for `tip_logits`. Of classes with equal logits
@@ -188,14 +193,37 @@ def search(text: Text, support: Support, judged: Sequence[Trial], caches: Iterab
         for hidden in parts:
             kept, is_new = ~cached.values[:, hidden].any(axis=1), np.isin(trial.labels, hidden)
             for tally, rows in ((base, ~is_new), (new, is_new)):
-                tally.add(_count(text, trial.features[rows], trial.labels[rows], Cache(cached.keys[kept], cached.values[kept]), alphas, BETAS), rows.sum())
+                tally.add(
+                    _count(
+                        text,
+                        trial.features[rows],
+                        trial.labels[rows],
+                        Cache(cached.keys[kept], cached.values[kept]),
+                        alphas,
+                        BETAS,
+                    ),
+                    rows.sum(),
+                )
     rows = sum(len(trial.labels) for trial in judged)
     zero_shot, right, hidden_top1 = float(right[0, 0] / rows), right[:, 1:] / rows, new.mean()
     allowed = hidden_top1[:, 1:] >= KEPT * hidden_top1[0, 0] if new.rows else np.ones(right.shape, bool)
-    merit = np.where(allowed, right, -1) if allowed.any() else right  # no pair keeps it where zero-shot knows next to nothing
+    merit = (
+        np.where(allowed, right, -1) if allowed.any() else right
+    )  # no pair keeps it where zero-shot knows next to nothing
     beta, alpha = np.unravel_index(merit.argmax(), merit.shape)
-    hiding = {"base_top1": float(base.mean()[beta, 1 + alpha]), "new_top1": float(hidden_top1[beta, 1 + alpha])} if new.rows else {}
-    return {"alpha": float(ALPHAS[alpha]), "beta": float(BETAS[beta]), "rows": rows, "top1": float(right[beta, alpha]), "zero_shot_top1": zero_shot, **hiding}
+    hiding = (
+        {"base_top1": float(base.mean()[beta, 1 + alpha]), "new_top1": float(hidden_top1[beta, 1 + alpha])}
+        if new.rows
+        else {}
+    )
+    return {
+        "alpha": float(ALPHAS[alpha]),
+        "beta": float(BETAS[beta]),
+        "rows": rows,
+        "top1": float(right[beta, alpha]),
+        "zero_shot_top1": zero_shot,
+        **hiding,
+    }
 
 
 def _to_hide(text: Text, support: Support) -> list[np.ndarray]:
@@ -245,8 +273,22 @@ class Epoch(NamedTuple):
     right: int  # of the validation rows, those classified rightly
 
 
-def fine_tune(features, labels, text, scale, keys, values, alpha, beta, *, epochs: int, lr: float, seed: int, device: str,
-              validation: tuple[np.ndarray, np.ndarray] | None = None) -> Iterator[Epoch]:
+def fine_tune(
+    features,
+    labels,
+    text,
+    scale,
+    keys,
+    values,
+    alpha,
+    beta,
+    *,
+    epochs: int,
+    lr: float,
+    seed: int,
+    device: str,
+    validation: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Iterator[Epoch]:
     """Fine-tune the keys of a cache by cross-entropy over `tip_logits`; yields an Epoch after each.
 
     features (R, D) and labels (R,) are the rows to learn from, all views of the shots; text (C, D), scale, keys (N, D) and the
@@ -290,7 +332,9 @@ def _right(jt, logits, keys, rows, zero_shot, targets) -> int:
             found = logits(jt.nn.matmul_transpose(rows[some], keys), zero_shot[some])
             labels = targets[some]
             of_label = found.reindex(labels.shape, ["i0", "@e0(i0)"], extras=[labels]).broadcast(found.shape, [1])
-            ahead = (found > of_label) | ((found == of_label) & (jt.index(found.shape, 1) < labels.broadcast(found.shape, [1])))
+            ahead = (found > of_label) | (
+                (found == of_label) & (jt.index(found.shape, 1) < labels.broadcast(found.shape, [1]))
+            )
             right += int((ahead.float32().sum(1) == 0).float32().sum().item())
     return right
 
@@ -298,15 +342,28 @@ def _right(jt, logits, keys, rows, zero_shot, targets) -> int:
 def _tune(text: Text, support: Support, settings: Settings, what: str, trial: Trial | None = None) -> Iterator[Epoch]:
     """Fine-tune the cache of the shots on all their views; a trial's rows validate."""
     rows, labels = all_views(support)
-    run = fine_tune(rows, labels, text.features, text.scale, *_cache_of(text, support), TRAIN_ALPHA, TRAIN_BETA,
-                    epochs=settings.epochs, lr=settings.lr, seed=settings.seed, device=settings.device,
-                    validation=trial and (trial.features, trial.labels))
+    run = fine_tune(
+        rows,
+        labels,
+        text.features,
+        text.scale,
+        *_cache_of(text, support),
+        TRAIN_ALPHA,
+        TRAIN_BETA,
+        epochs=settings.epochs,
+        lr=settings.lr,
+        seed=settings.seed,
+        device=settings.device,
+        validation=trial and (trial.features, trial.labels),
+    )
     yield from tqdm(run, desc=what, total=settings.epochs, unit=" epoch", disable=None)
 
 
 def _tuned(text: Text, support: Support, settings: Settings, epoch: int) -> Cache:
     """The cache after `epoch`, of the schedule for all epochs."""
-    return _with_keys(text, support, next(islice(_tune(text, support, settings, f"{epoch} epochs again"), epoch - 1, None)))
+    return _with_keys(
+        text, support, next(islice(_tune(text, support, settings, f"{epoch} epochs again"), epoch - 1, None))
+    )
 
 
 def _with_keys(text: Text, support: Support, epoch: Epoch) -> Cache:
@@ -326,7 +383,9 @@ def _best_epoch(text: Text, support: Support, judged: Sequence[Trial], settings:
             if right.argmax() == epoch:
                 best = tuned
     epoch = int(right.argmax()) + 1
-    return epoch, [_with_keys(text, shots, best)] if len(judged) == 1 else [_tuned(text, some_of(support, trial.shots), settings, epoch) for trial in judged]
+    return epoch, [_with_keys(text, shots, best)] if len(judged) == 1 else [
+        _tuned(text, some_of(support, trial.shots), settings, epoch) for trial in judged
+    ]
 
 
 # ---- the methods ----
@@ -334,7 +393,9 @@ def _best_epoch(text: Text, support: Support, judged: Sequence[Trial], settings:
 
 def zero_shot(text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
     """The classes' texts alone (Radford et al. 2021, arXiv:2103.00020): an empty cache."""
-    return _adapter("zero-shot", text, _cache_of(text, some_of(support, slice(0))), 0.0, 0.0), {"how": "nothing to choose"}
+    return _adapter("zero-shot", text, _cache_of(text, some_of(support, slice(0))), 0.0, 0.0), {
+        "how": "nothing to choose"
+    }
 
 
 def tip(text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
@@ -342,7 +403,9 @@ def tip(text: Text, support: Support, val: Optional[Split], settings: Settings) 
     judged, how = trials(support, val)
     chosen = {"how": how, "alpha": DEFAULT_ALPHA, "beta": DEFAULT_BETA}
     if judged:
-        chosen.update(search(text, support, judged, (_cache_of(text, some_of(support, trial.shots)) for trial in judged)))
+        chosen.update(
+            search(text, support, judged, (_cache_of(text, some_of(support, trial.shots)) for trial in judged))
+        )
     return _adapter("tip", text, _cache_of(text, support), chosen["alpha"], chosen["beta"]), chosen
 
 
@@ -362,13 +425,23 @@ def _adapter(method: str, text: Text, cached: Cache, alpha: float, beta: float) 
 
 
 # Each takes (text, support, val or None, settings) and returns the adapter and what was chosen: "how" in words, and figures.
-METHODS = {"blend": blend, "zero-shot": zero_shot, "tip": tip, "tip-f": tip_f,
-           "gda": published.gda, "taskres": published.taskres, "clap": published.clap, "proker": published.proker}
+METHODS = {
+    "blend": blend,
+    "zero-shot": zero_shot,
+    "tip": tip,
+    "tip-f": tip_f,
+    "gda": published.gda,
+    "taskres": published.taskres,
+    "clap": published.clap,
+    "proker": published.proker,
+}
 
 
 def train(method: str, text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
     """The adapter that a method of METHODS makes, and what it chose; raises TaskError where it needs shots and has none."""
     if not len(support.labels) and method != "zero-shot":
-        raise TaskError(f"there are no shots for {method} to learn from; give some to extract_feature.py, "
-                        "or choose --method zero-shot, which needs none")
+        raise TaskError(
+            f"there are no shots for {method} to learn from; give some to extract_feature.py, "
+            "or choose --method zero-shot, which needs none"
+        )
     return METHODS[method](text, support, val, settings)

@@ -4,6 +4,7 @@ Needs neither photographs nor CLIP's weights. Settings that are not given here a
 where there are none, by leaving some shots of each class out in turn. Figures and choices are also written to
 output/metrics.json and metrics.csv.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -25,11 +26,26 @@ BESIDE = ("zero-shot", "tip", "gda")  # methods that take seconds, to compare th
 
 def parse(argv) -> argparse.Namespace:
     p = cli.parser(__doc__, "--output", "--device", "--seed")
-    p.add_argument("--method", choices=METHODS, default="blend", help="(default: blend, of zero-shot, text-anchored regression and Gaussian discriminants)")
+    p.add_argument(
+        "--method",
+        choices=METHODS,
+        default="blend",
+        help="(default: blend, of zero-shot, text-anchored regression and Gaussian discriminants)",
+    )
     p.add_argument("--epochs", type=cli.at_least(1), metavar="N", help="tip-f: epochs (default: 20)")
     p.add_argument("--lr", type=learning_rate, metavar="X", help="tip-f: learning rate (default: 0.001)")
-    p.add_argument("--refit", action="store_true", help="blend: once all settings are chosen, learn from the validation rows, too; not for a task that limits the shots")
-    p.add_argument("--seeds", type=cli.at_least(1), default=1, metavar="N", help="repeat with other shots and views, and print mean and standard deviation (default: 1)")
+    p.add_argument(
+        "--refit",
+        action="store_true",
+        help="blend: once all settings are chosen, learn from the validation rows, too; not for a task that limits the shots",
+    )
+    p.add_argument(
+        "--seeds",
+        type=cli.at_least(1),
+        default=1,
+        metavar="N",
+        help="repeat with other shots and views, and print mean and standard deviation (default: 1)",
+    )
     a = p.parse_args(argv)
     if a.refit and a.method != "blend":
         p.error(f"--refit is for --method blend, not for {a.method}")
@@ -59,14 +75,20 @@ def learn(a) -> None:
     """Train, compare, write adapter.npz and the figures, say what came out."""
     text, support, val = read_features(a.output)
     if a.refit and not labelled(val):
-        raise TaskError(f"--refit learns from the validation photographs, and {a.output / 'val.npz'} holds no labelled rows; leave it out")
+        raise TaskError(
+            f"--refit learns from the validation photographs, and {a.output / 'val.npz'} holds no labelled rows; leave it out"
+        )
     if a.seeds > 1 and not labelled(val):
-        raise TaskError(f"--seeds {a.seeds} draws other shots from {a.output / 'val.npz'}, which holds no labelled rows; "
-                        "extract features of more training photographs than shots, or leave --seeds out")
+        raise TaskError(
+            f"--seeds {a.seeds} draws other shots from {a.output / 'val.npz'}, which holds no labelled rows; "
+            "extract features of more training photographs than shots, or leave --seeds out"
+        )
     settings = Settings(a.epochs, a.lr, a.seed, a.device)
     started = time.perf_counter()
     judged, chosen = train(a.method, text, support, val, settings)
-    adapter = refitted(text, support, val, chosen) if a.refit else judged  # figures are of one that has not seen the validation rows
+    adapter = (
+        refitted(text, support, val, chosen) if a.refit else judged
+    )  # figures are of one that has not seen the validation rows
     seconds = time.perf_counter() - started
     asked = {"method": a.method, "seed": a.seed}
     if a.method == "tip-f":
@@ -74,18 +96,30 @@ def learn(a) -> None:
     if a.method == "blend":
         asked.update(refit=a.refit)
     adapter = replace(adapter, meta={**support.meta, **text.meta, "training": {**asked, "chosen": chosen}})
-    figures = {**asked, "chosen": chosen, "seconds": round(seconds, 2), **on_validation(text, support, val, judged, settings),
-               **repeated(a, text, support, val, settings), "meta": adapter.meta}
+    figures = {
+        **asked,
+        "chosen": chosen,
+        "seconds": round(seconds, 2),
+        **on_validation(text, support, val, judged, settings),
+        **repeated(a, text, support, val, settings),
+        "meta": adapter.meta,
+    }
     artifacts.write(a.output / "adapter.npz", adapter)
     metrics.write(a.output, figures)
-    print(*summary(figures), f"{a.output / 'adapter.npz'}, metrics.json and metrics.csv: {a.method}, {len(adapter.names)} classes, "
-          f"{len(support.labels)} shots, {seconds:.1f} s. Next: python predict.py", sep="\n")
+    print(
+        *summary(figures),
+        f"{a.output / 'adapter.npz'}, metrics.json and metrics.csv: {a.method}, {len(adapter.names)} classes, "
+        f"{len(support.labels)} shots, {seconds:.1f} s. Next: python predict.py",
+        sep="\n",
+    )
 
 
 def read_features(folder) -> tuple:
     """Text, support and val of one task; val is None without a file, and so are shots none."""
     text = artifacts.read(folder / "text.npz", artifacts.Text)
-    none = artifacts.Support(np.zeros((0, 1, text.features.shape[1]), np.float32), np.zeros(0, np.int64), np.zeros(0, np.str_))
+    none = artifacts.Support(
+        np.zeros((0, 1, text.features.shape[1]), np.float32), np.zeros(0, np.int64), np.zeros(0, np.str_)
+    )
     support = artifacts.read(folder / "support.npz", artifacts.Support) if (folder / "support.npz").exists() else none
     val = artifacts.read(folder / "val.npz", artifacts.Split) if (folder / "val.npz").exists() else None
     artifacts.check_together(text, support, *[val] * (val is not None))
@@ -107,7 +141,15 @@ def on_validation(text, support, val, adapter, settings) -> dict:
 
     others = [name for name in BESIDE if name != adapter.method and (len(support.labels) or name == "zero-shot")]
     beside = {name: score(train(name, text, support, val, settings)[0]) for name in others}
-    return {"val": {**score(adapter), "beside": {name: {key: one[key] for key in ("n", "top1", "top5", "calibration_error")} for name, one in beside.items()}}}
+    return {
+        "val": {
+            **score(adapter),
+            "beside": {
+                name: {key: one[key] for key in ("n", "top1", "top5", "calibration_error")}
+                for name, one in beside.items()
+            },
+        }
+    }
 
 
 def repeated(a, text, support, val, settings) -> dict:
@@ -128,18 +170,28 @@ def summary(figures: dict) -> list[str]:
     chosen, lines = figures["chosen"], []
     if "val" in figures:
         val = figures["val"]
-        lines.append(f"{val['n']} validation rows, on which choices were made:  top-1   top-5   calibration error"
-                     + "   (before they were learned from)" * figures.get("refit", False))
-        lines += [f"  {name:10} {score['top1']:39.1%} {score['top5']:7.1%} {score['calibration_error']:10.1%}"
-                  for name, score in {**val["beside"], figures["method"]: val}.items()]
+        lines.append(
+            f"{val['n']} validation rows, on which choices were made:  top-1   top-5   calibration error"
+            + "   (before they were learned from)" * figures.get("refit", False)
+        )
+        lines += [
+            f"  {name:10} {score['top1']:39.1%} {score['top5']:7.1%} {score['calibration_error']:10.1%}"
+            for name, score in {**val["beside"], figures["method"]: val}.items()
+        ]
     elif "top1" in chosen:
-        lines.append(f"shots left out in turn: zero-shot top-1 {chosen['zero_shot_top1']:.1%}, "
-                     f"{figures['method']} {chosen['top1']:.1%} of {chosen['rows']}")
+        lines.append(
+            f"shots left out in turn: zero-shot top-1 {chosen['zero_shot_top1']:.1%}, "
+            f"{figures['method']} {chosen['top1']:.1%} of {chosen['rows']}"
+        )
     if "new_top1" in chosen:
-        lines.append(f"shots of some classes hidden in turn: top-1 {chosen['base_top1']:.1%} on the others, {chosen['new_top1']:.1%} on them")
+        lines.append(
+            f"shots of some classes hidden in turn: top-1 {chosen['base_top1']:.1%} on the others, {chosen['new_top1']:.1%} on them"
+        )
     if "seeds" in figures:
         tops = [[100 * one[key] for one in figures["seeds"]] for key in ("top1", "top5")]
-        lines.append(f"{len(tops[0])} draws of shots: top-1 {np.mean(tops[0]):.2f} ± {np.std(tops[0]):.2f} %, top-5 {np.mean(tops[1]):.2f} ± {np.std(tops[1]):.2f} %")
+        lines.append(
+            f"{len(tops[0])} draws of shots: top-1 {np.mean(tops[0]):.2f} ± {np.std(tops[0]):.2f} %, top-5 {np.mean(tops[1]):.2f} ± {np.std(tops[1]):.2f} %"
+        )
     return [*lines, f"chosen {chosen['how']}: {', '.join(choices(chosen))}"] if choices(chosen) else lines
 
 

@@ -6,6 +6,7 @@ A task holds train_features (N, D), val_features, test_features with their label
 the training and validation rows; test labels are looked at once, for the figures. Methods that draw at random are run with
 several seeds. With --write the tables replace those of the file, between its marks.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -59,7 +60,9 @@ def main():
     if a.write:
         text = a.write.read_text(encoding="utf-8")
         for name, table in tables.items():
-            text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda found: found[1] + table + found[2], text, flags=re.S)
+            text = re.sub(
+                rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda found: found[1] + table + found[2], text, flags=re.S
+            )
         a.write.write_text(text, encoding="utf-8")
 
 
@@ -70,8 +73,13 @@ def read(path: Path) -> Task:
     labels = {name: part[f"{name}_labels"].astype(np.int64) for name in rows}
     names = {name: np.array([f"{name} {i}" for i in range(len(rows[name]))]) for name in rows}
     text = Text(unit(part["text"]), np.array([str(name) for name in part["class_names"]]), 100.0)
-    return Task(path.stem, text, Support(rows["train"][:, None], labels["train"], names["train"]),
-                Split(rows["val"], labels["val"], names["val"]), Split(rows["test"], labels["test"], names["test"]))
+    return Task(
+        path.stem,
+        text,
+        Support(rows["train"][:, None], labels["train"], names["train"]),
+        Split(rows["val"], labels["val"], names["val"]),
+        Split(rows["test"], labels["test"], names["test"]),
+    )
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -118,16 +126,25 @@ def hidden(task: Task, n: int) -> tuple[Task, np.ndarray]:
     """The task without the shots and validation rows of n of its classes, drawn at random; and which these are."""
     new = np.sort(np.random.default_rng(HIDDEN_SEED).permutation(len(task.text.names))[:n])
     shots, val = ~np.isin(task.support.labels, new), ~np.isin(task.val.labels, new)
-    return task._replace(support=some_of(task.support, shots),
-                         val=Split(*(part[val] for part in (task.val.features, task.val.labels, task.val.names)))), new
+    return task._replace(
+        support=some_of(task.support, shots),
+        val=Split(*(part[val] for part in (task.val.features, task.val.labels, task.val.names))),
+    ), new
 
 
 def beside(task: Task, other: Task) -> tuple[Task, np.ndarray]:
     """The task with the classes of another, and their test rows, added: known by their texts alone."""
     classes = len(task.text.names)
-    text = Text(np.concatenate([task.text.features, other.text.features]), np.concatenate([task.text.names, other.text.names]), 100.0)
-    test = Split(np.concatenate([task.test.features, other.test.features]), np.concatenate([task.test.labels, other.test.labels + classes]),
-                 np.concatenate([task.test.names, other.test.names]))
+    text = Text(
+        np.concatenate([task.text.features, other.text.features]),
+        np.concatenate([task.text.names, other.text.names]),
+        100.0,
+    )
+    test = Split(
+        np.concatenate([task.test.features, other.test.features]),
+        np.concatenate([task.test.labels, other.test.labels + classes]),
+        np.concatenate([task.test.names, other.test.names]),
+    )
     return task._replace(text=text, test=test), classes + np.arange(len(other.text.names))
 
 
@@ -142,7 +159,9 @@ def new_classes(case: tuple[Task, np.ndarray], methods: list[str]) -> str:
         logits[:, new] = -np.inf
         alone = (logits.argmax(axis=1) == task.test.labels)[~is_new]
         base, without = 100 * right[~is_new].mean(), 100 * right[is_new].mean()
-        lines.append(f"| {method} | {base:.1f} | {100 * alone.mean():.1f} | {without:.1f} | {2 * base * without / (base + without):.1f} | {100 * right.mean():.1f} |\n")
+        lines.append(
+            f"| {method} | {base:.1f} | {100 * alone.mean():.1f} | {without:.1f} | {2 * base * without / (base + without):.1f} | {100 * right.mean():.1f} |\n"
+        )
         print(lines[-1], end="", flush=True)
     return "".join(lines)
 

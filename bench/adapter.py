@@ -5,6 +5,7 @@
 OUTPUT holds text.npz, support.npz and val.npz; PYTHON is the interpreter of an environment with PyTorch. The published loop runs
 once (minutes), the rest takes turns. Both sides' answers are printed.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -20,19 +21,34 @@ def main():
     p.add_argument("--torch", required=True, metavar="PYTHON", help=f"of an environment made with: {SETUP}")
     p.add_argument("--rounds", type=int, default=3)
     a = p.parse_args()
-    ours, torch = Worker("jittor-tip-adapter", sys.executable, "ours.py"), Worker("PyTorch", a.torch, "reference.py", "torch")
+    ours, torch = (
+        Worker("jittor-tip-adapter", sys.executable, "ours.py"),
+        Worker("PyTorch", a.torch, "reference.py", "torch"),
+    )
     task = {"folder": str(a.output.resolve())}
     seconds = in_turn([torch, ours], a.rounds, "tip_f", **task)
-    report("tip-f, 20 epochs, each validated (ours: and the search)", seconds, {worker.name: worker.ask("tip_f", **task)[1] for worker in (torch, ours)})
+    report(
+        "tip-f, 20 epochs, each validated (ours: and the search)",
+        seconds,
+        {worker.name: worker.ask("tip_f", **task)[1] for worker in (torch, ours)},
+    )
     loop, found = torch.ask("search", **task)  # takes minutes, so once
-    report("alpha and beta on a grid of 200 x 20", {torch.name: loop, **in_turn([ours], a.rounds, "search", **task)},
-           {torch.name: found, ours.name: ours.ask("search", **task)[1]})
+    report(
+        "alpha and beta on a grid of 200 x 20",
+        {torch.name: loop, **in_turn([ours], a.rounds, "search", **task)},
+        {torch.name: found, ours.name: ours.ask("search", **task)[1]},
+    )
 
 
 def report(title: str, seconds: dict[str, float], answers: dict) -> None:
     """Print what both sides took and found; the other side comes first."""
     theirs, own = seconds.values()
-    print(f"{title}: " + ", ".join(f"{name} {s:.2f} s {answers[name]}" for name, s in seconds.items()) + f"; {theirs / own:.2f} x as fast", flush=True)
+    print(
+        f"{title}: "
+        + ", ".join(f"{name} {s:.2f} s {answers[name]}" for name, s in seconds.items())
+        + f"; {theirs / own:.2f} x as fast",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

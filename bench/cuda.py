@@ -7,6 +7,7 @@ loads on CUDA by itself. FOLDER holds photographs, for the row of files; TASK.np
 it. Weights are random, of ViT-B/32 in the release format, made here. A row that fails says so in one line. With `--device cpu` and small
 sizes all of it runs without a GPU, for a try.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -38,7 +39,12 @@ def main():
     p.add_argument("--photos", type=Path, metavar="FOLDER")
     p.add_argument("--features", type=Path, metavar="TASK.npz")
     p.add_argument("--rounds", type=int, default=7)
-    p.add_argument("--only", type=lambda text: text.split(","), metavar="LIST", help=f"some of {','.join(ROWS)} (default: all but {' and '.join(EXTRA)} for which there is the data)")
+    p.add_argument(
+        "--only",
+        type=lambda text: text.split(","),
+        metavar="LIST",
+        help=f"some of {','.join(ROWS)} (default: all but {' and '.join(EXTRA)} for which there is the data)",
+    )
     p.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     p.add_argument("--batch", type=int, default=256, metavar="N", help="images at a time (default: 256)")
     p.add_argument("--files", type=int, default=4000, metavar="N", help="photographs on disk (default: 4000)")
@@ -94,7 +100,10 @@ class Bench:
         return self.workers[name]
 
     def start(self, model: Path) -> list[Worker]:
-        return [Worker("this program", sys.executable, "ours.py", model), Worker("PyTorch", self.settings.torch, "reference.py", "torch", model)]
+        return [
+            Worker("this program", sys.executable, "ours.py", model),
+            Worker("PyTorch", self.settings.torch, "reference.py", "torch", model),
+        ]
 
     def end(self) -> None:
         for worker in [worker for sides in self.workers.values() for worker in sides]:
@@ -108,7 +117,9 @@ class Bench:
     def ceiling(self, precision: str) -> float:
         """FLOP/s of a large matrix product through cuBLAS, as PyTorch calls it."""
         if precision not in self.ceilings:
-            _, flops = self.sides()[1].ask("product", n=8192 if self.device == "cuda" else 512, device=self.device, precision=precision)
+            _, flops = self.sides()[1].ask(
+                "product", n=8192 if self.device == "cuda" else 512, device=self.device, precision=precision
+            )
             self.ceilings[precision] = flops
             line(f"the ceiling: a matrix product of 8192³, {precision}", theirs=f"{flops / 1e12:.1f} TFLOP/s")
         return self.ceilings[precision]
@@ -147,7 +158,9 @@ def images(bench: Bench) -> None:
     for precision in bench.precisions:
         tower(bench, "ViT-B/32", bench.settings.batch, precision)
         for n in (bench.settings.batch // 8, bench.settings.batch * 4) if precision == "half" else ():
-            (seconds,) = bench.turns(bench.sides()[:1], "images", n=n, precision=precision, on_device=True, times=bench.settings.times)
+            (seconds,) = bench.turns(
+                bench.sides()[:1], "images", n=n, precision=precision, on_device=True, times=bench.settings.times
+            )
             line(f"ViT-B/32 images, batch {n}, {precision}", f"{n * bench.settings.times / seconds:.0f}/s")
 
 
@@ -160,19 +173,30 @@ def large(bench: Bench) -> None:
 def tower(bench: Bench, name: str, n: int, precision: str) -> None:
     own, whole = (flops(name, all_of_last) * n for all_of_last in (False, True))
     ceiling = bench.ceiling(precision)
-    seconds = bench.turns(bench.sides(name), "images", n=n, precision=precision, on_device=True, times=bench.settings.times)
+    seconds = bench.turns(
+        bench.sides(name), "images", n=n, precision=precision, on_device=True, times=bench.settings.times
+    )
     ours, theirs = (s / bench.settings.times for s in seconds)
-    line(f"{name} images, batch {n}, {precision}", f"{n / ours:.0f}/s", f"{n / theirs:.0f}/s", theirs / ours,
-         f"{own / ours / 1e12:.1f} TFLOP/s, {own / ours / ceiling:.0%} of the ceiling; PyTorch {whole / theirs / 1e12:.1f}, {whole / theirs / ceiling:.0%}")
+    line(
+        f"{name} images, batch {n}, {precision}",
+        f"{n / ours:.0f}/s",
+        f"{n / theirs:.0f}/s",
+        theirs / ours,
+        f"{own / ours / 1e12:.1f} TFLOP/s, {own / ours / ceiling:.0%} of the ceiling; PyTorch {whole / theirs / 1e12:.1f}, {whole / theirs / ceiling:.0%}",
+    )
 
 
 def flops(name: str, all_of_last: bool) -> int:
     """Floating-point operations for an image: products and attention; of the last block everything, or what the class token needs."""
     features, resolution, layers, width, patch = SIZES[name]
     tokens = (resolution // patch) ** 2 + 1
-    mixing = tokens * 3 * width**2 + 2 * tokens**2 * width  # queries, keys and values, attention; what follows it is 9 w² a token
+    mixing = (
+        tokens * 3 * width**2 + 2 * tokens**2 * width
+    )  # queries, keys and values, attention; what follows it is 9 w² a token
     last = mixing + (tokens if all_of_last else 1) * 9 * width**2
-    return 2 * ((tokens - 1) * 3 * patch**2 * width + (layers - 1) * (mixing + tokens * 9 * width**2) + last + width * features)
+    return 2 * (
+        (tokens - 1) * 3 * patch**2 * width + (layers - 1) * (mixing + tokens * 9 * width**2) + last + width * features
+    )
 
 
 def texts(bench: Bench) -> None:
@@ -188,8 +212,13 @@ def texts(bench: Bench) -> None:
         (own,) = bench.turns([ours], "texts", texts=sentences, precision=precision)
         for batch in (64, len(sentences)):
             (own_too, other) = bench.turns([ours, theirs], "texts", texts=sentences, precision=precision, batch=batch)
-            line(f"{len(sentences)} class prompts, {precision}, {batch} at a time", f"{len(sentences) / own_too:.0f}/s", f"{len(sentences) / other:.0f}/s", other / own_too,
-                 f"{len(sentences) / own:.0f}/s at this program's own batch, {other / own:.2f} x")
+            line(
+                f"{len(sentences)} class prompts, {precision}, {batch} at a time",
+                f"{len(sentences) / own_too:.0f}/s",
+                f"{len(sentences) / other:.0f}/s",
+                other / own_too,
+                f"{len(sentences) / own:.0f}/s at this program's own batch, {other / own:.2f} x",
+            )
 
 
 def files(bench: Bench) -> None:
@@ -198,19 +227,37 @@ def files(bench: Bench) -> None:
         raise ValueError("needs --photos FOLDER")
     n, ours, times = bench.settings.files, bench.sides()[0], bench.settings.times
     folder = str(written(bench.settings.photos, n, bench.folder / "files"))
-    readers = {workers: ours.ask("decode", folder=folder, n=n, workers=workers, batch=bench.settings.batch)[1]
-               for workers in DECODERS if workers <= 2 * (os.cpu_count() or 1)}
-    line(f"reading {n} JPEGs of 500 x 375, no model", ", ".join(f"{workers} processes {rate:.0f}/s" for workers, rate in readers.items()))
+    readers = {
+        workers: ours.ask("decode", folder=folder, n=n, workers=workers, batch=bench.settings.batch)[1]
+        for workers in DECODERS
+        if workers <= 2 * (os.cpu_count() or 1)
+    }
+    line(
+        f"reading {n} JPEGs of 500 x 375, no model",
+        ", ".join(f"{workers} processes {rate:.0f}/s" for workers, rate in readers.items()),
+    )
     for precision in bench.precisions:
         arguments = dict(n=bench.settings.batch, precision=precision, on_device=False, times=times)
         (tower,) = bench.turns([ours], "images", **arguments)
         rate = times * bench.settings.batch / tower
         ours.ask("files", folder=folder, n=n // 4, device=bench.device, precision=precision)  # warms up
-        seconds = {part: np.median([ours.ask("files", folder=folder, n=part, device=bench.device, precision=precision)[0] for _ in range(3)]) for part in (n // 4, n)}
+        seconds = {
+            part: np.median(
+                [
+                    ours.ask("files", folder=folder, n=part, device=bench.device, precision=precision)[0]
+                    for _ in range(3)
+                ]
+            )
+            for part in (n // 4, n)
+        }
         steady = (n - n // 4) / max(1e-9, seconds[n] - seconds[n // 4])
         slower = min(rate, max(readers.values()))
-        line(f"{n} JPEGs to features, {precision}", f"{steady:.0f}/s", note=f"{n / seconds[n]:.0f}/s with the start of the readers; tower alone {rate:.0f}/s, "
-             f"readers alone {max(readers.values()):.0f}/s; {steady / slower:.0%} of the slower")
+        line(
+            f"{n} JPEGs to features, {precision}",
+            f"{steady:.0f}/s",
+            note=f"{n / seconds[n]:.0f}/s with the start of the readers; tower alone {rate:.0f}/s, "
+            f"readers alone {max(readers.values()):.0f}/s; {steady / slower:.0%} of the slower",
+        )
 
 
 def written(sources: Path, n: int, folder: Path) -> Path:
@@ -235,7 +282,14 @@ def tip_f(bench: Bench) -> None:
     with np.load(bench.settings.features) as file:
         part = {name: unit(file[name].astype(np.float32)) for name in ("text", "train_features", "val_features")}
         labels = {name: file[f"{name}_labels"].astype(np.int64) for name in ("train", "val")}
-    folder = write_task(bench.folder / "task", part["text"], part["train_features"], labels["train"], part["val_features"], labels["val"])
+    folder = write_task(
+        bench.folder / "task",
+        part["text"],
+        part["train_features"],
+        labels["train"],
+        part["val_features"],
+        labels["val"],
+    )
     fine_tuning(bench, bench.settings.features.stem, folder)
 
 
@@ -245,8 +299,15 @@ def synthetic(bench: Bench) -> None:
     rng = np.random.default_rng(0)
     centres = unit(rng.standard_normal((classes, width), np.float32))
     train, val = np.arange(classes).repeat(shots), np.arange(rows) % classes
-    text, shot_rows, val_rows = (unit(centres[labels] + 0.08 * rng.standard_normal((len(labels), width), np.float32)) for labels in (np.arange(classes), train, val))
-    fine_tuning(bench, f"{classes} classes x {shots} shots", write_task(bench.folder / "synthetic", text, shot_rows, train, val_rows, val))
+    text, shot_rows, val_rows = (
+        unit(centres[labels] + 0.08 * rng.standard_normal((len(labels), width), np.float32))
+        for labels in (np.arange(classes), train, val)
+    )
+    fine_tuning(
+        bench,
+        f"{classes} classes x {shots} shots",
+        write_task(bench.folder / "synthetic", text, shot_rows, train, val_rows, val),
+    )
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -261,9 +322,13 @@ def write_task(folder: Path, text, rows, labels, val, val_labels) -> Path:
         return np.array([str(i) for i in range(n)])
 
     folder.mkdir(exist_ok=True)
-    artifacts.write_together({folder / "text.npz": artifacts.Text(text, names(len(text)), 100.0),
-                              folder / "support.npz": artifacts.Support(rows[:, None], labels, names(len(labels))),
-                              folder / "val.npz": artifacts.Split(val, val_labels, names(len(val_labels)))})
+    artifacts.write_together(
+        {
+            folder / "text.npz": artifacts.Text(text, names(len(text)), 100.0),
+            folder / "support.npz": artifacts.Support(rows[:, None], labels, names(len(labels))),
+            folder / "val.npz": artifacts.Split(val, val_labels, names(len(val_labels))),
+        }
+    )
     return folder
 
 
@@ -276,10 +341,20 @@ def fine_tuning(bench: Bench, task: str, folder: Path) -> None:
         took, found = theirs.ask("tip_f", folder=str(folder), device=bench.device)
         other.append(took)
     own, other = np.median(own[1:]), np.median(other[1:])
-    line(f"tip-f, {task}: 20 epochs, each validated", f"{own:.3f} s", f"{other:.3f} s", other / own, f"PyTorch's best top-1 {found['top1']:.4f}")
+    line(
+        f"tip-f, {task}: 20 epochs, each validated",
+        f"{own:.3f} s",
+        f"{other:.3f} s",
+        other / own,
+        f"PyTorch's best top-1 {found['top1']:.4f}",
+    )
     whole = [ours.ask("tip_f", folder=str(folder), device=bench.device) for _ in range(3)]
     search = ours.ask("search", folder=str(folder))[0]
-    line(f"tip-f, {task}: the whole method", f"{np.median([took for took, _ in whole[1:]]):.2f} s", note=f"of which about {search:.2f} s the search, on the CPU; top-1 {whole[-1][1]['top1']:.4f}")
+    line(
+        f"tip-f, {task}: the whole method",
+        f"{np.median([took for took, _ in whole[1:]]):.2f} s",
+        note=f"of which about {search:.2f} s the search, on the CPU; top-1 {whole[-1][1]['top1']:.4f}",
+    )
 
 
 def memory(bench: Bench) -> None:
@@ -312,11 +387,21 @@ def used() -> int:
 
 
 def smi(what: str) -> str:
-    done = subprocess.run(["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader"], capture_output=True, text=True, check=True
+    )
     return done.stdout.strip().splitlines()[0]
 
 
-ROWS = {"images": images, "tip-f": tip_f, "texts": texts, "files": files, "synthetic": synthetic, "large": large, "memory": memory}
+ROWS = {
+    "images": images,
+    "tip-f": tip_f,
+    "texts": texts,
+    "files": files,
+    "synthetic": synthetic,
+    "large": large,
+    "memory": memory,
+}
 
 
 if __name__ == "__main__":

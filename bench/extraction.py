@@ -5,6 +5,7 @@
 Photographs found below FOLDER are written as 500 x 375 JPEGs of quality 90 into a temporary folder. Tower and files take turns
 in one process; both read 32 at a time.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -45,7 +46,9 @@ def main():
             read = len(files) / (time.perf_counter() - started)
             ratios.append(read / tower)
             print(f"tower {tower:.1f} images/s, files {read:.1f} images/s: {ratios[-1]:.0%}", flush=True)
-    print(f"median: files at {statistics.median(ratios):.1%} of the tower; peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+    print(
+        f"median: files at {statistics.median(ratios):.1%} of the tower; peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB"
+    )
 
 
 def written(sources: list[Path], n: int, folder: Path) -> list[Path]:

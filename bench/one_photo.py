@@ -5,6 +5,7 @@
 OUTPUT holds adapter.npz; MODEL.pkl is what convert_weights.py makes of MODEL.pt. Run a second time, so that all files are in
 the system's cache and Jittor's kernels are compiled.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -27,15 +28,29 @@ def main():
     p.add_argument("--torch", required=True, metavar="PYTHON", help=f"of an environment made with: {SETUP}")
     p.add_argument("--rounds", type=int, default=5)
     a = p.parse_args()
-    commands = {"predict.py": [sys.executable, str(HERE.parent / "predict.py"), a.photo, "--output", a.output, "--weights", a.ours, "--device", "cpu"],
-                "PyTorch": [a.torch, str(HERE / "one_photo_torch.py"), a.photo, str(Path(a.output) / "adapter.npz"), a.theirs]}
+    commands = {
+        "predict.py": [
+            sys.executable,
+            str(HERE.parent / "predict.py"),
+            a.photo,
+            "--output",
+            a.output,
+            "--weights",
+            a.ours,
+            "--device",
+            "cpu",
+        ],
+        "PyTorch": [a.torch, str(HERE / "one_photo_torch.py"), a.photo, str(Path(a.output) / "adapter.npz"), a.theirs],
+    }
     runs = {name: [] for name in commands}
     for _ in range(a.rounds + 1):
         for name, command in commands.items():
             runs[name].append(measured(command))
     seconds = {name: statistics.median(s for s, _ in of[1:]) for name, of in runs.items()}
-    print(", ".join(f"{name} {s:.2f} s, {runs[name][-1][1]:.0f} MB" for name, s in seconds.items())
-          + f"; predict.py takes {seconds['predict.py'] / seconds['PyTorch']:.2f} of PyTorch's time")
+    print(
+        ", ".join(f"{name} {s:.2f} s, {runs[name][-1][1]:.0f} MB" for name, s in seconds.items())
+        + f"; predict.py takes {seconds['predict.py'] / seconds['PyTorch']:.2f} of PyTorch's time"
+    )
 
 
 def measured(command: list[str]) -> tuple[float, float]:

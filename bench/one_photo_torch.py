@@ -1,4 +1,5 @@
 """The five likeliest classes of a photograph with OpenAI's code on PyTorch: python bench/one_photo_torch.py PHOTO adapter.npz MODEL.pt"""
+
 import sys
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from record_clip import openai  # noqa: E402
 photo, adapter, weights = sys.argv[1:]
 model, preprocess = openai()[0].load(weights, device="cpu")
 adapter = {name: torch.from_numpy(value) for name, value in np.load(adapter).items() if value.dtype.kind == "f"}
-weight, bias = adapter.get("weight", adapter["scale"] * adapter["text"]), adapter.get("bias", 0)  # may be missing; docs/design.md
+weight, bias = (
+    adapter.get("weight", adapter["scale"] * adapter["text"]),
+    adapter.get("bias", 0),
+)  # may be missing; docs/design.md
 with torch.inference_mode():
     f = torch.nn.functional.normalize(model.encode_image(preprocess(Image.open(photo)).unsqueeze(0)).float())
     cached = (adapter["beta"] * (f @ adapter["keys"].T - 1)).exp() @ adapter["values"]

@@ -1,4 +1,5 @@
 """This project's side of the comparisons: python bench/ours.py [MODEL]; bench/worker.py says how it is asked."""
+
 import sys
 import time
 from functools import lru_cache
@@ -88,7 +89,9 @@ def decode(folder, n, workers, batch):
     from jclip import reading
 
     read = started = 0
-    for pixels in reading.batches([(photo, 0) for photo in photos(folder)[:n]], Reader(224, ("plain",), 0), 224, batch, workers, {}):
+    for pixels in reading.batches(
+        [(photo, 0) for photo in photos(folder)[:n]], Reader(224, ("plain",), 0), 224, batch, workers, {}
+    ):
         if started:
             read += len(pixels)
         else:
@@ -101,8 +104,10 @@ def decode(folder, n, workers, batch):
 
 @lru_cache(maxsize=None)
 def task(folder):
-    return tuple(artifacts.read(Path(folder) / f"{name}.npz", kind) for name, kind in
-                 (("text", artifacts.Text), ("support", artifacts.Support), ("val", artifacts.Split)))
+    return tuple(
+        artifacts.read(Path(folder) / f"{name}.npz", kind)
+        for name, kind in (("text", artifacts.Text), ("support", artifacts.Support), ("val", artifacts.Split))
+    )
 
 
 def search(folder):
@@ -123,10 +128,27 @@ def fine_tuning(folder, device="cpu"):
     text, support, val = task(folder)
     rows, labels = tip.all_views(support)
     cached = tip.cache(support.features, support.labels, len(text.names))
-    epochs = tip.fine_tune(rows, labels, text.features, text.scale, *cached, tip.TRAIN_ALPHA, tip.TRAIN_BETA, epochs=20, lr=1e-3, seed=1,
-                           device=device, validation=(val.features, val.labels))
+    epochs = tip.fine_tune(
+        rows,
+        labels,
+        text.features,
+        text.scale,
+        *cached,
+        tip.TRAIN_ALPHA,
+        tip.TRAIN_BETA,
+        epochs=20,
+        lr=1e-3,
+        seed=1,
+        device=device,
+        validation=(val.features, val.labels),
+    )
     assert sum(1 for _ in epochs) == 20
 
 
 if __name__ == "__main__":
-    serve({function.__name__: function for function in (version, images, texts, product, files, decode, search, tip_f, fine_tuning)})
+    serve(
+        {
+            function.__name__: function
+            for function in (version, images, texts, product, files, decode, search, tip_f, fine_tuning)
+        }
+    )

@@ -1,7 +1,8 @@
 """How close jclip comes to OpenAI's code: tokens, pixels, features and logits on what bench/parity_reference.py recorded.
 
-    python bench/parity.py OUT_DIR
+python bench/parity.py OUT_DIR
 """
+
 import argparse
 import sys
 from pathlib import Path
@@ -38,7 +39,9 @@ def compare(what: str, found: np.ndarray, expected: np.ndarray) -> None:
     norm = np.linalg.norm(expected, axis=1)
     error = np.linalg.norm(found - expected, axis=1) / norm
     cosine = (found * expected).sum(axis=1) / norm / np.linalg.norm(found, axis=1)
-    print(f"{what:8} {len(found)} rows of width {found.shape[1]}, largest relative L2 error {error.max():.1e}, smallest cosine 1 - {1 - cosine.min():.1e}")
+    print(
+        f"{what:8} {len(found)} rows of width {found.shape[1]}, largest relative L2 error {error.max():.1e}, smallest cosine 1 - {1 - cosine.min():.1e}"
+    )
 
 
 if __name__ == "__main__":

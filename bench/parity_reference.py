@@ -7,6 +7,7 @@ In an environment of its own (never the project's):
 
 Writes OUT_DIR/model.pt, whose weights are random (nothing is downloaded), and OUT_DIR/answers.npz.
 """
+
 import argparse
 import sys
 from pathlib import Path
@@ -19,8 +20,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "golden"))
 from record_clip import TEXTS, openai  # noqa: E402
 
 # embed_dim, resolution, layers, width, patch of the image tower; context, vocabulary, width, heads, layers of the text tower
-MODELS = {"ViT-B/32": (512, 224, 12, 768, 32, 77, 49408, 512, 8, 12), "ViT-B/16": (512, 224, 12, 768, 16, 77, 49408, 512, 8, 12),
-          "ViT-L/14": (768, 224, 24, 1024, 14, 77, 49408, 768, 12, 12), "ViT-L/14@336px": (768, 336, 24, 1024, 14, 77, 49408, 768, 12, 12)}
+MODELS = {
+    "ViT-B/32": (512, 224, 12, 768, 32, 77, 49408, 512, 8, 12),
+    "ViT-B/16": (512, 224, 12, 768, 16, 77, 49408, 512, 8, 12),
+    "ViT-L/14": (768, 224, 24, 1024, 14, 77, 49408, 768, 12, 12),
+    "ViT-L/14@336px": (768, 336, 24, 1024, 14, 77, 49408, 768, 12, 12),
+}
 
 
 def main():
@@ -40,18 +45,32 @@ def main():
     pixels = torch.stack([preprocess(Image.open(photo)) for photo in a.photos])
     with torch.inference_mode():
         per_image, _ = model(pixels, tokens)
-        np.savez(a.out / "answers.npz", photos=np.array([str(photo.resolve()) for photo in a.photos]), texts=np.array(TEXTS), tokens=tokens.numpy(), pixels=pixels.numpy(),
-                 image_features=model.encode_image(pixels).numpy(), text_features=model.encode_text(tokens).numpy(), logits_per_image=per_image.numpy())
+        np.savez(
+            a.out / "answers.npz",
+            photos=np.array([str(photo.resolve()) for photo in a.photos]),
+            texts=np.array(TEXTS),
+            tokens=tokens.numpy(),
+            pixels=pixels.numpy(),
+            image_features=model.encode_image(pixels).numpy(),
+            text_features=model.encode_text(tokens).numpy(),
+            logits_per_image=per_image.numpy(),
+        )
 
 
 def save(model, path: Path) -> None:
     """A TorchScript archive with float16 weights, and three sizes among the tensors, as OpenAI's are."""
     half = {name: value.clone() for name, value in model.state_dict().items()}
     resolution = model.visual.input_resolution
-    for name, value in dict(input_resolution=resolution, context_length=model.context_length, vocab_size=model.vocab_size).items():
+    for name, value in dict(
+        input_resolution=resolution, context_length=model.context_length, vocab_size=model.vocab_size
+    ).items():
         model.__dict__.pop(name, None)
         model.register_buffer(name, torch.tensor(value))
-    traced = torch.jit.trace(model.float(), (torch.zeros(1, 3, resolution, resolution), torch.zeros(1, 77, dtype=torch.long)), check_trace=False)
+    traced = torch.jit.trace(
+        model.float(),
+        (torch.zeros(1, 3, resolution, resolution), torch.zeros(1, 77, dtype=torch.long)),
+        check_trace=False,
+    )
     for name, value in traced.named_parameters():
         value.data = half[name]
     traced.save(str(path))

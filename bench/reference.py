@@ -5,6 +5,7 @@
 The towers are OpenAI's own code; the search over alpha and beta and the fine-tuning are written after the pseudocode and
 constants of Tip-Adapter (arXiv:2207.09519 and github.com/gaopengcuhk/Tip-Adapter).
 """
+
 import sys
 import tempfile
 import time
@@ -97,9 +98,11 @@ def tower(name, device, precision):
     clip, model = openai(device, precision)
     encode = {"image": model.encode_image, "text": model.encode_text}[name]
     if sys.argv[1] == "torch":
+
         def run(x):
             with torch.inference_mode():
                 return encode(torch.as_tensor(x, device=device)).cpu().numpy()
+
         return run
     import onnxruntime
 
@@ -115,7 +118,9 @@ def tower(name, device, precision):
     example = torch.zeros(2, 3, side, side) if name == "image" else clip.tokenize(["a", "b"])
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(Tower(), (example,), f"{folder}/tower.onnx", input_names=["x"], dynamic_axes={"x": {0: "n"}}, dynamo=False)
+        torch.onnx.export(
+            Tower(), (example,), f"{folder}/tower.onnx", input_names=["x"], dynamic_axes={"x": {0: "n"}}, dynamo=False
+        )
         session = onnxruntime.InferenceSession(f"{folder}/tower.onnx", providers=["CPUExecutionProvider"])
     return lambda x: session.run(None, {"x": x})[0]
 

@@ -5,6 +5,7 @@
 Features are synthetic: classes are points on the unit sphere, rows lie around them. Each line is a process of its own, so that
 its peak memory is its own. Without WEIGHTS the image tower is left out.
 """
+
 from __future__ import annotations
 
 import resource
@@ -20,8 +21,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 WIDTH, VIEWS = 512, 10
 BATCHES = (1, 8, 32, 128)
 # (classes, shots a class, views, validation rows)
-TASKS = [(250, 1, 4, 1_000), (250, 4, VIEWS, 10_000), (500, 20, VIEWS, 100_000),
-         (403, 1, 1, 10_000), (1_000, 1, 1, 10_000), (3_000, 1, 1, 10_000), (10_000, 1, 1, 10_000)]
+TASKS = [
+    (250, 1, 4, 1_000),
+    (250, 4, VIEWS, 10_000),
+    (500, 20, VIEWS, 100_000),
+    (403, 1, 1, 10_000),
+    (1_000, 1, 1, 10_000),
+    (3_000, 1, 1, 10_000),
+    (10_000, 1, 1, 10_000),
+]
 
 
 def main(argv):
@@ -64,16 +72,23 @@ def adapter(classes: int, shots: int, views: int, rows: int) -> None:
     kinds = unit(rng.standard_normal((classes, WIDTH), np.float32))
     labels, judged = np.arange(classes).repeat(shots), np.arange(rows) % classes
     text = Text(near(rng, kinds, 0.08), names(classes), 100.0)
-    support = Support(near(rng, kinds[labels.repeat(views)], 0.08).reshape(-1, views, WIDTH), labels, names(len(labels)))
+    support = Support(
+        near(rng, kinds[labels.repeat(views)], 0.08).reshape(-1, views, WIDTH), labels, names(len(labels))
+    )
     val = Split(near(rng, kinds[judged], 0.08), judged, names(rows))
     (trial,), _ = tip.trials(support, val)
     cached = tip.cache(support.features, labels, classes)
     search = timed(lambda: tip.search(text, support, [trial], [cached]))
     flat = support.features.reshape(-1, WIDTH), labels.repeat(views)
-    epochs = tip.fine_tune(*flat, text.features, 100.0, *cached, tip.TRAIN_ALPHA, tip.TRAIN_BETA, epochs=20, lr=1e-3, seed=1, device="cpu")
+    epochs = tip.fine_tune(
+        *flat, text.features, 100.0, *cached, tip.TRAIN_ALPHA, tip.TRAIN_BETA, epochs=20, lr=1e-3, seed=1, device="cpu"
+    )
     next(epochs)  # compiles
-    print(f"{classes:6} classes, {len(labels):6} shots, {len(flat[0]):6} rows to train on, {rows:6} to validate: "
-          f"search {search:6.2f} s, an epoch {timed(lambda: next(epochs)):6.2f} s, {peak()}", flush=True)
+    print(
+        f"{classes:6} classes, {len(labels):6} shots, {len(flat[0]):6} rows to train on, {rows:6} to validate: "
+        f"search {search:6.2f} s, an epoch {timed(lambda: next(epochs)):6.2f} s, {peak()}",
+        flush=True,
+    )
 
 
 def near(rng, centres, noise: float):

@@ -6,6 +6,7 @@ MODEL.pt comes from bench/parity_reference.py (random weights in the release for
 environment with PyTorch and onnxruntime. The three take turns; medians are printed, and their ratios, and how close the image
 tower comes to the matrix products it is made of.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -35,18 +36,35 @@ def main():
 
     seconds = in_turn(workers, a.rounds, "images", n=a.batch)
     report(f"images, {a.batch} at a time", a.batch, seconds)
-    limit = sum(times * in_turn([ours], a.rounds, "product", m=rows * a.batch, k=k, n=n)["jclip"] for rows, k, n, times in PRODUCTS)
+    limit = sum(
+        times * in_turn([ours], a.rounds, "product", m=rows * a.batch, k=k, n=n)["jclip"]
+        for rows, k, n, times in PRODUCTS
+    )
     flops = sum(2 * rows * a.batch * k * n * times for rows, k, n, times in PRODUCTS)
-    print(f"the matrix products alone: {a.batch / limit:.1f} images/s at {flops / limit / 1e9:.0f} GFLOP/s; the tower is at {limit / seconds['jclip']:.0%} of that")
+    print(
+        f"the matrix products alone: {a.batch / limit:.1f} images/s at {flops / limit / 1e9:.0f} GFLOP/s; the tower is at {limit / seconds['jclip']:.0%} of that"
+    )
 
     worded = prompts.read(read_classes(CLASSES))
-    for what, texts in (("class prompts", [of_class[0] for of_class in worded.sentences]), ("descriptions", [of_class[-1] for of_class in worded.sentences])):
-        report(f"{len(texts)} {what} such as {texts[0]!r}", len(texts), in_turn(workers, max(2, a.rounds // 3), "texts", texts=texts))
+    for what, texts in (
+        ("class prompts", [of_class[0] for of_class in worded.sentences]),
+        ("descriptions", [of_class[-1] for of_class in worded.sentences]),
+    ):
+        report(
+            f"{len(texts)} {what} such as {texts[0]!r}",
+            len(texts),
+            in_turn(workers, max(2, a.rounds // 3), "texts", texts=texts),
+        )
 
 
 def report(what: str, n: int, seconds: dict[str, float]) -> None:
-    print(f"{what}: " + ", ".join(f"{name} {n / s:.1f}/s" for name, s in seconds.items()) + "; jclip is "
-          + " and ".join(f"{s / seconds['jclip']:.2f} x {name}" for name, s in seconds.items() if name != "jclip"), flush=True)
+    print(
+        f"{what}: "
+        + ", ".join(f"{name} {n / s:.1f}/s" for name, s in seconds.items())
+        + "; jclip is "
+        + " and ".join(f"{s / seconds['jclip']:.2f} x {name}" for name, s in seconds.items() if name != "jclip"),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

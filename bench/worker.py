@@ -2,6 +2,7 @@
 
 A side is a script that ends in `serve({"name": function, ...})`; the other end is a `Worker`.
 """
+
 from __future__ import annotations
 
 import json
@@ -14,8 +15,10 @@ from typing import Callable
 
 HERE = Path(__file__).parent
 # What the environment of the other side needs; it must not be the project's own, for PyTorch takes another numpy.
-SETUP = ('pip install torch==2.13.0 "numpy<2" pillow ftfy regex tqdm onnx onnxruntime\n'
-         '    pip install --no-deps clip-anytorch torchvision      (of PyTorch a build for the CPU is enough)')
+SETUP = (
+    'pip install torch==2.13.0 "numpy<2" pillow ftfy regex tqdm onnx onnxruntime\n'
+    "    pip install --no-deps clip-anytorch torchvision      (of PyTorch a build for the CPU is enough)"
+)
 
 
 class Worker:
@@ -23,7 +26,10 @@ class Worker:
 
     def __init__(self, name: str, python: str, script: str, *arguments):
         command = [python, str(HERE / script), *map(str, arguments)]
-        self.name, self.process = name, subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.name, self.process = (
+            name,
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True),
+        )
 
     def ask(self, what: str, **arguments) -> tuple[float, object]:
         """The seconds that the work took in its process, and its answer."""

@@ -1,7 +1,8 @@
 """Draw the demo's data set, in the contest's layout: 30 classes of three groups, four of them without a training photograph.
 
-    python demo/make_data.py FOLDER
+python demo/make_data.py FOLDER
 """
+
 from __future__ import annotations
 
 import argparse
@@ -21,7 +22,12 @@ QUALITY = 92  # of the JPEG files
 
 def parse(argv) -> argparse.Namespace:
     p = cli.parser(__doc__, "--seed")
-    p.add_argument("folder", type=Path, metavar="FOLDER", help="what to write: classes_b.txt, train.txt, TrainSet/ and TestSetB/CLASS/")
+    p.add_argument(
+        "folder",
+        type=Path,
+        metavar="FOLDER",
+        help="what to write: classes_b.txt, train.txt, TrainSet/ and TestSetB/CLASS/",
+    )
     return p.parse_args(argv)
 
 
@@ -29,7 +35,11 @@ def parse(argv) -> argparse.Namespace:
 def main(argv=None):
     a = parse(argv)
     known = {**world.signs(), **world.flocks(), **world.things()}
-    classes = [(group, name) for group, names in (("Sign", world.NEW_SIGNS), ("Flock", world.NEW_FLOCKS), ("Thing", world.THINGS)) for name in names]
+    classes = [
+        (group, name)
+        for group, names in (("Sign", world.NEW_SIGNS), ("Flock", world.NEW_FLOCKS), ("Thing", world.THINGS))
+        for name in names
+    ]
     listed = []
     for label, (group, name) in enumerate(classes):
         words = name.replace(" ", "_")
@@ -38,9 +48,15 @@ def main(argv=None):
             save(known[name], np.random.default_rng([a.seed, label, 0, i]), a.folder / path)
             listed.append(f"{path} {label}\n")
         for i in range(TEST):
-            save(known[name], np.random.default_rng([a.seed, label, 1, i]), a.folder / f"TestSetB/{group}_{words}/{i + 1}.jpg")
+            save(
+                known[name],
+                np.random.default_rng([a.seed, label, 1, i]),
+                a.folder / f"TestSetB/{group}_{words}/{i + 1}.jpg",
+            )
     (a.folder / "train.txt").write_text("".join(listed))
-    (a.folder / "classes_b.txt").write_text("".join(f"{group}_{name.replace(' ', '_')} {label}\n" for label, (group, name) in enumerate(classes)))
+    (a.folder / "classes_b.txt").write_text(
+        "".join(f"{group}_{name.replace(' ', '_')} {label}\n" for label, (group, name) in enumerate(classes))
+    )
     print(f"{a.folder}: {len(classes)} classes, {len(listed)} training and {len(classes) * TEST} test photographs")
 
 

@@ -5,6 +5,7 @@
 The world is new to the demo's tiny CLIP (demo/clip.npz, made by demo/train_clip.py). Signs and flocks are new company of words
 that it knows; of the things it has met neither the shapes nor the names; four classes have no training photograph.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -26,7 +27,14 @@ METHODS = {"zero-shot": "zero-shot", "tip": "Tip-Adapter", "tip-f": "Tip-Adapter
 
 def parse(argv) -> argparse.Namespace:
     p = cli.parser(__doc__, "--device")
-    p.add_argument("folder", nargs="?", type=Path, default=HERE / "build", metavar="FOLDER", help="where all is written (default: demo/build)")
+    p.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=HERE / "build",
+        metavar="FOLDER",
+        help="where all is written (default: demo/build)",
+    )
     return p.parse_args(argv)
 
 
@@ -35,7 +43,19 @@ def main(argv=None):
     a = parse(argv)
     dataset, output = a.folder / "Dataset", a.folder / "output"
     run("demo/make_data.py", dataset)
-    run("extract_feature.py", "--data", dataset, "--weights", HERE / "clip.npz", "--prompts", HERE / "prompts", "--output", output, "--device", a.device)
+    run(
+        "extract_feature.py",
+        "--data",
+        dataset,
+        "--weights",
+        HERE / "clip.npz",
+        "--prompts",
+        HERE / "prompts",
+        "--output",
+        output,
+        "--device",
+        a.device,
+    )
     figures = {}
     for method, name in METHODS.items():
         run("train_adapter.py", "--method", method, "--output", output, "--device", a.device)
@@ -44,13 +64,21 @@ def main(argv=None):
         figures[name] = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["test"]
     with np.load(output / "support.npz") as support, np.load(output / "text.npz") as text:
         shots = {str(text["names"][label]) for label in support["labels"]}
-    print(table(figures, shots), f"The photographs with their five likeliest classes: {a.folder / 'sheet.png'}", sep="\n\n")
+    print(
+        table(figures, shots),
+        f"The photographs with their five likeliest classes: {a.folder / 'sheet.png'}",
+        sep="\n\n",
+    )
 
 
 def run(script: str, *arguments) -> None:
     """Run one of the project's scripts, showing the command; TaskError where it fails, its own message above."""
-    shown = [str(Path(argument).resolve().relative_to(Path.cwd())) if isinstance(argument, Path) and Path.cwd() in Path(argument).resolve().parents else str(argument)
-             for argument in arguments]
+    shown = [
+        str(Path(argument).resolve().relative_to(Path.cwd()))
+        if isinstance(argument, Path) and Path.cwd() in Path(argument).resolve().parents
+        else str(argument)
+        for argument in arguments
+    ]
     print(f"\n$ python {script} {shlex.join(shown)}", flush=True)
     done = subprocess.run([sys.executable, str(HERE.parent / script), *map(str, arguments)])
     if done.returncode:
@@ -62,11 +90,19 @@ def table(figures: dict[str, dict], with_shots: set[str]) -> str:
     one = next(iter(figures.values()))
     rows = [("all", lambda f: f)]
     rows += [(group, lambda f, group=group: f["groups"][group]) for group in one["groups"]]
-    rows += [(said, lambda f, shots=shots: mean(f, lambda name: (name in with_shots) == shots)) for said, shots in (("classes with shots", True), ("classes without shots", False))]
-    lines = [" " * 28 + "".join(f"{name:>17}" for name in figures), f"{'':20}{'photos':>8}" + f"{'top-1':>10}{'top-5':>7}" * len(figures)]
+    rows += [
+        (said, lambda f, shots=shots: mean(f, lambda name: (name in with_shots) == shots))
+        for said, shots in (("classes with shots", True), ("classes without shots", False))
+    ]
+    lines = [
+        " " * 28 + "".join(f"{name:>17}" for name in figures),
+        f"{'':20}{'photos':>8}" + f"{'top-1':>10}{'top-5':>7}" * len(figures),
+    ]
     for said, of in rows:
         found = [of(f) for f in figures.values()]
-        lines.append(f"{said:22}{found[0]['n']:6}" + "".join(f"{100 * f['top1']:10.1f}{100 * f['top5']:7.1f}" for f in found))
+        lines.append(
+            f"{said:22}{found[0]['n']:6}" + "".join(f"{100 * f['top1']:10.1f}{100 * f['top5']:7.1f}" for f in found)
+        )
     return "\n" + "\n".join(lines)
 
 

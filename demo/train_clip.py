@@ -5,6 +5,7 @@
 What the demo's task will ask for is never drawn here: its signs and flocks are new company of known words, its things new
 altogether, with names that the text tower never meets. The weights file's array `meta` records the command, seed and time.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -32,18 +33,34 @@ RESOLUTION, PATCH, WIDTH, FEATURES = 48, 8, 96, 96
 VISION_LAYERS, TEXT_LAYERS = 3, 2
 WARM_UP = 100  # steps
 WEIGHT_DECAY = 0.05
-SIGN_CAPTIONS = ("a photo of a {}.", "a photo of a {}, a type of sign.", "a photo of a {colour} {}.", "a drawing of a {colour} {}.", "a {}.")
+SIGN_CAPTIONS = (
+    "a photo of a {}.",
+    "a photo of a {}, a type of sign.",
+    "a photo of a {colour} {}.",
+    "a drawing of a {colour} {}.",
+    "a {}.",
+)
 GLYPH_CAPTIONS = ("a photo of a {}.", "a photo of a {colour} {}.", "a drawing of a {colour} {}.", "a {}.")
 KINDS = (0.55, 0.25, 0.2)  # of the photographs: signs, flocks, glyphs
 UNMET = 49405  # the token that stands for all that no caption holds; just below the start and the end token
 FORGOTTEN = 0.1  # of the captions have their name forgotten: so the row of UNMET comes to mean "something"
-FLOCK_CAPTIONS = ("a photo of {}.", "a photo of {}, a type of flock.", "a photo of {number} {colour} {shapes}.", "a drawing of {}.", "{}.")
+FLOCK_CAPTIONS = (
+    "a photo of {}.",
+    "a photo of {}, a type of flock.",
+    "a photo of {number} {colour} {shapes}.",
+    "a drawing of {}.",
+    "{}.",
+)
 
 
 def parse(argv) -> argparse.Namespace:
     p = cli.parser(__doc__, "--device", "--seed")
-    p.add_argument("-o", "--out", type=Path, default=HERE / "clip.npz", metavar="FILE", help="the weights (default: demo/clip.npz)")
-    p.add_argument("--photographs", type=cli.at_least(1), default=36000, metavar="N", help="drawn for training (default: 36000)")
+    p.add_argument(
+        "-o", "--out", type=Path, default=HERE / "clip.npz", metavar="FILE", help="the weights (default: demo/clip.npz)"
+    )
+    p.add_argument(
+        "--photographs", type=cli.at_least(1), default=36000, metavar="N", help="drawn for training (default: 36000)"
+    )
     p.add_argument("--steps", type=cli.at_least(1), default=4500, metavar="N", help="(default: 4500)")
     p.add_argument("--batch-size", type=cli.at_least(2), default=192, metavar="N", help="(default: 192)")
     p.add_argument("--lr", type=float, default=1e-3, metavar="X", help="at its highest (default: 0.001)")
@@ -56,14 +73,25 @@ def main(argv=None):
     started = time.time()
     images, captions = draw(a.photographs, a.seed)
     distinct, caption_of = np.unique(captions, return_inverse=True)
-    known, tokens = np.unique(caption_tokens(distinct.tolist()), return_inverse=True)  # the vocabulary of these captions, in order: the end token stays last
+    known, tokens = np.unique(
+        caption_tokens(distinct.tolist()), return_inverse=True
+    )  # the vocabulary of these captions, in order: the end token stays last
     state = train(a, images, tokens.reshape(len(distinct), -1).astype(np.int32), caption_of, len(known))
     state["token_embedding.weight"] = whole_vocabulary(state["token_embedding.weight"], known)
     minutes = (time.time() - started) / 60
-    made_by = {"command": f"python demo/train_clip.py --photographs {a.photographs} --steps {a.steps} --batch-size {a.batch_size} --lr {a.lr:g} --seed {a.seed}",
-               "minutes": round(minutes, 1), "cores": os.cpu_count(), "captions": len(distinct), "tokens": len(known)}
+    made_by = {
+        "command": f"python demo/train_clip.py --photographs {a.photographs} --steps {a.steps} --batch-size {a.batch_size} --lr {a.lr:g} --seed {a.seed}",
+        "minutes": round(minutes, 1),
+        "cores": os.cpu_count(),
+        "captions": len(distinct),
+        "tokens": len(known),
+    }
     with written_whole(a.out) as file:
-        np.savez_compressed(file, meta=np.array(json.dumps(made_by)), **{name: value.astype(np.float16) for name, value in state.items()})
+        np.savez_compressed(
+            file,
+            meta=np.array(json.dumps(made_by)),
+            **{name: value.astype(np.float16) for name, value in state.items()},
+        )
     print(f"{a.out}: {a.out.stat().st_size / 1e6:.2f} MB, {minutes:.1f} minutes")
 
 
@@ -71,15 +99,24 @@ def draw(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """n photographs of what the task will not ask for, preprocessed, float16 (n, 3, 48, 48), and their captions (n,)."""
     # spawned, not forked: the drawing processes do not share what this one has imported
     with get_context("spawn").Pool() as pool:
-        drawn = list(tqdm(pool.imap(draw_one, ((seed, i) for i in range(n)), chunksize=200), total=n, desc="drawing", unit=" photo"))
+        drawn = list(
+            tqdm(
+                pool.imap(draw_one, ((seed, i) for i in range(n)), chunksize=200),
+                total=n,
+                desc="drawing",
+                unit=" photo",
+            )
+        )
     return np.stack([image for image, _ in drawn]), np.array([caption for _, caption in drawn])
 
 
 def draw_one(item: tuple[int, int]) -> tuple[np.ndarray, str]:
     rng = np.random.default_rng(item)
-    kinds = [({name: thing for name, thing in world.signs().items() if name not in world.NEW_SIGNS}, SIGN_CAPTIONS),
-             ({name: thing for name, thing in world.flocks().items() if name not in world.NEW_FLOCKS}, FLOCK_CAPTIONS),
-             (world.glyphs(), GLYPH_CAPTIONS)]
+    kinds = [
+        ({name: thing for name, thing in world.signs().items() if name not in world.NEW_SIGNS}, SIGN_CAPTIONS),
+        ({name: thing for name, thing in world.flocks().items() if name not in world.NEW_FLOCKS}, FLOCK_CAPTIONS),
+        (world.glyphs(), GLYPH_CAPTIONS),
+    ]
     of, templates = kinds[rng.choice(len(kinds), p=KINDS)]
     name, colour = str(rng.choice(list(of))), str(rng.choice(list(world.COLOURS)))
     said = END if rng.random() < FORGOTTEN else name  # no caption holds the end token otherwise: it is replaced below
@@ -120,7 +157,10 @@ def train(a, images: np.ndarray, tokens: np.ndarray, caption_of: np.ndarray, voc
             mirrored = rng.random(len(rows)) < 0.5
             batch[mirrored] = batch[mirrored, :, :, ::-1]
             per_image, per_text = model(jt.array(batch).stop_grad(), tokens[caption_of[rows]])
-            loss = -((partners * jt.nn.log_softmax(per_image, dim=1)).sum() + (partners * jt.nn.log_softmax(per_text, dim=1)).sum()) / (2 * len(rows))
+            loss = -(
+                (partners * jt.nn.log_softmax(per_image, dim=1)).sum()
+                + (partners * jt.nn.log_softmax(per_text, dim=1)).sum()
+            ) / (2 * len(rows))
             optimizer.step(loss)
             model.logit_scale.assign(jt.minimum(model.logit_scale, np.float32(np.log(100))))
             if step % 20 == 0:
@@ -130,8 +170,19 @@ def train(a, images: np.ndarray, tokens: np.ndarray, caption_of: np.ndarray, voc
 
 
 def architecture(vocabulary: int) -> Architecture:
-    return Architecture(embed_dim=FEATURES, image_resolution=RESOLUTION, patch_size=PATCH, vision_width=WIDTH, vision_layers=VISION_LAYERS, vision_heads=1,
-                        context_length=CONTEXT_LENGTH, vocab_size=vocabulary, text_width=WIDTH, text_layers=TEXT_LAYERS, text_heads=1)
+    return Architecture(
+        embed_dim=FEATURES,
+        image_resolution=RESOLUTION,
+        patch_size=PATCH,
+        vision_width=WIDTH,
+        vision_layers=VISION_LAYERS,
+        vision_heads=1,
+        context_length=CONTEXT_LENGTH,
+        vocab_size=vocabulary,
+        text_width=WIDTH,
+        text_layers=TEXT_LAYERS,
+        text_heads=1,
+    )
 
 
 def fresh_weights(rng: np.random.Generator, vocabulary: int) -> dict[str, np.ndarray]:
@@ -146,7 +197,11 @@ def fresh_weights(rng: np.random.Generator, vocabulary: int) -> dict[str, np.nda
             state[name] = np.log(1 / 0.07)
         else:
             deep = (2 * VISION_LAYERS) ** -0.5 if name.endswith(("out_proj.weight", "c_proj.weight")) else 1
-            width = {"token_embedding.weight": 50**2, "positional_embedding": 100**2, "visual.conv1.weight": 3 * PATCH**2}.get(name, WIDTH)
+            width = {
+                "token_embedding.weight": 50**2,
+                "positional_embedding": 100**2,
+                "visual.conv1.weight": 3 * PATCH**2,
+            }.get(name, WIDTH)
             state[name] = rng.normal(0, width**-0.5 * deep, shape)
     return {name: np.asarray(value, np.float32) for name, value in state.items()}
 

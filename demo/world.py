@@ -3,6 +3,7 @@
 Three kinds: signs (a shape with a pattern: "striped star"), flocks (several small shapes: "three hearts") and things
 ("anchor"); and, to learn from, glyphs that mean nothing. Everything follows its seed: the same seed draws the same pixels.
 """
+
 from __future__ import annotations
 
 import math
@@ -11,8 +12,16 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-COLOURS = {"red": (205, 45, 45), "orange": (235, 140, 35), "yellow": (235, 215, 60), "green": (55, 160, 70),
-           "blue": (50, 85, 205), "purple": (140, 65, 180), "black": (35, 35, 40), "white": (240, 240, 240)}
+COLOURS = {
+    "red": (205, 45, 45),
+    "orange": (235, 140, 35),
+    "yellow": (235, 215, 60),
+    "green": (55, 160, 70),
+    "blue": (50, 85, 205),
+    "purple": (140, 65, 180),
+    "black": (35, 35, 40),
+    "white": (240, 240, 240),
+}
 PATTERNS = ("solid", "striped", "dotted", "checkered", "hollow")
 COUNTS = {"two": 2, "three": 3, "five": 5}
 SIZE = (96, 72)  # of a photograph, in pixels
@@ -20,7 +29,13 @@ DETAIL = 2  # drawn this many times larger, then reduced: smooth edges
 
 
 def _ngon(n: int, radius: float = 1.0, turn: float = 0.0, centre=(0.0, 0.0)) -> list:
-    return [(centre[0] + radius * math.sin(turn + 2 * math.pi * i / n), centre[1] - radius * math.cos(turn + 2 * math.pi * i / n)) for i in range(n)]
+    return [
+        (
+            centre[0] + radius * math.sin(turn + 2 * math.pi * i / n),
+            centre[1] - radius * math.cos(turn + 2 * math.pi * i / n),
+        )
+        for i in range(n)
+    ]
 
 
 def _star() -> list:
@@ -29,7 +44,10 @@ def _star() -> list:
 
 def _heart() -> list:
     turns = [2 * math.pi * i / 40 for i in range(40)]
-    return [(math.sin(t) ** 3, -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 17) for t in turns]
+    return [
+        (math.sin(t) ** 3, -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 17)
+        for t in turns
+    ]
 
 
 def _drop() -> list:
@@ -57,21 +75,103 @@ SHAPES = {
     "drop": [(_drop(), True)],
 }
 THINGS = {
-    "anchor": [(_box(-0.12, -0.7, 0.12, 0.8), True), (_box(-0.5, -0.45, 0.5, -0.22), True), (_ngon(20, 0.28, centre=(0, -0.8)), True), (_ngon(20, 0.13, centre=(0, -0.8)), False),
-               ([(-0.95, 0.1), (-0.6, 0.25), (-0.35, 0.6), (0, 0.7), (0.35, 0.6), (0.6, 0.25), (0.95, 0.1), (0.75, 0.7), (0, 1.05), (-0.75, 0.7)], True)],
-    "fish": [([(-0.95, 0), (-0.5, -0.42), (0.1, -0.45), (0.5, -0.1), (1, -0.5), (1, 0.5), (0.5, 0.1), (0.1, 0.45), (-0.5, 0.42)], True), (_ngon(12, 0.1, centre=(-0.55, -0.1)), False)],
-    "house": [([(0, -1), (1, -0.2), (0.75, -0.2), (0.75, 0.9), (-0.75, 0.9), (-0.75, -0.2), (-1, -0.2)], True), (_box(-0.2, 0.3, 0.2, 0.9), False), (_box(0.35, -0.05, 0.6, 0.2), False)],
-    "key": [(_ngon(24, 0.45, centre=(0, -0.6)), True), (_ngon(24, 0.2, centre=(0, -0.6)), False), (_box(-0.12, -0.2, 0.12, 1), True), (_box(0.1, 0.45, 0.5, 0.62), True), (_box(0.1, 0.8, 0.42, 0.97), True)],
+    "anchor": [
+        (_box(-0.12, -0.7, 0.12, 0.8), True),
+        (_box(-0.5, -0.45, 0.5, -0.22), True),
+        (_ngon(20, 0.28, centre=(0, -0.8)), True),
+        (_ngon(20, 0.13, centre=(0, -0.8)), False),
+        (
+            [
+                (-0.95, 0.1),
+                (-0.6, 0.25),
+                (-0.35, 0.6),
+                (0, 0.7),
+                (0.35, 0.6),
+                (0.6, 0.25),
+                (0.95, 0.1),
+                (0.75, 0.7),
+                (0, 1.05),
+                (-0.75, 0.7),
+            ],
+            True,
+        ),
+    ],
+    "fish": [
+        (
+            [
+                (-0.95, 0),
+                (-0.5, -0.42),
+                (0.1, -0.45),
+                (0.5, -0.1),
+                (1, -0.5),
+                (1, 0.5),
+                (0.5, 0.1),
+                (0.1, 0.45),
+                (-0.5, 0.42),
+            ],
+            True,
+        ),
+        (_ngon(12, 0.1, centre=(-0.55, -0.1)), False),
+    ],
+    "house": [
+        ([(0, -1), (1, -0.2), (0.75, -0.2), (0.75, 0.9), (-0.75, 0.9), (-0.75, -0.2), (-1, -0.2)], True),
+        (_box(-0.2, 0.3, 0.2, 0.9), False),
+        (_box(0.35, -0.05, 0.6, 0.2), False),
+    ],
+    "key": [
+        (_ngon(24, 0.45, centre=(0, -0.6)), True),
+        (_ngon(24, 0.2, centre=(0, -0.6)), False),
+        (_box(-0.12, -0.2, 0.12, 1), True),
+        (_box(0.1, 0.45, 0.5, 0.62), True),
+        (_box(0.1, 0.8, 0.42, 0.97), True),
+    ],
     "lightning": [([(0.25, -1.05), (-0.6, 0.15), (-0.05, 0.15), (-0.3, 1.05), (0.6, -0.25), (0.05, -0.25)], True)],
-    "mushroom": [([(-1, 0.05), (-0.85, -0.5), (-0.4, -0.9), (0.4, -0.9), (0.85, -0.5), (1, 0.05)], True), ([(-0.28, 0.05), (0.28, 0.05), (0.38, 0.95), (-0.38, 0.95)], True), (_ngon(12, 0.15, centre=(-0.3, -0.4)), False), (_ngon(12, 0.15, centre=(0.35, -0.35)), False)],
-    "sailboat": [([(-0.95, 0.45), (0.95, 0.45), (0.55, 0.95), (-0.55, 0.95)], True), ([(-0.05, -1), (-0.05, 0.3), (-0.8, 0.3)], True), ([(0.1, -0.75), (0.1, 0.3), (0.75, 0.3)], True)],
-    "tree": [(_box(-0.15, 0.4, 0.15, 1), True), ([(0, -1.05), (0.55, -0.35), (-0.55, -0.35)], True), ([(0, -0.65), (0.75, 0.1), (-0.75, 0.1)], True), ([(0, -0.2), (0.9, 0.55), (-0.9, 0.55)], True)],
+    "mushroom": [
+        ([(-1, 0.05), (-0.85, -0.5), (-0.4, -0.9), (0.4, -0.9), (0.85, -0.5), (1, 0.05)], True),
+        ([(-0.28, 0.05), (0.28, 0.05), (0.38, 0.95), (-0.38, 0.95)], True),
+        (_ngon(12, 0.15, centre=(-0.3, -0.4)), False),
+        (_ngon(12, 0.15, centre=(0.35, -0.35)), False),
+    ],
+    "sailboat": [
+        ([(-0.95, 0.45), (0.95, 0.45), (0.55, 0.95), (-0.55, 0.95)], True),
+        ([(-0.05, -1), (-0.05, 0.3), (-0.8, 0.3)], True),
+        ([(0.1, -0.75), (0.1, 0.3), (0.75, 0.3)], True),
+    ],
+    "tree": [
+        (_box(-0.15, 0.4, 0.15, 1), True),
+        ([(0, -1.05), (0.55, -0.35), (-0.55, -0.35)], True),
+        ([(0, -0.65), (0.75, 0.1), (-0.75, 0.1)], True),
+        ([(0, -0.2), (0.9, 0.55), (-0.9, 0.55)], True),
+    ],
 }
 # Never drawn for CLIP's training: the classes of the few-shot task. Each shape and each pattern or number stands in
 # training in other company; of the things, not even the names are met.
-NEW_SIGNS = ("striped star", "dotted heart", "checkered circle", "hollow arrow", "solid moon", "striped hexagon", "dotted triangle",
-             "checkered cross", "hollow drop", "solid ring", "striped diamond", "dotted square", "checkered drop", "hollow triangle")
-NEW_FLOCKS = ("two stars", "three hearts", "five circles", "two arrows", "three moons", "five crosses", "two squares", "three rings")
+NEW_SIGNS = (
+    "striped star",
+    "dotted heart",
+    "checkered circle",
+    "hollow arrow",
+    "solid moon",
+    "striped hexagon",
+    "dotted triangle",
+    "checkered cross",
+    "hollow drop",
+    "solid ring",
+    "striped diamond",
+    "dotted square",
+    "checkered drop",
+    "hollow triangle",
+)
+NEW_FLOCKS = (
+    "two stars",
+    "three hearts",
+    "five circles",
+    "two arrows",
+    "three moons",
+    "five crosses",
+    "two squares",
+    "three rings",
+)
 
 
 GLYPHS = 80  # shapes without a meaning, for CLIP's training alone: what has met many shapes tells new ones apart
@@ -92,7 +192,11 @@ def signs() -> dict[str, Thing]:
 
 def flocks() -> dict[str, Thing]:
     """All flocks by name."""
-    return {f"{word} {shape}{'es' if shape.endswith('s') else 's'}": Thing(SHAPES[shape], count, "solid") for shape in SHAPES for word, count in COUNTS.items()}
+    return {
+        f"{word} {shape}{'es' if shape.endswith('s') else 's'}": Thing(SHAPES[shape], count, "solid")
+        for shape in SHAPES
+        for word, count in COUNTS.items()
+    }
 
 
 def things() -> dict[str, Thing]:
@@ -116,7 +220,10 @@ def _part(rng, radius: float, off: float) -> list:
     """A polygon or an ellipse, stretched, turned, and up to `off` from the middle."""
     corners, turn, slim = int(rng.choice([3, 4, 4, 5, 6, 24])), rng.uniform(0, 2 * math.pi), rng.uniform(0.3, 1)
     sine, cosine, (x0, y0) = math.sin(turn), math.cos(turn), rng.uniform(-off, off, 2)
-    return [(x0 + radius * (x * cosine - slim * y * sine), y0 + radius * (x * sine + slim * y * cosine)) for x, y in _ngon(corners)]
+    return [
+        (x0 + radius * (x * cosine - slim * y * sine), y0 + radius * (x * sine + slim * y * cosine))
+        for x, y in _ngon(corners)
+    ]
 
 
 def photograph(thing: Thing, colour: str, rng: np.random.Generator, width: int, height: int) -> Image.Image:
@@ -161,7 +268,13 @@ def _mask(shape: list, centre, radius: float, turn: float, size) -> Image.Image:
     draw = ImageDraw.Draw(mask)
     sine, cosine = math.sin(turn), math.cos(turn)
     for points, painted in shape:
-        draw.polygon([(centre[0] + radius * (x * cosine - y * sine), centre[1] + radius * (x * sine + y * cosine)) for x, y in points], fill=255 * painted)
+        draw.polygon(
+            [
+                (centre[0] + radius * (x * cosine - y * sine), centre[1] + radius * (x * sine + y * cosine))
+                for x, y in points
+            ],
+            fill=255 * painted,
+        )
     return mask
 
 
@@ -173,8 +286,11 @@ def _paint(rng, pattern: str, colour: str, radius: float, width: int, height: in
     turn, phase = rng.uniform(0, math.pi), rng.uniform(0, 10, 2)
     u, v = x * math.cos(turn) + y * math.sin(turn) + phase[0], y * math.cos(turn) - x * math.sin(turn) + phase[1]
     step = radius * rng.uniform(0.42, 0.55)
-    here = {"striped": u % step < step / 2, "checkered": (u // (step * 0.8) + v // (step * 0.8)) % 2 < 1,
-            "dotted": (u % step - step / 2) ** 2 + (v % step - step / 2) ** 2 < (0.3 * step) ** 2}.get(pattern, np.zeros((height, width), bool))
+    here = {
+        "striped": u % step < step / 2,
+        "checkered": (u // (step * 0.8) + v // (step * 0.8)) % 2 < 1,
+        "dotted": (u % step - step / 2) ** 2 + (v % step - step / 2) ** 2 < (0.3 * step) ** 2,
+    }.get(pattern, np.zeros((height, width), bool))
     return Image.fromarray(np.where(here[..., None], second, first).clip(0, 255).astype(np.uint8))
 
 
@@ -189,7 +305,9 @@ def _ground(rng, colour: str, width: int, height: int) -> Image.Image:
     draw = ImageDraw.Draw(image)
     for _ in range(rng.integers(0, 4)):
         ends = [tuple(rng.uniform(0, 1, 2) * (width, height)) for _ in range(2)]
-        draw.line(ends, fill=tuple(int(c) for c in (0.7 * one + 0.3 * rng.uniform(0, 255, 3))), width=int(rng.integers(2, 5)))
+        draw.line(
+            ends, fill=tuple(int(c) for c in (0.7 * one + 0.3 * rng.uniform(0, 255, 3))), width=int(rng.integers(2, 5))
+        )
     return image
 
 
@@ -201,4 +319,6 @@ def _lit(image: Image.Image, rng) -> Image.Image:
     turn = rng.uniform(0, 2 * math.pi)
     light = 1 + rng.uniform(0, 0.35) * ((x / width - 0.5) * math.cos(turn) + (y / height - 0.5) * math.sin(turn))
     pixels = (pixels - 128) * rng.uniform(0.75, 1.15) + 128 + rng.uniform(-25, 25)
-    return Image.fromarray((pixels * light[..., None] + rng.normal(0, rng.uniform(2, 12), pixels.shape)).clip(0, 255).astype(np.uint8))
+    return Image.fromarray(
+        (pixels * light[..., None] + rng.normal(0, rng.uniform(2, 12), pixels.shape)).clip(0, 255).astype(np.uint8)
+    )

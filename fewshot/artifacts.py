@@ -2,6 +2,7 @@
 
 Letters: C classes, N shots, V views, D feature width, M rows of a split.
 """
+
 from __future__ import annotations
 
 import json
@@ -87,7 +88,12 @@ class Adapter:
             object.__setattr__(self, "bias", np.zeros(len(self.text), np.float32))
 
 
-MADE_BY = {Text: "extract_feature.py", Support: "extract_feature.py", Split: "extract_feature.py", Adapter: "train_adapter.py"}
+MADE_BY = {
+    Text: "extract_feature.py",
+    Support: "extract_feature.py",
+    Split: "extract_feature.py",
+    Adapter: "train_adapter.py",
+}
 Artifact = TypeVar("Artifact", Text, Support, Split, Adapter)
 
 
@@ -101,7 +107,10 @@ def write_together(content: dict) -> None:
     new = {path: artifact for path, artifact in content.items() if artifact is not None}
     with written_together(list(new)) as files:
         for file, artifact in zip(files, new.values()):
-            arrays = {f.name: np.asarray(getattr(artifact, f.name), _DTYPES[f.metadata["kind"]]) for f in _arrays_of(type(artifact))}
+            arrays = {
+                f.name: np.asarray(getattr(artifact, f.name), _DTYPES[f.metadata["kind"]])
+                for f in _arrays_of(type(artifact))
+            }
             _savez(file, {**arrays, "meta": np.array(json.dumps(artifact.meta, sort_keys=True))})
     for path in content.keys() - new.keys():
         Path(path).unlink(missing_ok=True)
@@ -120,7 +129,9 @@ def read(path: Path, kind: type[Artifact]) -> Artifact:
             stored = bounded.npz(file)
             meta = bounded.json_value(str(stored.pop("meta", "{}")))
         except bounded.DAMAGE as error:
-            raise TaskError(f"{path}: damaged, or not a {kind.__name__.lower()} file of this program ({str(error) or type(error).__name__}); run {MADE_BY[kind]} again") from None
+            raise TaskError(
+                f"{path}: damaged, or not a {kind.__name__.lower()} file of this program ({str(error) or type(error).__name__}); run {MADE_BY[kind]} again"
+            ) from None
     _check_meta(path, meta, kind)
     sizes: dict[str, int] = {}
     values = {f.name: _checked(path, f, stored.get(f.name), sizes) for f in _arrays_of(kind)}
@@ -134,10 +145,18 @@ def _check_meta(path: Path, meta, kind) -> None:
         raise TaskError(f"{path}: meta is {type(meta).__name__}, expected a JSON object; run {MADE_BY[kind]} again")
     wrong = next((key for key, value in meta.items() if key.endswith("_sha256") and not isinstance(value, str)), None)
     if wrong is not None:
-        raise TaskError(f"{path}: {wrong} in meta is {type(meta[wrong]).__name__}, expected text; run {MADE_BY[kind]} again")
+        raise TaskError(
+            f"{path}: {wrong} in meta is {type(meta[wrong]).__name__}, expected text; run {MADE_BY[kind]} again"
+        )
     unreadable = meta.get("unreadable", {})
-    if not isinstance(unreadable, dict) or not all(isinstance(cause, str) for cause in unreadable.values()) or any(map(NOT_IN_NAMES.search, unreadable)):
-        raise TaskError(f"{path}: unreadable in meta is no object of photographs' names and causes; run {MADE_BY[kind]} again")
+    if (
+        not isinstance(unreadable, dict)
+        or not all(isinstance(cause, str) for cause in unreadable.values())
+        or any(map(NOT_IN_NAMES.search, unreadable))
+    ):
+        raise TaskError(
+            f"{path}: unreadable in meta is no object of photographs' names and causes; run {MADE_BY[kind]} again"
+        )
 
 
 def check_together(*artifacts) -> None:
@@ -154,16 +173,22 @@ def check_together(*artifacts) -> None:
 def _check_pair(one, other) -> None:
     what, of = type(one).__name__.lower(), type(other).__name__.lower()
     if _width(one) != _width(other):
-        raise TaskError(f"{what} has features of width {_width(one)}, {of} of width {_width(other)}: they come from different weights; run extract_feature.py again")
+        raise TaskError(
+            f"{what} has features of width {_width(one)}, {of} of width {_width(other)}: they come from different weights; run extract_feature.py again"
+        )
     for key in sorted(k for k in one.meta.keys() & other.meta.keys() if k.endswith("_sha256")):
         if one.meta[key] != other.meta[key]:
-            raise TaskError(f"{what} and {of} were made from different {key[: -len('_sha256')]} ({str(one.meta[key])[:12]}… and {str(other.meta[key])[:12]}…); "
-                            f"run {MADE_BY[Adapter] if isinstance(one, Adapter) else MADE_BY[type(other)]} again")
+            raise TaskError(
+                f"{what} and {of} were made from different {key[: -len('_sha256')]} ({str(one.meta[key])[:12]}… and {str(other.meta[key])[:12]}…); "
+                f"run {MADE_BY[Adapter] if isinstance(one, Adapter) else MADE_BY[type(other)]} again"
+            )
     if isinstance(one, (Text, Adapter)) and isinstance(other, (Support, Split)):
         lowest = 0 if isinstance(other, Support) else -1
         wrong = other.labels[(other.labels < lowest) | (other.labels >= len(one.names))]
         if len(wrong):
-            raise TaskError(f"{of} holds label {wrong[0]}, but there are {len(one.names)} classes; labels go from 0 to {len(one.names) - 1}")
+            raise TaskError(
+                f"{of} holds label {wrong[0]}, but there are {len(one.names)} classes; labels go from 0 to {len(one.names) - 1}"
+            )
 
 
 def _checked(path: Path, f, array, sizes: dict[str, int]):
@@ -196,7 +221,9 @@ def _check_text(path: Path, name: str, array: np.ndarray) -> None:
     """Names go into result.txt, one a line, and to the terminal."""
     wrong = next((text for text in array.ravel().tolist() if NOT_IN_NAMES.search(text)), None)
     if wrong is not None:
-        raise TaskError(f"{path}: {name} holds {wrong!r}; expected names without line ends and other control characters")
+        raise TaskError(
+            f"{path}: {name} holds {wrong!r}; expected names without line ends and other control characters"
+        )
 
 
 def _unit(path: Path, name: str, rows: np.ndarray) -> np.ndarray:
@@ -204,7 +231,9 @@ def _unit(path: Path, name: str, rows: np.ndarray) -> np.ndarray:
         norms = np.linalg.norm(rows, axis=-1, keepdims=True)
     off = np.abs(norms - 1)
     if off.size and off.max() > NORM_TOLERANCE:
-        raise TaskError(f"{path}: {name} has a row of L2 norm {norms.flat[off.argmax()]:.4g}, expected 1; normalise the rows")
+        raise TaskError(
+            f"{path}: {name} has a row of L2 norm {norms.flat[off.argmax()]:.4g}, expected 1; normalise the rows"
+        )
     return rows if not off.size or off.max() < 1e-5 else rows / norms
 
 

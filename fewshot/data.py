@@ -1,4 +1,5 @@
 """Which classes and photographs a task has: the contest's lists, or plain folders."""
+
 from __future__ import annotations
 
 import os
@@ -12,7 +13,9 @@ import bounded
 from .errors import TaskError
 
 LIST_BYTES, LINE = 256 << 20, 4096  # of a list and of a line of it; the contest's list has 7 million bytes
-NOT_IN_NAMES = re.compile("[\0-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")  # they would break the lines of result.txt; file names that are no UTF-8 come with surrogates
+NOT_IN_NAMES = re.compile(
+    "[\0-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]"
+)  # they would break the lines of result.txt; file names that are no UTF-8 come with surrogates
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 UNKNOWN = -1
 CLASS_LISTS = {"A": "classes.txt", "B": "classes_b.txt"}  # of the contest, by split
@@ -51,8 +54,10 @@ def read_task(folder: Path, split: str = "B") -> Task:
     if (folder / "train").is_dir():
         return _read_folders(folder)
     found = f"holds {', '.join(sorted(os.listdir(folder))[:5]) or 'nothing'}" if folder.is_dir() else "does not exist"
-    raise TaskError(f"{folder} {found}; expected {class_list.name}, train.txt and TestSet{split}/, or folders train/CLASS/* and test/*; "
-                    "name the data folder with --data")
+    raise TaskError(
+        f"{folder} {found}; expected {class_list.name}, train.txt and TestSet{split}/, or folders train/CLASS/* and test/*; "
+        "name the data folder with --data"
+    )
 
 
 def read_test(folder: Path, classes: Sequence[str], split: str = "B") -> tuple[Photo, ...]:
@@ -76,7 +81,9 @@ def read_classes(path: Path) -> tuple[str, ...]:
         raise TaskError(f"{path}: empty; expected one line a class, such as 'Animal_Bear 0'")
     absent = next((label for label in range(len(names)) if label not in names), None)
     if absent is not None:
-        raise TaskError(f"{path}: {len(names)} classes, but none has label {absent}; labels go from 0 to {len(names) - 1}")
+        raise TaskError(
+            f"{path}: {len(names)} classes, but none has label {absent}; labels go from 0 to {len(names) - 1}"
+        )
     return tuple(names[label] for label in range(len(names)))
 
 
@@ -110,15 +117,21 @@ def _read_folders(folder: Path) -> Task:
         of_class = folder / "train" / name
         photos = _images_below(of_class) if of_class.is_dir() else []
         if not photos and of_class.is_dir() and any(not file.startswith(".") for file in os.listdir(of_class)):
-            raise TaskError(f"{of_class}: none of its files is a photograph ({', '.join(sorted(SUFFIXES))}); convert them, or leave the folder "
-                            "empty for a class that is known by its name alone")
+            raise TaskError(
+                f"{of_class}: none of its files is a photograph ({', '.join(sorted(SUFFIXES))}); convert them, or leave the folder "
+                "empty for a class that is known by its name alone"
+            )
         train += [_photo(folder, f"train/{name}/{photo}", label) for photo in photos]
     return Task(classes, tuple(train), _test_photos(folder / "test", classes))
 
 
 def _folders_in(folder: Path) -> list[str]:
     """Names of the folders in a folder, without hidden ones, which are no classes."""
-    folders = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")] if folder.is_dir() else []
+    folders = (
+        [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        if folder.is_dir()
+        else []
+    )
     for path in folders:
         _check_name(path.name, path)
     return [path.name for path in folders]
@@ -130,10 +143,14 @@ def _read_list(path: Path, folder: Path, classes: int) -> tuple[Photo, ...]:
     again: list[tuple[str, str]] = []  # where a name stands once more
     for where, name, label in _lines(path):
         if label >= classes:
-            raise TaskError(f"{where}: label {label}, but there are {classes} classes (0 to {classes - 1}); mend the line or take another --split")
+            raise TaskError(
+                f"{where}: label {label}, but there are {classes} classes (0 to {classes - 1}); mend the line or take another --split"
+            )
         below = PurePosixPath(name)
         if below.is_absolute() or ".." in below.parts or "\\" in name:
-            raise TaskError(f"{where}: {name} leads out of {folder}, or holds a backslash; expected a path below the data folder with forward slashes")
+            raise TaskError(
+                f"{where}: {name} leads out of {folder}, or holds a backslash; expected a path below the data folder with forward slashes"
+            )
         name = str(below)
         if name in first:
             again.append((where, name))
@@ -143,8 +160,10 @@ def _read_list(path: Path, folder: Path, classes: int) -> tuple[Photo, ...]:
     if again:
         where, name = again[0]
         line, label = first[name][0].rsplit(":", 1)[1], first[name][1]
-        raise TaskError(f"{where}: {name} stands in line {line} already, with label {label}; {len(again)} of {len(again) + len(photos)} lines "
-                        "name a photograph once more, take them out")
+        raise TaskError(
+            f"{where}: {name} stands in line {line} already, with label {label}; {len(again)} of {len(again) + len(photos)} lines "
+            "name a photograph once more, take them out"
+        )
     _check_present(path, folder, photos, first)
     return tuple(photos)
 
@@ -161,8 +180,10 @@ def _check_present(path: Path, folder: Path, photos: list[Photo], first: dict[st
             absent.append(photo.name)
     if absent:
         some = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
-        raise TaskError(f"{first[absent[0]][0]}: {len(absent)} of {len(photos)} photographs are not in {folder}: {some}; put them there, or name the right "
-                        "folder with --data, or take their lines out")
+        raise TaskError(
+            f"{first[absent[0]][0]}: {len(absent)} of {len(photos)} photographs are not in {folder}: {some}; put them there, or name the right "
+            "folder with --data, or take their lines out"
+        )
 
 
 def _files_in(folder: Path) -> set[str]:
@@ -183,7 +204,9 @@ def _test_photos(folder: Path, classes: Sequence[str]) -> tuple[Photo, ...]:
     for name in _images_below(folder):
         label = labels.get(name.split("/")[0]) if "/" in name else UNKNOWN
         if label is None:
-            raise TaskError(f"{folder / name}: its folder is none of the {len(classes)} classes; put unlabelled photographs into {folder} itself")
+            raise TaskError(
+                f"{folder / name}: its folder is none of the {len(classes)} classes; put unlabelled photographs into {folder} itself"
+            )
         photos.append(_photo(folder, name, label))
     if not photos:
         raise TaskError(f"{folder}: no photographs in it ({', '.join(sorted(SUFFIXES))})")
@@ -256,7 +279,11 @@ def _lines(path: Path) -> Iterator[tuple[str, str, int]]:
         if not words:
             continue
         if NOT_IN_NAMES.search(" ".join(words)):
-            raise TaskError(f"{path}:{number}: {line[:60]!r} holds NUL or control characters; is it text, and not UTF-16? Save it as UTF-8")
+            raise TaskError(
+                f"{path}:{number}: {line[:60]!r} holds NUL or control characters; is it text, and not UTF-16? Save it as UTF-8"
+            )
         if len(words) != 2 or not re.fullmatch("[0-9]{1,9}", words[1]) or len(line) > LINE:
-            raise TaskError(f"{path}:{number}: {line.strip()!r}; expected a name, a space and a label (a whole number from 0)")
+            raise TaskError(
+                f"{path}:{number}: {line.strip()!r}; expected a name, a space and a label (a whole number from 0)"
+            )
         yield f"{path}:{number}", words[0], int(words[1])

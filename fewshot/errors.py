@@ -1,4 +1,5 @@
 """The one exception that fewshot raises for a user's mistake."""
+
 import bounded
 
 

@@ -1,4 +1,5 @@
 """Top-1 and top-5, over all, per group and per class; what is confused with what; how far probabilities can be trusted."""
+
 from __future__ import annotations
 
 import csv
@@ -27,7 +28,9 @@ def top_classes(logits: np.ndarray, k: int = 5) -> np.ndarray:
     least = -np.partition(-logits, k - 1, axis=1)[:, k - 1 : k]  # the k-th best of each row
     ranked = np.empty((len(logits), k), np.int64)
     for row, (values, threshold) in enumerate(zip(logits, least)):
-        candidates = np.flatnonzero(values >= threshold)  # in order of their labels, so that the stable sort keeps it among equals
+        candidates = np.flatnonzero(
+            values >= threshold
+        )  # in order of their labels, so that the stable sort keeps it among equals
         ranked[row] = candidates[np.argsort(-values[candidates], kind="stable")[:k]]
     return ranked
 
@@ -59,13 +62,20 @@ def score(logits: np.ndarray, labels: np.ndarray, names: Sequence[str], groups: 
 
     def of(rows) -> dict:
         n = int(np.count_nonzero(rows))
-        return {"n": n, "top1": float(top1[rows].mean()) if n else None, "top5": float(top5[rows].mean()) if n else None}
+        return {
+            "n": n,
+            "top1": float(top1[rows].mean()) if n else None,
+            "top5": float(top5[rows].mean()) if n else None,
+        }
 
     group_of_row = np.asarray(groups)[labels]
-    return {**of(np.ones(len(labels), bool)), "calibration_error": calibration_error(logits, labels),
-            "groups": {str(group): of(group_of_row == group) for group in dict.fromkeys(groups)},
-            "per_class": {str(name): of(labels == label) for label, name in enumerate(names)},
-            "confused": confused(ranked[:, 0], labels, names)}
+    return {
+        **of(np.ones(len(labels), bool)),
+        "calibration_error": calibration_error(logits, labels),
+        "groups": {str(group): of(group_of_row == group) for group in dict.fromkeys(groups)},
+        "per_class": {str(name): of(labels == label) for label, name in enumerate(names)},
+        "confused": confused(ranked[:, 0], labels, names),
+    }
 
 
 def calibration_error(logits: np.ndarray, labels: np.ndarray) -> float | None:
@@ -87,7 +97,10 @@ def confused(first: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> lis
     """The PAIRS pairs of classes most often confused: {"is", "taken_for", "n"}, most often first; first and labels (M,)."""
     wrong = first != labels
     pairs, counts = np.unique(np.stack([labels[wrong], first[wrong]]), axis=1, return_counts=True)
-    return [{"is": str(names[pairs[0, i]]), "taken_for": str(names[pairs[1, i]]), "n": int(counts[i])} for i in np.argsort(-counts, kind="stable")[:PAIRS]]
+    return [
+        {"is": str(names[pairs[0, i]]), "taken_for": str(names[pairs[1, i]]), "n": int(counts[i])}
+        for i in np.argsort(-counts, kind="stable")[:PAIRS]
+    ]
 
 
 def write(folder: Path, figures: dict) -> None:

@@ -1,4 +1,5 @@
 """Class name -> the sentences whose mean is the class's text."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -31,12 +32,23 @@ def read(classes: Sequence[str], folder: Path = FOLDER) -> Prompts:
     named = [split_group(name, templates) for name in classes]
     own = {group: _read_prompts(Path(folder) / f"{group}_prompt.json") for group in {group for group, _ in named}}
     spoken = _read_names(Path(folder) / NAMES)
-    sentences = [[template.replace("{}", spoken.get(name, words)) for template in templates[group]] + own[group].get(words, [])
-                 for name, (group, words) in zip(classes, named)]
+    sentences = [
+        [template.replace("{}", spoken.get(name, words)) for template in templates[group]] + own[group].get(words, [])
+        for name, (group, words) in zip(classes, named)
+    ]
     known = {(group, words) for group, words in named}
-    return Prompts(sentences, [group for group, _ in named], [len(templates[group]) for group, _ in named],
-                   [name for name, (group, words) in zip(classes, named) if own[group] and words not in own[group]],
-                   [f"{group}_prompt.json: {words}" for group in sorted(own) for words in own[group] if (group, words) not in known])
+    return Prompts(
+        sentences,
+        [group for group, _ in named],
+        [len(templates[group]) for group, _ in named],
+        [name for name, (group, words) in zip(classes, named) if own[group] and words not in own[group]],
+        [
+            f"{group}_prompt.json: {words}"
+            for group in sorted(own)
+            for words in own[group]
+            if (group, words) not in known
+        ],
+    )
 
 
 def groups_of(artifact) -> list[str]:
@@ -50,7 +62,9 @@ def groups_of(artifact) -> list[str]:
 
 def split_group(name: str, known: Sequence[str]) -> tuple[str, str]:
     """("Animal", "Polar Bear") of "Animal_Polar_Bear": the longest known group before a "_", and the name in words."""
-    group = max((group for group in known if name.startswith(group + "_") and len(name) > len(group) + 1), key=len, default=None)
+    group = max(
+        (group for group in known if name.startswith(group + "_") and len(name) > len(group) + 1), key=len, default=None
+    )
     words = name if group is None else name[len(group) + 1 :]
     return group or DEFAULT, " ".join(words.replace("_", " ").split())
 
@@ -61,9 +75,15 @@ def read_templates(folder: Path = FOLDER) -> dict[str, list[str]]:
     templates = {group: [value] if isinstance(value, str) else value for group, value in _json_object(path).items()}
     for group, sentences in templates.items():
         if not group or set(group) & set("/\\\0"):  # it becomes the name of a file
-            raise TaskError(f"{path}: {group!r} is no name of a group; expected the beginning of class names, such as \"Animal\"")
-        if not _are_sentences(sentences) or any(sentence.count("{}") != 1 or sentence.count("{") + sentence.count("}") != 2 for sentence in sentences):
-            raise TaskError(f'{path}: {group!r}: expected a sentence or a list of them with one {{}} each, such as "a photo of a {{}}."')
+            raise TaskError(
+                f'{path}: {group!r} is no name of a group; expected the beginning of class names, such as "Animal"'
+            )
+        if not _are_sentences(sentences) or any(
+            sentence.count("{}") != 1 or sentence.count("{") + sentence.count("}") != 2 for sentence in sentences
+        ):
+            raise TaskError(
+                f'{path}: {group!r}: expected a sentence or a list of them with one {{}} each, such as "a photo of a {{}}."'
+            )
     if DEFAULT not in templates:
         raise TaskError(f'{path}: no "{DEFAULT}"; expected templates for classes without a group')
     return templates
@@ -88,7 +108,11 @@ def _read_names(path: Path) -> dict[str, str]:
 
 
 def _are_sentences(value) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(sentence, str) and sentence.strip() for sentence in value)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(sentence, str) and sentence.strip() for sentence in value)
+    )
 
 
 def _json_object(path: Path) -> dict:

@@ -4,6 +4,7 @@ A key says all that a row depends on (`key_of`), so a row is never stale: what h
 is an .npy of keys and rows whose name is the SHA-256 of its content, written whole; a damaged one is not what its name
 says, and its rows are computed anew.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -57,7 +58,9 @@ class Store:
             path.unlink()
         self._places.clear()
 
-    def rows(self, keys: Sequence[bytes], compute: Callable[[list[int]], Iterable[tuple[Sequence[int], np.ndarray]]]) -> np.ndarray:
+    def rows(
+        self, keys: Sequence[bytes], compute: Callable[[list[int]], Iterable[tuple[Sequence[int], np.ndarray]]]
+    ) -> np.ndarray:
         """The rows of n keys, float32 (n, width); of those that `compute` leaves out, NaN.
 
         compute(places) is called with the places in `keys` of all rows that are not here, in ascending order, each key
@@ -69,7 +72,11 @@ class Store:
             if key not in self._places:
                 absent.setdefault(key, place)
         if absent:
-            computed = ((keys[place], row) for places, rows in compute(list(absent.values())) for place, row in zip(places, rows))
+            computed = (
+                (keys[place], row)
+                for places, rows in compute(list(absent.values()))
+                for place, row in zip(places, rows)
+            )
             for path, written in self._write(computed):
                 self._register(path, written)
                 self.computed += len(written)
@@ -87,7 +94,11 @@ class Store:
             part = self._load(path)
             keys = _keys(part)
             spare -= sum(key not in self.asked for key in keys)
-            alive = [at for at, key in enumerate(keys) if (key in self.asked or spare >= 0) and self._places.get(key, (path, at)) == (path, at)]
+            alive = [
+                at
+                for at, key in enumerate(keys)
+                if (key in self.asked or spare >= 0) and self._places.get(key, (path, at)) == (path, at)
+            ]
             if not alive or self._fits(part) and len(alive) < max(CHUNK, len(keys)):
                 old.append(path)
                 loose.update((keys[at], part["row"][at]) for at in alive)
@@ -130,7 +141,9 @@ class Store:
             content = path.read_bytes()
         except OSError:
             return None
-        if hashlib.sha256(content).hexdigest() != path.stem:  # looked at first: of a damaged header numpy raises whatever it likes
+        if (
+            hashlib.sha256(content).hexdigest() != path.stem
+        ):  # looked at first: of a damaged header numpy raises whatever it likes
             return None
         part = np.load(io.BytesIO(content), allow_pickle=False)
         return part if part.dtype.names == self.form.names else None

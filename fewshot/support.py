@@ -1,4 +1,5 @@
 """Which training photographs become the shots, and which are looked at."""
+
 from __future__ import annotations
 
 import warnings
@@ -32,16 +33,20 @@ def choose(labels: np.ndarray, shots: int, how: str, seed: int, features: np.nda
     """
     if how not in SELECT:
         raise TaskError(f"unknown selection {how!r}; expected one of {', '.join(SELECT)}")
-    pick = {"first": lambda rows, label: rows[:shots],
-            "random": lambda rows, label: _drawn(rows, shots, seed, label),
-            "kmeans": lambda rows, label: rows[_nearest_centres(features[rows], shots, seed)]}[how]
+    pick = {
+        "first": lambda rows, label: rows[:shots],
+        "random": lambda rows, label: _drawn(rows, shots, seed, label),
+        "kmeans": lambda rows, label: rows[_nearest_centres(features[rows], shots, seed)],
+    }[how]
     return _per_class(labels, lambda rows, label: rows if len(rows) <= shots else pick(rows, label))
 
 
 def _per_class(labels: np.ndarray, pick) -> np.ndarray:
     by_label = np.argsort(labels, kind="stable")
     present, starts = np.unique(labels[by_label], return_index=True)
-    chosen = [pick(rows, int(label)) for label, rows in zip(present, np.split(by_label, starts[1:]))] if len(labels) else []
+    chosen = (
+        [pick(rows, int(label)) for label, rows in zip(present, np.split(by_label, starts[1:]))] if len(labels) else []
+    )
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
 
 
@@ -56,10 +61,16 @@ def _nearest_centres(features: np.ndarray, k: int, seed: int) -> np.ndarray:
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer different rows than clusters: the rest is filled up below
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # of fewer different rows than clusters: the rest is filled up below
         clusters = KMeans(n_clusters=k, n_init=10, random_state=seed).fit(features)
     distance = np.linalg.norm(features - clusters.cluster_centers_[clusters.labels_], axis=1)
-    chosen = [int(members[distance[members].argmin()]) for members in (np.flatnonzero(clusters.labels_ == c) for c in range(k)) if len(members)]
+    chosen = [
+        int(members[distance[members].argmin()])
+        for members in (np.flatnonzero(clusters.labels_ == c) for c in range(k))
+        if len(members)
+    ]
     others = [row for row in range(len(features)) if row not in chosen]
     return np.array(chosen + others[: k - len(chosen)])
 
@@ -77,6 +88,10 @@ def redrawn(support: Support, val: Split, seed: int) -> tuple[Support, Split]:
     names, wanted = np.concatenate([support.names, val.names[known]]), np.bincount(support.labels)
     shots = _per_class(labels, lambda rows, label: rng.permutation(rows)[: wanted[label] if label < len(wanted) else 0])
     rest = np.setdiff1d(np.arange(len(labels)), shots)
-    drawn = np.concatenate([np.zeros((len(shots), 1), np.int64), rng.integers(1, max(2, views), (len(shots), views - 1))], axis=1)
-    return (Support(features[shots[:, None], drawn], labels[shots], names[shots], support.meta),
-            Split(features[rest, 0], labels[rest], names[rest], val.meta))
+    drawn = np.concatenate(
+        [np.zeros((len(shots), 1), np.int64), rng.integers(1, max(2, views), (len(shots), views - 1))], axis=1
+    )
+    return (
+        Support(features[shots[:, None], drawn], labels[shots], names[shots], support.meta),
+        Split(features[rest, 0], labels[rest], names[rest], val.meta),
+    )

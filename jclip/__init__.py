@@ -1,16 +1,17 @@
 """CLIP on Jittor, with the names and meanings of OpenAI's `clip`: load, tokenize, available_models.
 
-    import jclip as clip
-    import jittor as jt  # after jclip, which prepares the machine for it
-    from PIL import Image
+import jclip as clip
+import jittor as jt  # after jclip, which prepares the machine for it
+from PIL import Image
 
-    model, preprocess = clip.load("ViT-B-32.pkl")
-    image = preprocess(Image.open("photo.jpg")).unsqueeze(0)
-    text = clip.tokenize(["a diagram", "a dog", "a cat"])
-    with jt.no_grad():  # faster, and no graph is kept
-        logits_per_image, logits_per_text = model(image, text)
-    print(logits_per_image.softmax(dim=-1).numpy())
+model, preprocess = clip.load("ViT-B-32.pkl")
+image = preprocess(Image.open("photo.jpg")).unsqueeze(0)
+text = clip.tokenize(["a diagram", "a dog", "a cat"])
+with jt.no_grad():  # faster, and no graph is kept
+    logits_per_image, logits_per_text = model(image, text)
+print(logits_per_image.softmax(dim=-1).numpy())
 """
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -72,8 +73,10 @@ def weights_file(name_or_path, download_root: str | None = None) -> Path:
     if path.is_file():
         return path
     if path.as_posix() not in download.OFFICIAL:
-        raise ClipError(f"no weights at {path}; expected a file or one of {', '.join(available_models())}. "
-                        "To make one: python convert_weights.py ViT-B/32")
+        raise ClipError(
+            f"no weights at {path}; expected a file or one of {', '.join(available_models())}. "
+            "To make one: python convert_weights.py ViT-B/32"
+        )
     return download.official(path.as_posix(), download_root or download.CACHE)
 
 

@@ -286,7 +286,12 @@ def nvcc_version(nvcc: Path | str) -> tuple[int, ...]:
 def _output(nvcc: Path | str, *arguments: str) -> str:
     try:
         done = subprocess.run(
-            [nvcc, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=60
+            [nvcc, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=60,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NoCuda(f"{nvcc} does not run ({error})") from None
@@ -377,7 +382,11 @@ def _check_version(version: tuple[int, ...], gpu: Gpu) -> None:
     if gpu.capability < SUPPORTED[version[0]]:
         raise NoCuda(
             f"CUDA {release} has no more support for {gpu.name} (compute capability {gpu.capability / 10}); "
-            + (f"install the CUDA toolkit {version[0] - 1}" if version[0] - 1 in SUPPORTED else "Jittor has no CUDA for it")
+            + (
+                f"install the CUDA toolkit {version[0] - 1}"
+                if version[0] - 1 in SUPPORTED
+                else "Jittor has no CUDA for it"
+            )
         )
 
 

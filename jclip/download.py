@@ -1,4 +1,5 @@
 """OpenAI's official files: resumed where they stopped, verified, at their place whole or not at all."""
+
 from __future__ import annotations
 
 import http.client
@@ -42,7 +43,9 @@ def download(url: str, digest: str, target: Path) -> Path:
     if target.is_file():
         if sha256(target) == digest:
             return target
-        raise ClipError(f"{target} is not the official file (its SHA-256 is another); move it away to download it again")
+        raise ClipError(
+            f"{target} is not the official file (its SHA-256 is another); move it away to download it again"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     try:
@@ -54,7 +57,9 @@ def download(url: str, digest: str, target: Path) -> Path:
         raise OSError(error.errno, error.strerror or str(error), str(part)) from None
     if sha256(part) != digest:
         part.unlink()
-        raise ClipError(f"{url}: the download does not have the SHA-256 {digest}; it was removed, run the same command again")
+        raise ClipError(
+            f"{url}: the download does not have the SHA-256 {digest}; it was removed, run the same command again"
+        )
     os.replace(part, target)
     return target
 
@@ -89,7 +94,10 @@ def _fetch(url: str, part: Path) -> None:
             done = 0
         length = answer.headers.get("Content-Length") or ""
         total = done + int(length) if length.isdecimal() else None
-        with open(part, "ab" if done else "wb") as file, tqdm(total=total, initial=done, desc=part.stem, unit="B", unit_scale=True) as bar:
+        with (
+            open(part, "ab" if done else "wb") as file,
+            tqdm(total=total, initial=done, desc=part.stem, unit="B", unit_scale=True) as bar,
+        ):
             for block in _blocks(answer):
                 done += len(block)
                 if done > LARGEST:

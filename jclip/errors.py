@@ -1,4 +1,5 @@
 """What jclip raises for a user's mistake."""
+
 import bounded
 
 

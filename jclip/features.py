@@ -1,4 +1,5 @@
 """Many images or texts -> rows of unit L2 norm, float32, in batches, with the images read ahead of the model."""
+
 from __future__ import annotations
 
 from contextlib import contextmanager
@@ -23,8 +24,14 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def image_features(model, images: Iterable, read: Callable, batch_size: int | None = None, workers: int = 0,
-                   unreadable: dict[int, str] | None = None) -> Iterator[np.ndarray]:
+def image_features(
+    model,
+    images: Iterable,
+    read: Callable,
+    batch_size: int | None = None,
+    workers: int = 0,
+    unreadable: dict[int, str] | None = None,
+) -> Iterator[np.ndarray]:
     """Features of any number of images, batch by batch, in the order given; memory does not grow with their number.
 
     A row's bits depend on its image and on batch_size alone, not on the other images: see `_filled`.
@@ -77,7 +84,9 @@ def _finished(rows, count: int) -> np.ndarray:
 
 def _checked(rows: np.ndarray) -> np.ndarray:
     if not np.isfinite(rows).all():  # float16 ends at 65,504; such a row must not be kept
-        raise ClipError("features are not finite numbers; run with --precision float32, and check the weights if they still are not")
+        raise ClipError(
+            "features are not finite numbers; run with --precision float32, and check the weights if they still are not"
+        )
     return rows
 
 
@@ -85,7 +94,12 @@ def _device() -> str:
     return "cuda" if jittor().flags.use_cuda else "cpu"
 
 
-NO_MEMORY = ("Unable to alloc cuda", "cudaErrorMemoryAllocation", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of Jittor's messages
+NO_MEMORY = (
+    "Unable to alloc cuda",
+    "cudaErrorMemoryAllocation",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)  # of Jittor's messages
 
 
 @contextmanager

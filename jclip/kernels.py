@@ -8,6 +8,7 @@ the GPU, a whole block of the transformer is one operator.
 Letters: n sequences, l positions, w width, h heads. Arrays are float32; on CUDA, what goes into matrix products and comes
 out of them may be float16, and sums are float32 all the same.
 """
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -17,7 +18,9 @@ import numpy as np
 
 EPSILON = 1e-5  # of every layer norm in CLIP, torch.nn.LayerNorm's default
 # Jittor looks at the content of included files, and compiles again where one has changed.
-CPU_SOURCE, CUDA_SOURCE = (f'#include "{Path(__file__).with_name(name).resolve()}"\n' for name in ("kernels.h", "kernels.cuh"))
+CPU_SOURCE, CUDA_SOURCE = (
+    f'#include "{Path(__file__).with_name(name).resolve()}"\n' for name in ("kernels.h", "kernels.cuh")
+)
 
 
 def normalise(rgb: np.ndarray, levels: np.ndarray):
@@ -38,8 +41,12 @@ def patches(x, size: int, dtype: str = "float32"):
     """
     n, channels, side, _ = x.shape
     grid = side // size
-    if _device() == "cuda":  # Jittor's transposition gives a thread whole patches: 7 of the 8 ms that 32 images took on an H100
-        return _run((n, grid * grid, channels * size**2), dtype, f"patches(in0_p, out0_p, in0_shape0, in0_shape2, {size})", x)
+    if (
+        _device() == "cuda"
+    ):  # Jittor's transposition gives a thread whole patches: 7 of the 8 ms that 32 images took on an H100
+        return _run(
+            (n, grid * grid, channels * size**2), dtype, f"patches(in0_p, out0_p, in0_shape0, in0_shape2, {size})", x
+        )
     x = x.reshape(n, channels, grid, size, grid, size).permute((0, 2, 4, 1, 3, 5))
     return x.reshape(n, grid * grid, -1).cast(dtype)
 
@@ -107,7 +114,11 @@ def attention(qkv, bias, heads: int, causal: bool):
         return plain_attention(qkv, bias, heads, causal)
     gradient = None
     if not device:  # the kernel knows the gradient of qkv + bias; what that means for the bias is left to Jittor
-        qkv, bias, gradient = qkv + bias, jt.zeros(bias.shape).stop_grad(), f"attention_gradient(in0_p, dout_p, out0_p, {sizes})"
+        qkv, bias, gradient = (
+            qkv + bias,
+            jt.zeros(bias.shape).stop_grad(),
+            f"attention_gradient(in0_p, dout_p, out0_p, {sizes})",
+        )
     return _run(shape, "float32", f"attention(in0_p, in1_p, out0_p, {sizes})", qkv, bias, gradient=gradient)
 
 
@@ -120,7 +131,12 @@ def plain_attention(qkv, bias, heads: int, causal: bool):
     if causal:
         later = jt.index((l, l), 1) > jt.index((l, l), 0)
         scores = scores + later.float32() * -1e9
-    return jt.matmul(jt.nn.softmax(scores, dim=-1), v).permute((0, 2, 1, 3)).reshape(n, l, heads * depth).cast(str(qkv.dtype))
+    return (
+        jt.matmul(jt.nn.softmax(scores, dim=-1), v)
+        .permute((0, 2, 1, 3))
+        .reshape(n, l, heads * depth)
+        .cast(str(qkv.dtype))
+    )
 
 
 def block(x, rows, parameters: list, heads: int, causal: bool):
@@ -156,4 +172,11 @@ def _run(shape, dtype, call: str, *inputs, gradient: str | None = None):
     """A Var, or several, that a function of kernels.h or kernels.cuh fills; `gradient` fills that of the first input."""
     if jt.flags.use_cuda:
         return jt.code(shape, dtype, list(inputs), cuda_header=CUDA_SOURCE, cuda_src=f"clip::{call}; clip::check();")
-    return jt.code(shape, dtype, list(inputs), cpu_header=CPU_SOURCE, cpu_src=f"clip::{call};", cpu_grad_src=[f"clip::{gradient};"] if gradient else [])
+    return jt.code(
+        shape,
+        dtype,
+        list(inputs),
+        cpu_header=CPU_SOURCE,
+        cpu_src=f"clip::{call};",
+        cpu_grad_src=[f"clip::{gradient};"] if gradient else [],
+    )

@@ -4,6 +4,7 @@ A pickle names functions and calls them. Here the caller's table says what a nam
 anything happens; nothing is ever imported, and nothing can be changed but what the pickle has built. What a file can make the
 machine do is bounded: the number of instructions, and bytes by the size of the file.
 """
+
 from __future__ import annotations
 
 import pickle
@@ -51,7 +52,9 @@ class Machine:
         while (code := self.read(1)) != pickle.STOP:
             self.allowance.work()
             if code not in INSTRUCTION:
-                raise pickle.UnpicklingError(f"it has an instruction {code!r}, which weights have no use for; refused, nothing was run")
+                raise pickle.UnpicklingError(
+                    f"it has an instruction {code!r}, which weights have no use for; refused, nothing was run"
+                )
             INSTRUCTION[code](self)
         return self.stack.pop()
 
@@ -108,7 +111,14 @@ class Machine:
     def outside(self) -> None:
         """A storage by its name: ("storage", kind, key, location, number of values, …)."""
         (name,) = self.top(1)
-        if self.storage is None or type(name) is not tuple or len(name) < 5 or name[0] != "storage" or type(name[4]) is not int or name[4] < 0:
+        if (
+            self.storage is None
+            or type(name) is not tuple
+            or len(name) < 5
+            or name[0] != "storage"
+            or type(name[4]) is not int
+            or name[4] < 0
+        ):
             raise pickle.UnpicklingError("an unknown reference to data outside the pickle")
         self.push(self.storage(text(name[1]), text(name[2]), name[4]))
 

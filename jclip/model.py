@@ -5,6 +5,7 @@ Parameters carry the names of OpenAI's state dict. Letters: n images or texts, l
 `dtype` is that of the matrix products, what goes into them and what comes out. All else is float32, also where dtype is
 float16: layer norms, softmax, the residual that goes through the network, and the features.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -81,8 +82,20 @@ class ResidualAttentionBlock(nn.Module):
         Behind the attention nothing passes between positions, so the others need not be computed there.
         """
         attn, mlp = self.attn, self.mlp
-        layers = (self.ln_1.weight, self.ln_1.bias, attn.in_proj_weight, attn.in_proj_bias, attn.out_proj.weight, attn.out_proj.bias,
-                  self.ln_2.weight, self.ln_2.bias, mlp.c_fc.weight, mlp.c_fc.bias, mlp.c_proj.weight, mlp.c_proj.bias)
+        layers = (
+            self.ln_1.weight,
+            self.ln_1.bias,
+            attn.in_proj_weight,
+            attn.in_proj_bias,
+            attn.out_proj.weight,
+            attn.out_proj.bias,
+            self.ln_2.weight,
+            self.ln_2.bias,
+            mlp.c_fc.weight,
+            mlp.c_fc.bias,
+            mlp.c_proj.weight,
+            mlp.c_proj.bias,
+        )
         fused = kernels.block(x, rows, layers, attn.heads, attn.causal)
         if fused is not None:
             return fused
@@ -121,7 +134,9 @@ class VisionTransformer(nn.Module):
         kernel = self.conv1.weight.reshape(self.conv1.weight.shape[0], -1)
         x = _product(kernels.patches(x, self.patch_size, str(kernel.dtype)), kernel)  # the convolution; (n, l - 1, w)
         x = kernels.tokens(x, self.class_embedding, self.positional_embedding)  # (n, l, w)
-        first = jt.index((x.shape[0],), 0) * x.shape[1]  # the class tokens; made on the device, which an array would wait for
+        first = (
+            jt.index((x.shape[0],), 0) * x.shape[1]
+        )  # the class tokens; made on the device, which an array would wait for
         x = self.transformer(self.ln_pre(x), first)  # (n, w)
         return _product(self.ln_post(x), self.proj, False).float32()  # (n, d)
 
@@ -154,8 +169,10 @@ class CLIP(nn.Module):
         """Image features, not normalised: image (n, 3, resolution, resolution), preprocessed -> (n, d) float32."""
         side = self.visual.input_resolution
         if len(image.shape) != 4 or tuple(image.shape[1:]) != (3, side, side):
-            raise ClipError(f"encode_image: expected images of shape (n, 3, {side}, {side}), found {tuple(image.shape)}; "
-                            "use preprocess(image).unsqueeze(0)")
+            raise ClipError(
+                f"encode_image: expected images of shape (n, 3, {side}, {side}), found {tuple(image.shape)}; "
+                "use preprocess(image).unsqueeze(0)"
+            )
         return self.visual(jt.array(image).float32())
 
     def encode_text(self, text):
@@ -175,12 +192,21 @@ class CLIP(nn.Module):
 
     def _checked(self, text) -> np.ndarray:
         tokens = text.numpy() if isinstance(text, jt.Var) else np.asarray(text)
-        if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] > self.context_length or tokens.dtype.kind not in "iu":
-            raise ClipError(f"encode_text: expected token ids of shape (n, up to {self.context_length}), "
-                            f"found {tokens.dtype} {tokens.shape}; use jclip.tokenize")
+        if (
+            tokens.ndim != 2
+            or not len(tokens)
+            or tokens.shape[1] > self.context_length
+            or tokens.dtype.kind not in "iu"
+        ):
+            raise ClipError(
+                f"encode_text: expected token ids of shape (n, up to {self.context_length}), "
+                f"found {tokens.dtype} {tokens.shape}; use jclip.tokenize"
+            )
         if tokens.min() < 0 or tokens.max() >= self.vocab_size:
-            raise ClipError(f"encode_text: token ids reach from {tokens.min()} to {tokens.max()}, "
-                            f"but these weights know 0 to {self.vocab_size - 1}")
+            raise ClipError(
+                f"encode_text: token ids reach from {tokens.min()} to {tokens.max()}, "
+                f"but these weights know 0 to {self.vocab_size - 1}"
+            )
         return tokens.astype(np.int32)
 
     def execute(self, image, text):

@@ -1,4 +1,5 @@
 """A photograph -> the array that CLIP's image tower reads; the only home of CLIP's mean and standard deviation."""
+
 from __future__ import annotations
 
 import math

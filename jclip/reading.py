@@ -3,6 +3,7 @@
 The pixels go through shared memory, two batches of it: what is read ahead never grows, and what passes between the processes
 is so little that no process waits for the lock of another.
 """
+
 from __future__ import annotations
 
 import errno
@@ -25,7 +26,14 @@ from .errors import ClipError, Unreadable
 NICENESS = 19  # of the readers: what they take from the computing threads delays all of those
 
 
-def batches(items: Iterable, read: Callable, resolution: int, batch_size: int, workers: int, unreadable: dict[int, str] | None = None) -> Iterator[np.ndarray]:
+def batches(
+    items: Iterable,
+    read: Callable,
+    resolution: int,
+    batch_size: int,
+    workers: int,
+    unreadable: dict[int, str] | None = None,
+) -> Iterator[np.ndarray]:
     """read(item) of each item in order, uint8 (up to batch_size, resolution, resolution, 3).
 
     Parameters
@@ -53,7 +61,9 @@ def batches(items: Iterable, read: Callable, resolution: int, batch_size: int, w
         try:
             yield from _in_turn(pool, items, np.ndarray(shape, np.uint8, memory.buf), workers, unreadable)
         except BrokenProcessPool:
-            raise ClipError("a process that reads images was killed (out of memory?); run the same command again, with a smaller --batch-size") from None
+            raise ClipError(
+                "a process that reads images was killed (out of memory?); run the same command again, with a smaller --batch-size"
+            ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
     finally:
@@ -74,11 +84,15 @@ def _shared(shape: tuple[int, ...]) -> SharedMemory:
             memory.unlink()
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG, errno.EINVAL):
             raise
-        raise ClipError(f"two batches of {shape[1]} photographs ({size / 2**20:.0f} MB) do not fit into shared memory (/dev/shm); "
-                        "choose a smaller --batch-size") from None
+        raise ClipError(
+            f"two batches of {shape[1]} photographs ({size / 2**20:.0f} MB) do not fit into shared memory (/dev/shm); "
+            "choose a smaller --batch-size"
+        ) from None
 
 
-def _in_turn(pool: ProcessPoolExecutor, items: Iterator, halves: np.ndarray, workers: int, unreadable: dict | None) -> Iterator[np.ndarray]:
+def _in_turn(
+    pool: ProcessPoolExecutor, items: Iterator, halves: np.ndarray, workers: int, unreadable: dict | None
+) -> Iterator[np.ndarray]:
     """The two halves of the memory by turns: one is filled while the other is computed on."""
     batch_size = halves.shape[1]
     share = -(-batch_size // workers)
@@ -87,7 +101,10 @@ def _in_turn(pool: ProcessPoolExecutor, items: Iterator, halves: np.ndarray, wor
     def fill(half: int) -> None:
         chosen = list(islice(items, batch_size))
         if chosen:
-            parts = [(start, pool.submit(_read, half, start, chosen[start : start + share])) for start in range(0, len(chosen), share)]
+            parts = [
+                (start, pool.submit(_read, half, start, chosen[start : start + share]))
+                for start in range(0, len(chosen), share)
+            ]
             filling.append((half, len(chosen), parts))
 
     fill(0)

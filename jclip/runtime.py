@@ -3,6 +3,7 @@
 Jittor decides what it compiles from the environment at its import, so `prepare` runs when `jclip` is imported, and
 `use` imports Jittor itself. Whoever imports Jittor first has decided; `prepare` then leaves all as it is.
 """
+
 from __future__ import annotations
 
 import importlib.util
@@ -31,7 +32,9 @@ def prepare() -> None:
 
     A variable that the user has set is left alone, so `nvcc_path=/opt/cuda/bin/nvcc` or `use_mpi=1` still work.
     """
-    inherited = multiprocessing.parent_process() and {"nvcc_path", "FIX_TORCH_ERROR"} <= os.environ.keys()  # as readers have it
+    inherited = (
+        multiprocessing.parent_process() and {"nvcc_path", "FIX_TORCH_ERROR"} <= os.environ.keys()
+    )  # as readers have it
     if "jittor" in sys.modules or inherited:
         return
     os.environ.setdefault("log_silent", "1")
@@ -84,11 +87,16 @@ def jittor():
     if not importlib.util.find_spec("jittor"):
         raise ClipError("Jittor is not installed; run: pip install -r requirements.txt")
     if not (os.environ.get("cc_path") or shutil.which("g++") or shutil.which("clang++")):
-        raise ClipError("g++ is missing, with which Jittor compiles itself; install it (Debian, Ubuntu: apt install g++)")
+        raise ClipError(
+            "g++ is missing, with which Jittor compiles itself; install it (Debian, Ubuntu: apt install g++)"
+        )
     if _is_ours(os.environ.get("nvcc_path", "")):
         _try_cuda(Path(os.environ["nvcc_path"]))
     _announce_compilation(os.environ.get("nvcc_path", ""))
-    np.finfo(np.float32), np.finfo(np.float64)  # asked now, once: later they would warn that Jittor computes with denormal numbers as zero
+    (
+        np.finfo(np.float32),
+        np.finfo(np.float64),
+    )  # asked now, once: later they would warn that Jittor computes with denormal numbers as zero
     try:
         import jittor as jt
     except SystemExit:  # its own way of saying that it rebuilt a part of itself
@@ -117,16 +125,25 @@ def _try_cuda(nvcc: Path) -> None:
     """
     global _build_problem
     of_driver = "{}.{}".format(*cuda.first_gpu().driver)
-    has_started, has_failed = (nvcc.parents[2] / f"{nvcc.parents[1].name}-{what}-{of_driver}" for what in ("started", "failed"))
+    has_started, has_failed = (
+        nvcc.parents[2] / f"{nvcc.parents[1].name}-{what}-{of_driver}" for what in ("started", "failed")
+    )
     if has_failed.exists():
-        _build_problem = f"Jittor has not started with it before, {has_failed} says why; delete {nvcc.parents[2]} to try again"
+        _build_problem = (
+            f"Jittor has not started with it before, {has_failed} says why; delete {nvcc.parents[2]} to try again"
+        )
         _switch_cuda_off()
         return
     if _announce_compilation(str(nvcc)) and has_started.exists():
         return
     for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", "import jittor; print('has_cuda', jittor.has_cuda)"],
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        done = subprocess.run(
+            [sys.executable, "-c", "import jittor; print('has_cuda', jittor.has_cuda)"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
         if done.returncode == 0 and "has_cuda 1" in done.stdout:
             _keep(has_started, "")
             return
@@ -173,16 +190,20 @@ def use(device: str = "auto", precision: str = "float32") -> str:
     jt = jittor()
     if device == "cuda" and not jt.has_cuda:
         _check_cuda()
-        raise ClipError("--device cuda was asked for, but this Jittor was started without CUDA; "
-                        "unset nvcc_path or run with --device cpu")
+        raise ClipError(
+            "--device cuda was asked for, but this Jittor was started without CUDA; "
+            "unset nvcc_path or run with --device cpu"
+        )
     if precision == "half" and not jt.has_cuda:
         raise ClipError(
             f"--precision half needs CUDA, and there is none: {_why_no_cuda()}; run with --precision float32"
         )
     chosen = "cuda" if device != "cpu" and jt.has_cuda else "cpu"
     if precision == "half" and cuda.first_gpu().capability < HALF_CAPABILITY:
-        raise ClipError(f"--precision half needs a GPU of compute capability {HALF_CAPABILITY / 10}, {cuda.first_gpu().name} has "
-                        f"{cuda.first_gpu().capability / 10}; run with --precision float32")
+        raise ClipError(
+            f"--precision half needs a GPU of compute capability {HALF_CAPABILITY / 10}, {cuda.first_gpu().name} has "
+            f"{cuda.first_gpu().capability / 10}; run with --precision float32"
+        )
     jt.flags.use_cuda = int(chosen == "cuda")
     _announce(chosen, device, precision)
     return chosen

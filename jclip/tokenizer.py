@@ -3,6 +3,7 @@
 Byte-pair encoding over UTF-8 bytes, as in Sennrich et al. (arXiv:1508.07909) and GPT-2; the merges are OpenAI's file
 `bpe_simple_vocab_16e6.txt.gz`, of which CLIP uses the first 48,894.
 """
+
 from __future__ import annotations
 
 import gzip
@@ -46,8 +47,10 @@ def tokenize(texts: str | list[str], context_length: int = CONTEXT_LENGTH, trunc
         tokens = [bpe.ids[START], *bpe.encode(text), bpe.ids[END]]
         if len(tokens) > context_length:
             if not truncate:
-                raise ClipError(f"text of {len(tokens)} tokens is too long for a context of {context_length}: {text!r}; "
-                                "shorten it or pass truncate=True")
+                raise ClipError(
+                    f"text of {len(tokens)} tokens is too long for a context of {context_length}: {text!r}; "
+                    "shorten it or pass truncate=True"
+                )
             tokens = tokens[: context_length - 1] + [bpe.ids[END]]
         row[: len(tokens)] = tokens
     return ids
@@ -55,7 +58,9 @@ def tokenize(texts: str | list[str], context_length: int = CONTEXT_LENGTH, trunc
 
 def clean(text: str) -> str:
     """Mended encoding, HTML entities resolved (twice, as OpenAI does), white space folded, lower case."""
-    if text.isascii() and text.isprintable() and "&" not in text:  # nothing to mend or resolve; ftfy takes most of the time
+    if (
+        text.isascii() and text.isprintable() and "&" not in text
+    ):  # nothing to mend or resolve; ftfy takes most of the time
         return " ".join(text.split()).lower()
     import ftfy
     import regex
@@ -84,11 +89,15 @@ class BytePairEncoder:
             merges = [tuple(line.split()) for line in file.read().split("\n")[1 : MERGES + 1]]
         self.rank = {pair: rank for rank, pair in enumerate(merges)}
         letters = list(_letter_of_byte().values())
-        symbols = letters + [letter + END_OF_WORD for letter in letters] + ["".join(pair) for pair in merges] + [START, END]
+        symbols = (
+            letters + [letter + END_OF_WORD for letter in letters] + ["".join(pair) for pair in merges] + [START, END]
+        )
         self.ids = {symbol: number for number, symbol in enumerate(symbols)}
         # special tokens, English contractions, runs of letters, single digits, runs of anything else but space
         self.pieces = regex.compile(
-            rf"{regex.escape(START)}|{regex.escape(END)}|'(?:s|t|re|ve|m|ll|d)|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+", regex.IGNORECASE)
+            rf"{regex.escape(START)}|{regex.escape(END)}|'(?:s|t|re|ve|m|ll|d)|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+",
+            regex.IGNORECASE,
+        )
         self._word_ids = lru_cache(maxsize=1 << 16)(self._merge)
 
     def encode(self, text: str) -> list[int]:

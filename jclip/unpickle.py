@@ -3,6 +3,7 @@
 A pickle names the functions that rebuild its objects. Here such a name gives an inert stand-in from one short table,
 or the file is refused before anything happens; no name ever gives the real thing. machine.py runs the rest.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -23,8 +24,18 @@ from .machine import Allowance, Machine
 JITTOR_MAGIC = b"HCAJSLHD"  # ends every file of jt.save, behind the SHA-1 of the pickle
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of torch.save before its zip format; torch/serialization.py
 DIMENSIONS = 32  # numpy's most
-DTYPES = {"HalfStorage": "<f2", "FloatStorage": "<f4", "DoubleStorage": "<f8", "BFloat16Storage": "bfloat16", "LongStorage": "<i8",
-          "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "i1", "ByteStorage": "u1", "BoolStorage": "?"}
+DTYPES = {
+    "HalfStorage": "<f2",
+    "FloatStorage": "<f4",
+    "DoubleStorage": "<f8",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+    "ShortStorage": "<i2",
+    "CharStorage": "i1",
+    "ByteStorage": "u1",
+    "BoolStorage": "?",
+}
 # all that these readers raise on a file that is damaged or made to mislead
 DAMAGE = (pickle.UnpicklingError, AttributeError, *bounded.DAMAGE)
 
@@ -104,9 +115,16 @@ def _tensor(storage: np.ndarray, offset: int, size, stride, *_):
     size, stride = _sizes(size), _sizes(stride)
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
-    if len(size) != len(stride) or min((offset, *size, *stride)) < 0 or count > storage.size or (count and last >= storage.size):
+    if (
+        len(size) != len(stride)
+        or min((offset, *size, *stride)) < 0
+        or count > storage.size
+        or (count and last >= storage.size)
+    ):
         raise pickle.UnpicklingError(f"a tensor of size {size} reaches beyond its storage")
-    return np.lib.stride_tricks.as_strided(storage[offset:], size, [step * storage.itemsize for step in stride], writeable=False)
+    return np.lib.stride_tricks.as_strided(
+        storage[offset:], size, [step * storage.itemsize for step in stride], writeable=False
+    )
 
 
 class _Dtype:
@@ -156,7 +174,10 @@ STAND_INS = {  # a name that pickles know -> what of ours is called in its place
     ("numpy", "dtype"): _Dtype,
     ("numpy", "ndarray"): _first,
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): lambda dtype, content: _from_buffer(content, dtype, ()) for core in ("core", "_core")},
+    **{
+        (f"numpy.{core}.multiarray", "scalar"): lambda dtype, content: _from_buffer(content, dtype, ())
+        for core in ("core", "_core")
+    },
     **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
     ("jittor", "jittor_core.Var"): _first,  # as protocol 4 spells a nested name
     ("jittor.jittor_core", "Var"): _first,
@@ -164,28 +185,40 @@ STAND_INS = {  # a name that pickles know -> what of ours is called in its place
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _first,
     **{("torch", name): name for name in DTYPES},
-    **{("torch.jit._pickle", name): _first for name in ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist", "restore_type_tag")},
+    **{
+        ("torch.jit._pickle", name): _first
+        for name in ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist", "restore_type_tag")
+    },
 }
 
 
 def _names(allowance: Allowance) -> Callable:
     """What each name of a pickle stands for, where what it may cost is counted by `allowance`."""
+
     def latin1(text: str, codec: str) -> bytes:  # _codecs.encode, by which protocol 2 spells bytes
         if codec != "latin1":
             raise pickle.UnpicklingError("bytes in another encoding than numpy's")
         allowance.take(len(text))
         return text.encode("latin1")
 
-    def typed_storage(content: bytes):  # torch.storage._load_from_bytes: a storage in torch's older format, which holds no other
+    def typed_storage(
+        content: bytes,
+    ):  # torch.storage._load_from_bytes: a storage in torch's older format, which holds no other
         allowance.take(len(content))
         return _read_streams(BytesIO(content), allowance, lambda *name: find(*name, own={}))
 
-    def find(module: str, name: str, own={("_codecs", "encode"): latin1, ("torch.storage", "_load_from_bytes"): typed_storage}):
+    def find(
+        module: str,
+        name: str,
+        own={("_codecs", "encode"): latin1, ("torch.storage", "_load_from_bytes"): typed_storage},
+    ):
         if module == "__torch__" or module.startswith("__torch__."):
             return Inert
         found = own.get((module, name), STAND_INS.get((module, name)))
         if found is None:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which weights have no use for; refused, nothing was run")
+            raise pickle.UnpicklingError(
+                f"it names {module}.{name}, which weights have no use for; refused, nothing was run"
+            )
         return found
 
     return find
@@ -209,7 +242,11 @@ def _itemsize(dtype: str) -> int:
 def _values(content: bytes, kind: str, numel: int) -> np.ndarray:
     """The numbers of a storage; bfloat16, which numpy lacks, is the upper half of a float32."""
     dtype = _dtype(kind)
-    values = (np.frombuffer(content, "<u2").astype("<u4") << 16).view("<f4") if dtype == "bfloat16" else np.frombuffer(content, dtype)
+    values = (
+        (np.frombuffer(content, "<u2").astype("<u4") << 16).view("<f4")
+        if dtype == "bfloat16"
+        else np.frombuffer(content, dtype)
+    )
     if len(values) < numel:
         raise pickle.UnpicklingError("a storage cut short")
     return values[:numel]

@@ -2,6 +2,7 @@
 
 Everything becomes OpenAI's state dict: name -> array, such as visual.transformer.resblocks.0.attn.in_proj_weight.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -22,7 +23,10 @@ HEAD_WIDTH = 64  # of every head in OpenAI's models; build_model in clip/model.p
 LISTED = 8  # names in an error before "and n more"
 NAME_LENGTH = 200
 NAME = re.compile(rf"[!-~]{{1,{NAME_LENGTH}}}")  # of a tensor, in every format
-MOST_TOKENS, MOST_PIXELS = 8192, 4096  # of a text or an image, of an image's side: memory goes with their squares; OpenAI's most: 577, 336
+MOST_TOKENS, MOST_PIXELS = (
+    8192,
+    4096,
+)  # of a text or an image, of an image's side: memory goes with their squares; OpenAI's most: 577, 336
 
 # A pattern on the left becomes the name on the right; None: deliberately dropped. The first that fits counts.
 OPENAI = [  # OpenAI's, open_clip's and JCLIP's names; open_clip puts a separate text tower under "text."
@@ -83,8 +87,10 @@ class Architecture:
     text_heads: int
 
     def __str__(self) -> str:
-        return (f"ViT of {self.vision_layers} layers, width {self.vision_width}, {self.image_resolution} px in patches of {self.patch_size}; "
-                f"text of {self.text_layers} layers, width {self.text_width}, {self.context_length} tokens; features of width {self.embed_dim}")
+        return (
+            f"ViT of {self.vision_layers} layers, width {self.vision_width}, {self.image_resolution} px in patches of {self.patch_size}; "
+            f"text of {self.text_layers} layers, width {self.text_width}, {self.context_length} tokens; features of width {self.embed_dim}"
+        )
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -103,9 +109,13 @@ def read(path: Path) -> dict[str, np.ndarray]:
             state = _tensors(_content(path, file))
             _check_names_and_size(state, path.stat().st_size)
         except unpickle.DAMAGE as error:
-            raise ClipError(f"{path}: damaged, or no weights of a known format ({str(error) or type(error).__name__})") from None
+            raise ClipError(
+                f"{path}: damaged, or no weights of a known format ({str(error) or type(error).__name__})"
+            ) from None
     if any(name.startswith("visual.layer1.") for name in state):
-        raise ClipError(f"{path}: a CLIP with a ResNet image tower; jclip has OpenAI's vision transformers only (ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px)")
+        raise ClipError(
+            f"{path}: a CLIP with a ResNet image tower; jclip has OpenAI's vision transformers only (ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px)"
+        )
     configs = _configs(path, state)
     state = _openai_names(path, state)
     _check(path, state)
@@ -119,10 +129,13 @@ def architecture(state: dict[str, np.ndarray]) -> Architecture:
     Raises ClipError where a tensor that tells a size is missing or has another number of dimensions, and where a size is 0 or
     beyond any use.
     """
+
     def shape(name: str, ndim: int) -> tuple[int, ...]:
         if name not in state or state[name].ndim != ndim:
             found = f"of shape {state[name].shape}" if name in state else "missing"
-            raise ClipError(f"{name} is {found}, expected {ndim} dimension{'s' * (ndim > 1)}: no CLIP with a vision transformer")
+            raise ClipError(
+                f"{name} is {found}, expected {ndim} dimension{'s' * (ndim > 1)}: no CLIP with a vision transformer"
+            )
         return state[name].shape
 
     def layers(tower: str) -> int:
@@ -133,10 +146,18 @@ def architecture(state: dict[str, np.ndarray]) -> Architecture:
     grid = round(max(0, tokens - 1) ** 0.5)
     vocabulary, text_width = shape("token_embedding.weight", 2)
     found = Architecture(
-        embed_dim=shape("text_projection", 2)[1], image_resolution=patch * grid, patch_size=patch,
-        vision_width=vision_width, vision_layers=layers("visual.transformer.resblocks."), vision_heads=max(1, vision_width // HEAD_WIDTH),
-        context_length=context, vocab_size=vocabulary,
-        text_width=text_width, text_layers=layers("transformer.resblocks."), text_heads=max(1, text_width // HEAD_WIDTH))
+        embed_dim=shape("text_projection", 2)[1],
+        image_resolution=patch * grid,
+        patch_size=patch,
+        vision_width=vision_width,
+        vision_layers=layers("visual.transformer.resblocks."),
+        vision_heads=max(1, vision_width // HEAD_WIDTH),
+        context_length=context,
+        vocab_size=vocabulary,
+        text_width=text_width,
+        text_layers=layers("transformer.resblocks."),
+        text_heads=max(1, text_width // HEAD_WIDTH),
+    )
     uneven = vision_width % found.vision_heads or text_width % found.text_heads
     if min(vars(found).values()) < 1 or uneven or max(tokens, context) > MOST_TOKENS or patch * grid > MOST_PIXELS:
         raise ClipError(f"sizes that no CLIP has ({found})")
@@ -145,20 +166,43 @@ def architecture(state: dict[str, np.ndarray]) -> Architecture:
 
 def expected_shapes(a: Architecture) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a model with these sizes; logit_scale is ()."""
+
     def block(prefix: str, width: int) -> dict[str, tuple[int, ...]]:
-        return {prefix + name: shape for name, shape in {
-            "attn.in_proj_weight": (3 * width, width), "attn.in_proj_bias": (3 * width,),
-            "attn.out_proj.weight": (width, width), "attn.out_proj.bias": (width,),
-            "ln_1.weight": (width,), "ln_1.bias": (width,), "ln_2.weight": (width,), "ln_2.bias": (width,),
-            "mlp.c_fc.weight": (4 * width, width), "mlp.c_fc.bias": (4 * width,),
-            "mlp.c_proj.weight": (width, 4 * width), "mlp.c_proj.bias": (width,)}.items()}
+        return {
+            prefix + name: shape
+            for name, shape in {
+                "attn.in_proj_weight": (3 * width, width),
+                "attn.in_proj_bias": (3 * width,),
+                "attn.out_proj.weight": (width, width),
+                "attn.out_proj.bias": (width,),
+                "ln_1.weight": (width,),
+                "ln_1.bias": (width,),
+                "ln_2.weight": (width,),
+                "ln_2.bias": (width,),
+                "mlp.c_fc.weight": (4 * width, width),
+                "mlp.c_fc.bias": (4 * width,),
+                "mlp.c_proj.weight": (width, 4 * width),
+                "mlp.c_proj.bias": (width,),
+            }.items()
+        }
 
     v, t = a.vision_width, a.text_width
-    shapes = {"visual.class_embedding": (v,), "visual.conv1.weight": (v, 3, a.patch_size, a.patch_size),
-              "visual.positional_embedding": ((a.image_resolution // a.patch_size) ** 2 + 1, v),
-              "visual.ln_pre.weight": (v,), "visual.ln_pre.bias": (v,), "visual.ln_post.weight": (v,), "visual.ln_post.bias": (v,),
-              "visual.proj": (v, a.embed_dim), "token_embedding.weight": (a.vocab_size, t), "positional_embedding": (a.context_length, t),
-              "ln_final.weight": (t,), "ln_final.bias": (t,), "text_projection": (t, a.embed_dim), "logit_scale": ()}
+    shapes = {
+        "visual.class_embedding": (v,),
+        "visual.conv1.weight": (v, 3, a.patch_size, a.patch_size),
+        "visual.positional_embedding": ((a.image_resolution // a.patch_size) ** 2 + 1, v),
+        "visual.ln_pre.weight": (v,),
+        "visual.ln_pre.bias": (v,),
+        "visual.ln_post.weight": (v,),
+        "visual.ln_post.bias": (v,),
+        "visual.proj": (v, a.embed_dim),
+        "token_embedding.weight": (a.vocab_size, t),
+        "positional_embedding": (a.context_length, t),
+        "ln_final.weight": (t,),
+        "ln_final.bias": (t,),
+        "text_projection": (t, a.embed_dim),
+        "logit_scale": (),
+    }
     for layer in range(a.vision_layers):
         shapes.update(block(f"visual.transformer.resblocks.{layer}.", v))
     for layer in range(a.text_layers):
@@ -281,13 +325,19 @@ def _heed(configs: list[Path], path: Path, a: Architecture) -> None:
             continue
         wrong = _unlike_openai(said) if isinstance(said, dict) and _of_these_sizes(said, a) else None
         if wrong:
-            raise ClipError(f"{path}: {config.name} says {wrong}; jclip computes OpenAI's models only (QuickGELU, heads of width {HEAD_WIDTH})")
+            raise ClipError(
+                f"{path}: {config.name} says {wrong}; jclip computes OpenAI's models only (QuickGELU, heads of width {HEAD_WIDTH})"
+            )
 
 
 def _of_these_sizes(config: dict, a: Architecture) -> bool:
     """Whether every size that a config tells is that of the weights; else it is the config of others in the same folder."""
     towers = _part(config, "model_cfg") or config
-    told = [(_part(towers, tower).get(name), getattr(a, size)) for tower, names in CONFIG_SIZES.items() for name, size in names.items()]
+    told = [
+        (_part(towers, tower).get(name), getattr(a, size))
+        for tower, names in CONFIG_SIZES.items()
+        for name, size in names.items()
+    ]
     return all(found == size for found, size in told if isinstance(found, int))
 
 
@@ -310,7 +360,11 @@ def _unlike_openai(config: dict) -> str | None:
 
 
 def _other_heads(width, heads) -> str | None:
-    return f"{heads} heads at width {width}" if isinstance(width, int) and isinstance(heads, int) and width != heads * HEAD_WIDTH else None
+    return (
+        f"{heads} heads at width {width}"
+        if isinstance(width, int) and isinstance(heads, int) and width != heads * HEAD_WIDTH
+        else None
+    )
 
 
 def _part(config: dict, name: str) -> dict:
@@ -349,7 +403,10 @@ def _joined(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Separate queries, keys and values as one matrix; linear projections as OpenAI keeps them."""
     for name in [name for name in state if name.endswith(".q")]:
         parts = [name[:-1] + letter for letter in "qkv"]
-        if all(part in state and state[part].ndim for part in parts) and len({state[part].shape for part in parts}) == 1:
+        if (
+            all(part in state and state[part].ndim for part in parts)
+            and len({state[part].shape for part in parts}) == 1
+        ):
             state[name[:-2]] = np.concatenate([state.pop(part) for part in parts])
     return {name: value.T if name in TRANSPOSED else value for name, value in state.items()}
 
@@ -368,9 +425,18 @@ def _check(path: Path, state: dict[str, np.ndarray]) -> None:
     problems = {
         "missing": [name for name in expected if name not in state],
         "extra": [name for name in state if name not in expected],
-        "misshapen": [f"{name} {state[name].shape}, expected {expected[name]}" for name in present if state[name].shape != expected[name]],
+        "misshapen": [
+            f"{name} {state[name].shape}, expected {expected[name]}"
+            for name in present
+            if state[name].shape != expected[name]
+        ],
         "not floating point": [f"{name} ({state[name].dtype})" for name in present if name not in floats],
-        "NaN or infinite": [name for name in floats if not np.isfinite(state[name]).all()]}
-    found = [f"{what}: {', '.join(names[:LISTED])}{f' and {len(names) - LISTED} more' if len(names) > LISTED else ''}" for what, names in problems.items() if names]
+        "NaN or infinite": [name for name in floats if not np.isfinite(state[name]).all()],
+    }
+    found = [
+        f"{what}: {', '.join(names[:LISTED])}{f' and {len(names) - LISTED} more' if len(names) > LISTED else ''}"
+        for what, names in problems.items()
+        if names
+    ]
     if found:
         raise ClipError(f"{path}: not the weights of one CLIP; " + "; ".join(found))

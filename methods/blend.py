@@ -4,6 +4,7 @@ Experts: the zero-shot classifier; text-anchored regressions of several strength
 class means are shrunk towards what the classes' texts lead to expect (gaussian.py). Each is a matrix and a bias, so the blend
 is one matrix and one bias, and its probabilities are calibrated. docs/accuracy.md has what it reaches, docs/log.md what was tried.
 """
+
 from __future__ import annotations
 
 from itertools import cycle
@@ -15,16 +16,36 @@ from fewshot.artifacts import Adapter, Split, Support, Text
 
 from . import gaussian
 from .regression import STRENGTHS, cross_entropy, regressions
-from .task import Linear, Settings, Trial, Trials, all_views, has_shots, linear_adapter, shot_rows, some_of, trials, zero_shot_classifier
+from .task import (
+    Linear,
+    Settings,
+    Trial,
+    Trials,
+    all_views,
+    has_shots,
+    linear_adapter,
+    shot_rows,
+    some_of,
+    trials,
+    zero_shot_classifier,
+)
 
 # (strength of the ridge regression from texts to means, pseudo-shots that an expected mean counts for)
 GAUSSIANS = ((0.1, 4), (0.1, 16), (1, 4), (1, 16))
-EXPERTS = ("zero-shot", *(f"regression {strength:g}" for strength in STRENGTHS), *(f"gaussian {ridge:g}, {shots}" for ridge, shots in GAUSSIANS))
-N_ANCHORED = 1 + len(STRENGTHS)  # of the experts, the first: those that have something to say of classes of another kind
+EXPERTS = (
+    "zero-shot",
+    *(f"regression {strength:g}" for strength in STRENGTHS),
+    *(f"gaussian {ridge:g}, {shots}" for ridge, shots in GAUSSIANS),
+)
+N_ANCHORED = 1 + len(
+    STRENGTHS
+)  # of the experts, the first: those that have something to say of classes of another kind
 ANCHOR_SCALE = 1.5  # times zero-shot's classifier: what the regressions start from. 1.5 to 2 was best on held-out rows; docs/log.md
 STEP_RIDGE = 0.1  # strength of the ridge regression from texts to the regressions' steps away from them
 KIND_RIDGE = 1  # strength of the one, from texts to means, that says of what kind a class is and how noisy shots are
-KIND_QUANTILE = 0.99  # a class is of a known kind if its text is no further out than this share of the known classes' own
+KIND_QUANTILE = (
+    0.99  # a class is of a known kind if its text is no further out than this share of the known classes' own
+)
 # Where nothing can be chosen, one shot a class and no validation rows: about what cars and scenes chose there.
 DEFAULT_WEIGHTS = dict(zip(EXPERTS, (0.3, 0.6, 0, 0, 0, 0.004, 0, 0.02, 0)))
 FOLDS = 4  # of the shots, where there are no validation rows; and parts of the classes that are hidden in turn
@@ -61,17 +82,34 @@ def blend(text: Text, support: Support, val: Optional[Split], settings: Settings
     tried = trials(support, val, FOLDS)
     experts = learn(text, support)
     choice = choose(text, support, tried, experts, settings.seed)
-    how = tried.how if choice.figures or not tried.judged else "defaults: no row judges how classes with shots are told apart"
-    chosen = {"how": how, **choice.figures, "weights": {name: float(weight) for name, weight in zip(EXPERTS, choice.weights)}}
+    how = (
+        tried.how
+        if choice.figures or not tried.judged
+        else "defaults: no row judges how classes with shots are told apart"
+    )
+    chosen = {
+        "how": how,
+        **choice.figures,
+        "weights": {name: float(weight) for name, weight in zip(EXPERTS, choice.weights)},
+    }
     if not experts.known.all():
-        chosen.update(classes_without_shots=int((~experts.known).sum()), alike=int(experts.is_alike.sum()),
-                      offset_alike=choice.offset_alike, offset_strange=choice.offset_strange)
+        chosen.update(
+            classes_without_shots=int((~experts.known).sum()),
+            alike=int(experts.is_alike.sum()),
+            offset_alike=choice.offset_alike,
+            offset_strange=choice.offset_strange,
+        )
     return linear_adapter("blend", text, blended(experts, choice)), chosen
 
 
 def refitted(text: Text, support: Support, val: Split, chosen: dict) -> Adapter:
     """The blend that was `chosen`, of experts that learn from the labelled validation rows as well."""
-    choice = Choice(np.array(list(chosen["weights"].values())), chosen.get("offset_alike", 0.0), chosen.get("offset_strange", 0.0), {})
+    choice = Choice(
+        np.array(list(chosen["weights"].values())),
+        chosen.get("offset_alike", 0.0),
+        chosen.get("offset_strange", 0.0),
+        {},
+    )
     return linear_adapter("blend", text, blended(learn(text, with_rows(support, val)), choice))
 
 
@@ -85,11 +123,17 @@ def learn(text: Text, support: Support) -> Experts:
     place = np.cumsum(known) - 1  # of each known class among them
     rows, labels = shot_rows(support.features), place[support.labels]
     means, counts = gaussian.class_means(rows, labels, known.sum())
-    maps = {ridge: gaussian.TextMap(text.features[known], ridge) for ridge in {KIND_RIDGE, STEP_RIDGE, *(ridge for ridge, _ in GAUSSIANS)}}
+    maps = {
+        ridge: gaussian.TextMap(text.features[known], ridge)
+        for ridge in {KIND_RIDGE, STEP_RIDGE, *(ridge for ridge, _ in GAUSSIANS)}
+    }
     is_alike = ~known & _of_known_kind(maps[KIND_RIDGE], text.features, known)
     expected = {ridge: one.expected(means, text.features) for ridge, one in maps.items()}
     covariance = {ridge: gaussian.within_class(rows, labels, means, counts, expected[ridge][known]) for ridge in maps}
-    classifiers = [zero_shot_classifier(text), *_regressions(text, support, known, is_alike, maps[STEP_RIDGE], covariance[KIND_RIDGE])]
+    classifiers = [
+        zero_shot_classifier(text),
+        *_regressions(text, support, known, is_alike, maps[STEP_RIDGE], covariance[KIND_RIDGE]),
+    ]
     for ridge, pseudo in GAUSSIANS:
         centres = expected[ridge].copy()
         centres[known] = (counts[:, None] * means + pseudo * centres[known]) / (counts[:, None] + pseudo)
@@ -97,7 +141,9 @@ def learn(text: Text, support: Support) -> Experts:
     return Experts(classifiers, known, is_alike)
 
 
-def _regressions(text: Text, support: Support, known: np.ndarray, is_alike: np.ndarray, texts: gaussian.TextMap, noise: np.ndarray) -> list[Linear]:
+def _regressions(
+    text: Text, support: Support, known: np.ndarray, is_alike: np.ndarray, texts: gaussian.TextMap, noise: np.ndarray
+) -> list[Linear]:
     """A text-anchored regression of each strength, among the known classes; the others follow their texts as far as they are alike."""
     start, bias = zero_shot_classifier(text)
     start = np.float32(ANCHOR_SCALE) * start
@@ -119,7 +165,10 @@ def _of_known_kind(texts: gaussian.TextMap, text: np.ndarray, known: np.ndarray)
 
 def _without(classes: np.ndarray, classifier: Linear) -> Linear:
     """The classifier, with nothing to say of some classes."""
-    return Linear(np.where(classes[:, None], 0, classifier.weight).astype(np.float32), np.where(classes, 0, classifier.bias).astype(np.float32))
+    return Linear(
+        np.where(classes[:, None], 0, classifier.weight).astype(np.float32),
+        np.where(classes, 0, classifier.bias).astype(np.float32),
+    )
 
 
 def blended(experts: Experts, choice: Choice) -> Linear:
@@ -134,8 +183,11 @@ def with_rows(support: Support, val: Split) -> Support:
     """The support set with labelled validation rows as further shots; each counts for all the views that a shot has."""
     labelled = val.labels >= 0
     views = np.repeat(val.features[labelled][:, None], support.features.shape[1], axis=1)
-    return Support(np.concatenate([support.features, views]), np.concatenate([support.labels, val.labels[labelled]]),
-                   np.concatenate([support.names, val.names[labelled]]))
+    return Support(
+        np.concatenate([support.features, views]),
+        np.concatenate([support.labels, val.labels[labelled]]),
+        np.concatenate([support.names, val.names[labelled]]),
+    )
 
 
 # ---- choosing ----
@@ -205,7 +257,12 @@ def stacked(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return value + PRIOR / 2 * weights @ weights / len(labels), (slope + PRIOR * weights) / len(labels)
 
     start = np.full(len(logits), 1 / len(logits))
-    return minimize(objective, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(logits), options={"maxiter": 200}).x / size
+    return (
+        minimize(
+            objective, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(logits), options={"maxiter": 200}
+        ).x
+        / size
+    )
 
 
 def _offsets(text: Text, support: Support, judged: Sequence[Trial], weights: np.ndarray) -> tuple[float, float]:
@@ -227,7 +284,14 @@ def _offsets(text: Text, support: Support, judged: Sequence[Trial], weights: np.
     return tuple(_best_offset(*map(np.concatenate, zip(*found))) if found else 0.0 for found in seen)
 
 
-def _worth(base: np.ndarray, base_classes: np.ndarray, new: np.ndarray, new_classes: np.ndarray, labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+def _worth(
+    base: np.ndarray,
+    base_classes: np.ndarray,
+    new: np.ndarray,
+    new_classes: np.ndarray,
+    labels: np.ndarray,
+    share: float,
+) -> tuple[np.ndarray, np.ndarray]:
     """Of each row by how much the base classes lead, and what it is worth to call it new, (M,) both.
 
     Right calls of all base rows are worth 1 in sum, those of all new rows `share`.

@@ -5,6 +5,7 @@ here: N numbers a row in place of N·C. Both operators have a gradient, the logi
 
 Letters: B rows, N keys, C classes.
 """
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -14,8 +15,10 @@ import numpy as np
 
 from jclip import kernels
 
-CPU_SOURCE, CUDA_SOURCE = (f'{before}#include "{Path(__file__).with_name(name).resolve()}"\n' for before, name in
-                           ((kernels.CPU_SOURCE, "cache_logits.h"), (kernels.CUDA_SOURCE, "cache_logits.cuh")))
+CPU_SOURCE, CUDA_SOURCE = (
+    f'{before}#include "{Path(__file__).with_name(name).resolve()}"\n'
+    for before, name in ((kernels.CPU_SOURCE, "cache_logits.h"), (kernels.CUDA_SOURCE, "cache_logits.cuh"))
+)
 
 
 class CacheLogits:
@@ -23,8 +26,10 @@ class CacheLogits:
 
     def __init__(self, labels: np.ndarray, classes: int, alpha: float, beta: float):
         counts = np.bincount(labels, minlength=classes)
-        self.labels, self.members, self.starts = (jt.array(x.astype(np.int32)).stop_grad() for x in
-                                                  (labels, np.argsort(labels, kind="stable"), np.cumsum([0, *counts])))
+        self.labels, self.members, self.starts = (
+            jt.array(x.astype(np.int32)).stop_grad()
+            for x in (labels, np.argsort(labels, kind="stable"), np.cumsum([0, *counts]))
+        )
         self.sizes = f"in0_shape0, in0_shape1, in1_shape1, {alpha!r}f, {beta!r}f"
 
     def __call__(self, affinity, base):
@@ -34,11 +39,17 @@ class CacheLogits:
         """
         sums = f"cache::logits<<<(out0->num + 255) / 256, 256>>>(in0_p, in1_p, in3_p, in4_p, out0_p, {self.sizes}); clip::check();"
         slopes = f"cache::gradient<<<(out0->num + 255) / 256, 256>>>(in0_p, in2_p, dout_p, out0_p, {self.sizes}); clip::check();"
-        return jt.code(base.shape, "float32", [affinity, base, self.labels, self.members, self.starts],
-                       cpu_header=CPU_SOURCE,
-                       cpu_src=f"cache::logits(in0_p, in1_p, in2_p, out0_p, {self.sizes});",
-                       cpu_grad_src=[f"cache::gradient(in0_p, in2_p, dout_p, out0_p, {self.sizes});"],
-                       cuda_header=CUDA_SOURCE, cuda_src=sums, cuda_grad_src=[slopes])
+        return jt.code(
+            base.shape,
+            "float32",
+            [affinity, base, self.labels, self.members, self.starts],
+            cpu_header=CPU_SOURCE,
+            cpu_src=f"cache::logits(in0_p, in1_p, in2_p, out0_p, {self.sizes});",
+            cpu_grad_src=[f"cache::gradient(in0_p, in2_p, dout_p, out0_p, {self.sizes});"],
+            cuda_header=CUDA_SOURCE,
+            cuda_src=sums,
+            cuda_grad_src=[slopes],
+        )
 
 
 def cross_entropy(logits, labels):
@@ -49,7 +60,12 @@ def cross_entropy(logits, labels):
 def cuda_cross_entropy(logits, labels):
     """The same in two kernels; Jittor's own are a dozen, which take longer to launch than to run."""
     launch = "<<<in0_shape0, 128>>>(in0_p, in1_p"
-    rows = jt.code(labels.shape, "float32", [logits, labels], cuda_header=CUDA_SOURCE,
-                   cuda_src=f"cache::cross_entropy{launch}, out0_p, in0_shape1); clip::check();",
-                   cuda_grad_src=[f"cache::cross_entropy_gradient{launch}, dout_p, out0_p, in0_shape1); clip::check();"])
+    rows = jt.code(
+        labels.shape,
+        "float32",
+        [logits, labels],
+        cuda_header=CUDA_SOURCE,
+        cuda_src=f"cache::cross_entropy{launch}, out0_p, in0_shape1); clip::check();",
+        cuda_grad_src=[f"cache::cross_entropy_gradient{launch}, dout_p, out0_p, in0_shape1); clip::check();"],
+    )
     return rows.mean()

@@ -1,11 +1,14 @@
 """Gaussian discriminant analysis: one mean a class, one covariance for all; the means helped by the classes' texts."""
+
 from __future__ import annotations
 
 import numpy as np
 
 from .task import Linear, class_sums
 
-LEAST_VARIANCE = 1e-6  # in every direction: a single shot, or shots that are copies, would else have none and no inverse
+LEAST_VARIANCE = (
+    1e-6  # in every direction: a single shot, or shots that are copies, would else have none and no inverse
+)
 
 
 def class_means(features: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -59,9 +62,13 @@ def discriminant(means: np.ndarray, covariance: np.ndarray) -> Linear:
     return Linear(weight.astype(np.float32), (-0.5 * (weight * means).sum(axis=1)).astype(np.float32))
 
 
-def within_class(features: np.ndarray, labels: np.ndarray, means: np.ndarray, counts: np.ndarray, expected: np.ndarray) -> np.ndarray:
+def within_class(
+    features: np.ndarray, labels: np.ndarray, means: np.ndarray, counts: np.ndarray, expected: np.ndarray
+) -> np.ndarray:
     """Pooled covariance of rows (n, D) around their classes' means; where no class has two rows, around the expected ones."""
     if counts.max() < 2:
         return pooled_covariance(features - expected[labels], len(labels))
     several = counts[labels] > 1
-    return pooled_covariance((features - means[labels])[several], np.count_nonzero(several) - np.count_nonzero(counts > 1))
+    return pooled_covariance(
+        (features - means[labels])[several], np.count_nonzero(several) - np.count_nonzero(counts > 1)
+    )

@@ -1,4 +1,5 @@
 """Text-anchored regression: softmax regression that starts from the zero-shot classifier and is pulled back towards it."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -10,8 +11,14 @@ STRENGTHS = (3e-4, 1e-4, 3e-5, 1e-5)
 STEPS = 25
 
 
-def regressions(features: np.ndarray, labels: np.ndarray, anchor: np.ndarray, covariance: np.ndarray,
-                strengths=STRENGTHS, steps: int = STEPS) -> list[np.ndarray]:
+def regressions(
+    features: np.ndarray,
+    labels: np.ndarray,
+    anchor: np.ndarray,
+    covariance: np.ndarray,
+    strengths=STRENGTHS,
+    steps: int = STEPS,
+) -> list[np.ndarray]:
     """Weights (C, D) for each strength λ: minimal mean cross-entropy of f·Wᵀ over noisy rows, plus λ/2·‖W − anchor‖².
 
     Parameters
@@ -27,9 +34,13 @@ def regressions(features: np.ndarray, labels: np.ndarray, anchor: np.ndarray, co
 
     weights, step = [], np.zeros(anchor.size)
     for strength in strengths:
+
         def objective(flat, strength=strength):
-            value, gradient = _loss(flat.reshape(anchor.shape).astype(np.float32), features, labels, anchor, covariance, strength)
+            value, gradient = _loss(
+                flat.reshape(anchor.shape).astype(np.float32), features, labels, anchor, covariance, strength
+            )
             return value, gradient.ravel().astype(np.float64)
+
         step = minimize(objective, step, jac=True, method="L-BFGS-B", options={"maxiter": steps}).x
         weights.append(anchor + step.reshape(anchor.shape).astype(np.float32))
     return weights

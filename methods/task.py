@@ -1,4 +1,5 @@
 """What every method starts from: its settings, the rows on which choices are made, and shots as rows and by class."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -49,15 +50,20 @@ def trials(support: Support, val: Optional[Split], most: Optional[int] = None) -
     """
     labelled = np.zeros(0, bool) if val is None else val.labels >= 0
     if labelled.any():
-        return Trials([Trial(np.ones(len(support.labels), bool), val.features[labelled], val.labels[labelled])], f"on {labelled.sum()} validation rows")
+        return Trials(
+            [Trial(np.ones(len(support.labels), bool), val.features[labelled], val.labels[labelled])],
+            f"on {labelled.sum()} validation rows",
+        )
     turn = place_in_class(support.labels)
     turn = np.where(np.bincount(support.labels)[support.labels] < 2, -1, turn if most is None else turn % most)
     left_out = [turn == i for i in range(turn.max(initial=-1) + 1)]
     if not left_out:
         return Trials([], "defaults: no labelled validation rows, and no class has two shots")
     at_a_time = np.bincount(support.labels[left_out[0]]).max()  # no turn leaves out more than the first
-    return Trials([Trial(~out, support.features[out, 0], support.labels[out]) for out in left_out],
-                  f"leaving {'one shot' if at_a_time == 1 else f'up to {at_a_time} shots'} a class out in turn")
+    return Trials(
+        [Trial(~out, support.features[out, 0], support.labels[out]) for out in left_out],
+        f"leaving {'one shot' if at_a_time == 1 else f'up to {at_a_time} shots'} a class out in turn",
+    )
 
 
 def place_in_class(labels: np.ndarray) -> np.ndarray:
@@ -84,7 +90,9 @@ def class_sums(rows: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray
     """Sum of each class's rows, (C, D) of rows (n, D) and labels (n,), zero where it has none; many times as fast as np.add.at."""
     from scipy.sparse import csr_matrix  # predict.py need not wait for it
 
-    return csr_matrix((np.ones(len(labels), rows.dtype), (labels, np.arange(len(labels)))), (classes, len(labels))) @ rows
+    return (
+        csr_matrix((np.ones(len(labels), rows.dtype), (labels, np.arange(len(labels)))), (classes, len(labels))) @ rows
+    )
 
 
 def some_of(support: Support, shots) -> Support:
@@ -119,5 +127,15 @@ def zero_shot_classifier(text: Text) -> Linear:
 def linear_adapter(method: str, text: Text, classifier: Linear) -> Adapter:
     """An Adapter with an empty cache."""
     width, classes = text.features.shape[1], len(text.names)
-    return Adapter(method, text.names, text.features, text.scale, np.zeros((0, width), np.float32), np.zeros((0, classes), np.float32),
-                   0.0, 0.0, weight=classifier.weight, bias=classifier.bias)
+    return Adapter(
+        method,
+        text.names,
+        text.features,
+        text.scale,
+        np.zeros((0, width), np.float32),
+        np.zeros((0, classes), np.float32),
+        0.0,
+        0.0,
+        weight=classifier.weight,
+        bias=classifier.bias,
+    )

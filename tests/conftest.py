@@ -1,4 +1,5 @@
 """What the tests share: the scripts run as a user runs them, and drawn photographs and a tiny CLIP to run them with."""
+
 from __future__ import annotations
 
 import os
@@ -21,7 +22,9 @@ SHARED = PROJECT.parent / "shared"
 CLASSES = ["Animal_Bear", "Animal_Bee", "Food-101_hot_dog", "Stanford-Cars_Volvo_C30", "no group", "Thu-dog_Pomeranian"]
 SHOTLESS = 3  # the label of the one class without a training photograph
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # tests started in the background; the processes that they stop with Ctrl-C would inherit it
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # tests started in the background; the processes that they stop with Ctrl-C would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -42,8 +45,14 @@ def run():
     """run(script, *arguments, cwd=…, check=True) -> CompletedProcess of `python script.py arguments…`."""
 
     def run(script: str, *arguments, cwd: Path, check: bool = True, env: dict | None = None):
-        done = subprocess.run([sys.executable, str(PROJECT / script), *map(str, arguments)], cwd=cwd, capture_output=True,
-                              text=True, timeout=900, env={**os.environ, **(env or {})})
+        done = subprocess.run(
+            [sys.executable, str(PROJECT / script), *map(str, arguments)],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            env={**os.environ, **(env or {})},
+        )
         assert not check or done.returncode == 0, f"{script} {arguments}\n{done.stdout}\n{done.stderr}"
         return done
 
@@ -61,8 +70,19 @@ def shared():
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory):
     """Random weights with the full vocabulary, 32 px: a CLIP that knows nothing, but does all its work."""
-    a = weights.Architecture(embed_dim=32, image_resolution=32, patch_size=16, vision_width=64, vision_layers=1, vision_heads=1,
-                             context_length=77, vocab_size=49408, text_width=64, text_layers=1, text_heads=1)
+    a = weights.Architecture(
+        embed_dim=32,
+        image_resolution=32,
+        patch_size=16,
+        vision_width=64,
+        vision_layers=1,
+        vision_heads=1,
+        context_length=77,
+        vocab_size=49408,
+        text_width=64,
+        text_layers=1,
+        text_heads=1,
+    )
     rng = np.random.default_rng(0)
     state = {name: rng.normal(0, 0.2, shape).astype(np.float32) for name, shape in weights.expected_shapes(a).items()}
     state["logit_scale"] = np.float32(np.log(50))
@@ -75,7 +95,9 @@ def tiny_weights(tmp_path_factory):
 def draw(path, label, seed):
     """A photograph of a colour of its class and noise: even a random tower tells such classes apart."""
     rng = np.random.default_rng([label, seed])
-    colour = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 40], [40, 200, 200], [200, 40, 200]][label])
+    colour = np.array(
+        [[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 40], [40, 200, 200], [200, 40, 200]][label]
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((colour + rng.normal(0, 25, (40 + seed % 3, 48, 3))).clip(0, 255).astype(np.uint8)).save(path)
 
@@ -108,7 +130,9 @@ def work(contest, tmp_path):
 @pytest.fixture(scope="session")
 def extracted(contest, tmp_path_factory):
     """output/ as a bare extract_feature.py makes it; to be copied."""
-    done = subprocess.run([sys.executable, PROJECT / "extract_feature.py"], cwd=contest, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        [sys.executable, PROJECT / "extract_feature.py"], cwd=contest, capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stderr
     return contest / "output", done
 

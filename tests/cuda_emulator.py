@@ -3,6 +3,7 @@
 The source that jclip/kernels.py and methods/cache_logits.py give to Jittor is compiled by g++ with cuda_on_cpu.h in place of
 nvcc; its launches become calls, and cuBLAS a loop.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -39,16 +40,24 @@ class Emulator:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        subprocess.run([*COMPILER, "-x", "c++-header", HERE / "cuda_on_cpu.h", "-o", folder / "cuda_on_cpu.h.gch"], check=True)
+        subprocess.run(
+            [*COMPILER, "-x", "c++-header", HERE / "cuda_on_cpu.h", "-o", folder / "cuda_on_cpu.h.gch"], check=True
+        )
 
-    def run(self, shapes: Sequence, dtypes: Sequence[str], header: str, source: str, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def run(
+        self, shapes: Sequence, dtypes: Sequence[str], header: str, source: str, inputs: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
         """What `jt.code(shapes, dtypes, inputs, cuda_header=header, cuda_src=source)` computes.
 
         It is computed twice, threads and blocks in order and backwards: where a barrier is missing, the bits may differ.
         """
         ins = [np.ascontiguousarray(x) for x in inputs]
-        both = [[np.full(shape, 97, dtype) for shape, dtype in zip(shapes, dtypes)] for _ in range(2)]  # what is not written shows
-        run = self._compiled(header, source, [(x.ndim, str(x.dtype)) for x in ins], [(x.ndim, str(x.dtype)) for x in both[0]])
+        both = [
+            [np.full(shape, 97, dtype) for shape, dtype in zip(shapes, dtypes)] for _ in range(2)
+        ]  # what is not written shows
+        run = self._compiled(
+            header, source, [(x.ndim, str(x.dtype)) for x in ins], [(x.ndim, str(x.dtype)) for x in both[0]]
+        )
         sizes = np.array([size for x in [*ins, *both[0]] for size in x.shape], np.int64)
         for backwards, outs in enumerate(both):
             pointers = (ctypes.c_void_p * len(ins + outs))(*(x.ctypes.data for x in ins + outs))

@@ -5,6 +5,7 @@
 Prints, as JSON, how many mutated files each reader was given and how they ended; exit code 1 where one ended otherwise than as
 read or refused. The same numbers give the same files. test_fuzz.py runs it.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -26,10 +27,43 @@ from fewshot import artifacts, data, prompts
 from jclip import unpickle, weights
 
 GOLDEN = Path(__file__).parent / "golden" / "weights"
-WEIGHTS = ("release.pt", "nested.pth", "legacy.pt", "bfloat16.pt", "jclip.pkl", "hugging_face.safetensors", "open_clip.safetensors", "expected.npz")
+WEIGHTS = (
+    "release.pt",
+    "nested.pth",
+    "legacy.pt",
+    "bfloat16.pt",
+    "jclip.pkl",
+    "hugging_face.safetensors",
+    "open_clip.safetensors",
+    "expected.npz",
+)
 NUMBERS = [0, 1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1]
-TEXTS = [b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\\ud800", b"\r", b"\n", b"\x1b[2J", b"[" * 2000, b'{"":' * 500, b"1e999", b"9" * 5000, b"-1", b"NaN",
-         b"..", b"/", b"\\", b"{}", b"{", b"}", b'"', b'"default": "a {}",', b" 0\n", b" 4294967296\n"]
+TEXTS = [
+    b"\0",
+    b"\xff\xfe",
+    b"\xef\xbb\xbf",
+    b"\xed\xa0\x80",
+    b"\\ud800",
+    b"\r",
+    b"\n",
+    b"\x1b[2J",
+    b"[" * 2000,
+    b'{"":' * 500,
+    b"1e999",
+    b"9" * 5000,
+    b"-1",
+    b"NaN",
+    b"..",
+    b"/",
+    b"\\",
+    b"{}",
+    b"{",
+    b"}",
+    b'"',
+    b'"default": "a {}",',
+    b" 0\n",
+    b" 4294967296\n",
+]
 
 
 def mutated(content: bytes, others: list[bytes], rng: random.Random) -> bytes:
@@ -77,9 +111,16 @@ def beneath(content: bytes, others: list[bytes], rng: random.Random) -> bytes:
         names = [name for name in members if name.endswith("data.pkl")] or list(members)
         chosen = rng.choice(names if rng.random() < 0.8 else list(members))
         packed = io.BytesIO()
-        with zipfile.ZipFile(packed, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)), compresslevel=1) as archive:
+        with zipfile.ZipFile(
+            packed, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)), compresslevel=1
+        ) as archive:
             for name, member in members.items():
-                archive.writestr(name, mutated(member, [member, *map(members.get, rng.sample(list(members), 1))], rng) if name == chosen else member)
+                archive.writestr(
+                    name,
+                    mutated(member, [member, *map(members.get, rng.sample(list(members), 1))], rng)
+                    if name == chosen
+                    else member,
+                )
         return packed.getvalue()
     if content.endswith(unpickle.JITTOR_MAGIC):
         changed = mutated(content[: -20 - len(unpickle.JITTOR_MAGIC)], others, rng)
@@ -98,8 +139,11 @@ def example(kind: type):
     for field in artifacts._arrays_of(kind):
         shape = tuple(sizes[letter] for letter in field.metadata["dims"])
         rows = rng.normal(size=shape)
-        values[field.name] = {"f": rows / np.linalg.norm(rows, axis=-1, keepdims=True) if shape else 1.5, "i": np.zeros(shape, np.int64),
-                              "U": np.array([f"Animal_{i}" for i in range(len(rows))]) if shape else "tip"}[field.metadata["kind"]]
+        values[field.name] = {
+            "f": rows / np.linalg.norm(rows, axis=-1, keepdims=True) if shape else 1.5,
+            "i": np.zeros(shape, np.int64),
+            "U": np.array([f"Animal_{i}" for i in range(len(rows))]) if shape else "tip",
+        }[field.metadata["kind"]]
     return kind(**values, meta={"weights_sha256": "ab" * 32, "groups": ["Animal"] * 3})
 
 
@@ -114,16 +158,31 @@ def targets(folder: Path) -> Iterator[tuple[str, list[bytes], Path, Callable]]:
         artifacts.write(path, example(kind))
         packed = io.BytesIO()
         np.savez_compressed(packed, **dict(np.load(path)))
-        yield path.name, [path.read_bytes(), packed.getvalue()], path, lambda path=path, kind=kind: artifacts.read(path, kind)
+        yield (
+            path.name,
+            [path.read_bytes(), packed.getvalue()],
+            path,
+            lambda path=path, kind=kind: artifacts.read(path, kind),
+        )
     for name in ("TestSetB/1.jpg", "TrainSet/Bear/1.jpg", "TrainSet/Bear/2.jpg", "TrainSet/Bee/a b.jpg"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-    lists = {"classes_b.txt": b"Animal_Bear 0\nAnimal_Bee 1\nFood-101_hot_dog 2", "train.txt": b"TrainSet/Bear/1.jpg 0\r\nTrainSet/Bear/2.jpg 0\n\nTrainSet/Bee/a b.jpg 1\n"}
-    words = {"templates.json": b'{"default": "a photo of a {}.", "Animal": ["a {} in the wild.", "a {} at rest."]}',
-             "Animal_prompt.json": '{"Bear": ["A bear has round ears."], "Bee": ["Eine Biene ist klein.", "蜜蜂"]}'.encode(), "names.json": b'{"Animal_Bee": "bumble bee"}'}
+    lists = {
+        "classes_b.txt": b"Animal_Bear 0\nAnimal_Bee 1\nFood-101_hot_dog 2",
+        "train.txt": b"TrainSet/Bear/1.jpg 0\r\nTrainSet/Bear/2.jpg 0\n\nTrainSet/Bee/a b.jpg 1\n",
+    }
+    words = {
+        "templates.json": b'{"default": "a photo of a {}.", "Animal": ["a {} in the wild.", "a {} at rest."]}',
+        "Animal_prompt.json": '{"Bear": ["A bear has round ears."], "Bee": ["Eine Biene ist klein.", "蜜蜂"]}'.encode(),
+        "names.json": b'{"Animal_Bee": "bumble bee"}',
+    }
     for name, content in {**lists, **words}.items():
         (folder / name).write_bytes(content)
-        reads = (lambda: data.read_task(folder)) if name in lists else (lambda: prompts.read(["Animal_Bear", "Animal_Bee", "teapot"], folder))
+        reads = (
+            (lambda: data.read_task(folder))
+            if name in lists
+            else (lambda: prompts.read(["Animal_Bear", "Animal_Bee", "teapot"], folder))
+        )
         yield name, [content, *lists.values(), *words.values()], folder / name, reads
 
 
@@ -144,7 +203,11 @@ def main(inputs: int, seed: int) -> int:
             rng = random.Random(f"{name} {seed}")
             ended = outcomes[name] = {"read": 0, "refused": 0}
             for number in range(max(1, inputs // len(known))):
-                path.write_bytes((beneath if rng.random() < 0.6 else mutated)(rng.choice(whole[: 2 if path.suffix == ".npz" else 1]), whole, rng))
+                path.write_bytes(
+                    (beneath if rng.random() < 0.6 else mutated)(
+                        rng.choice(whole[: 2 if path.suffix == ".npz" else 1]), whole, rng
+                    )
+                )
                 how, why = watched(read)
                 if how in ended:
                     ended[how] += 1
@@ -152,8 +215,20 @@ def main(inputs: int, seed: int) -> int:
                     failures.append(f"{name}, input {number}: {how} {why}")
             path.write_bytes(whole[0])
     total = {how: sum(ended[how] for ended in outcomes.values()) for how in ("read", "refused")}
-    print(json.dumps({"tried": sum(total.values()) + len(failures), **total, "failures": failures, "seconds": round(time.perf_counter() - started, 1),
-                      "slowest": round(watched.slowest, 2), "memory": peak() - before, "readers": outcomes}, indent=1))
+    print(
+        json.dumps(
+            {
+                "tried": sum(total.values()) + len(failures),
+                **total,
+                "failures": failures,
+                "seconds": round(time.perf_counter() - started, 1),
+                "slowest": round(watched.slowest, 2),
+                "memory": peak() - before,
+                "readers": outcomes,
+            },
+            indent=1,
+        )
+    )
     return bool(failures)
 
 

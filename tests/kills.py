@@ -6,6 +6,7 @@ FOLDER/output holds text.npz, support.npz and test.npz. Each run is a child that
 from the first temporary file on; others write without end and are killed from outside. Prints, as JSON, how often each file
 was the old and the new one, and what was neither. test_kills.py runs it.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -31,7 +32,10 @@ from fewshot import artifacts  # noqa: E402
 NEVER = 1 << 60
 FIGURES = "output/metrics.json", "output/metrics.csv"
 TRAIN, PREDICT = ("output/adapter.npz", *FIGURES), ("result.txt", "result.zip", *FIGURES)
-train = {"old": lambda: train_adapter.main(["--method", "zero-shot"]), "new": lambda: train_adapter.main(["--method", "tip"])}
+train = {
+    "old": lambda: train_adapter.main(["--method", "zero-shot"]),
+    "new": lambda: train_adapter.main(["--method", "tip"]),
+}
 
 
 def main(folder: Path, kills: int) -> int:
@@ -124,10 +128,15 @@ def look(names, before: dict, after: dict, when: str, found: dict) -> None:
             found["failures"].append(f"{when}: {name} of {len(content)} bytes is neither the old one nor the new one")
         else:
             counts[which[name]] += 1
-    others = {path.name for path in (*Path().iterdir(), *Path("output").iterdir())} - {Path(name).name for name in (*TRAIN, *PREDICT, "output/text.npz", "output/support.npz", "output/test.npz", "output", ".lock")}
+    others = {path.name for path in (*Path().iterdir(), *Path("output").iterdir())} - {
+        Path(name).name
+        for name in (*TRAIN, *PREDICT, "output/text.npz", "output/support.npz", "output/test.npz", "output", ".lock")
+    }
     if any(not (name.startswith(".") and name.endswith(".part")) for name in others):
         found["failures"].append(f"{when}: left behind {sorted(others)}")
-    found["result.txt and result.zip of different runs"] += names is PREDICT and which["result.txt"] != which["result.zip"]
+    found["result.txt and result.zip of different runs"] += (
+        names is PREDICT and which["result.txt"] != which["result.zip"]
+    )
 
 
 def same(name: str, content: bytes, other: bytes) -> bool:
@@ -142,7 +151,15 @@ def same(name: str, content: bytes, other: bytes) -> bool:
 def outside(kills: int, found: dict) -> None:
     """Children that write two files in turn, without end, killed from outside after some milliseconds."""
     rng = random.Random(1)
-    kinds = [artifacts.Split(np.tile(np.eye(512, dtype=np.float32)[[i]], (3000, 1)), np.full(3000, i), np.array([str(n) for n in range(3000)]), {}) for i in (0, 1)]
+    kinds = [
+        artifacts.Split(
+            np.tile(np.eye(512, dtype=np.float32)[[i]], (3000, 1)),
+            np.full(3000, i),
+            np.array([str(n) for n in range(3000)]),
+            {},
+        )
+        for i in (0, 1)
+    ]
     whole = []
     for kind in kinds:
         artifacts.write(Path("big.npz"), kind)

@@ -1,4 +1,5 @@
 """The files between the stages: what is written is read, what is wrong is refused in one line, nothing is left half-written."""
+
 import json
 import os
 import pickle
@@ -30,7 +31,9 @@ def names(n):
 TEXT = Text(unit(3, 8), names(3), 100.0, {"weights_sha256": "w", "classes_sha256": "c"})
 SUPPORT = Support(unit(4, 2, 8), np.array([0, 0, 1, 1]), names(4), {"weights_sha256": "w", "selection_sha256": "s"})
 SPLIT = Split(unit(5, 8), np.array([0, 1, 2, -1, 2]), names(5), {"weights_sha256": "w"})
-ADAPTER = Adapter("tip-f", names(3), unit(3, 8), 100.0, 2 * unit(4, 8), np.eye(3, dtype=np.float32)[[0, 0, 1, 1]], 1.5, 5.5, {})
+ADAPTER = Adapter(
+    "tip-f", names(3), unit(3, 8), 100.0, 2 * unit(4, 8), np.eye(3, dtype=np.float32)[[0, 0, 1, 1]], 1.5, 5.5, {}
+)
 
 
 @pytest.mark.parametrize("artifact", [TEXT, SUPPORT, SPLIT, ADAPTER])
@@ -45,7 +48,17 @@ def test_what_is_written_is_read(tmp_path, artifact):
 
 
 @settings(max_examples=40, deadline=None)
-@given(n=st.integers(0, 6), v=st.integers(1, 3), d=st.integers(1, 9), text=st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters=[chr(n) for n in (*range(32), 0x7F, 0x85, 0x2028, 0x2029)]), max_size=20))
+@given(
+    n=st.integers(0, 6),
+    v=st.integers(1, 3),
+    d=st.integers(1, 9),
+    text=st.text(
+        st.characters(
+            blacklist_categories=["Cs"], blacklist_characters=[chr(n) for n in (*range(32), 0x7F, 0x85, 0x2028, 0x2029)]
+        ),
+        max_size=20,
+    ),
+)
 def test_any_support_survives_the_round_trip(tmp_path_factory, n, v, d, text):
     path = tmp_path_factory.mktemp("a") / "support.npz"
     support = Support(unit(n, v, d), np.arange(n), np.array([f"{text}{i}" for i in range(n)], np.str_), {"note": text})
@@ -68,17 +81,20 @@ def spoiled(**changes):
     return {name: value for name, value in content.items() if value is not None}
 
 
-@pytest.mark.parametrize("content, said", [
-    (spoiled(labels=None), "holds no array 'labels'"),
-    (spoiled(labels=SPLIT.labels[:4]), r"labels is of shape \(4,\), expected \(M=5\)"),
-    (spoiled(features=SPLIT.features[None]), r"features is of shape \(1, 5, 8\), expected \(M, D\)"),
-    (spoiled(labels=SPLIT.labels + 0.5), "labels is of dtype float64, expected int64"),
-    (spoiled(names=np.arange(5)), "names is of dtype int64, expected text"),
-    (spoiled(features=SPLIT.features * 2), "row of L2 norm 2, expected 1"),
-    (spoiled(features=np.where(np.eye(5, 8) > 0, np.nan, SPLIT.features)), "features holds NaN"),
-    (spoiled(meta=np.array("[]")), "meta is list"),
-    (spoiled(meta=np.array("{")), "damaged"),
-])
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (spoiled(labels=None), "holds no array 'labels'"),
+        (spoiled(labels=SPLIT.labels[:4]), r"labels is of shape \(4,\), expected \(M=5\)"),
+        (spoiled(features=SPLIT.features[None]), r"features is of shape \(1, 5, 8\), expected \(M, D\)"),
+        (spoiled(labels=SPLIT.labels + 0.5), "labels is of dtype float64, expected int64"),
+        (spoiled(names=np.arange(5)), "names is of dtype int64, expected text"),
+        (spoiled(features=SPLIT.features * 2), "row of L2 norm 2, expected 1"),
+        (spoiled(features=np.where(np.eye(5, 8) > 0, np.nan, SPLIT.features)), "features holds NaN"),
+        (spoiled(meta=np.array("[]")), "meta is list"),
+        (spoiled(meta=np.array("{")), "damaged"),
+    ],
+)
 def test_a_file_of_another_form_is_refused(tmp_path, content, said):
     np.savez(tmp_path / "val.npz", **content)
     with pytest.raises(TaskError, match=said) as raised:
@@ -120,14 +136,20 @@ def test_files_of_one_task_go_together():
     artifacts.check_together(ADAPTER, SPLIT)
 
 
-@pytest.mark.parametrize("together, said", [
-    ((TEXT, other(SUPPORT, meta={"weights_sha256": "x"})), "text and support were made from different weights"),
-    ((TEXT, SUPPORT, other(SPLIT, meta={"selection_sha256": "t"})), "support and split were made from different selection"),
-    ((TEXT, other(SUPPORT, features=unit(4, 2, 9))), "width 8, support of width 9"),
-    ((TEXT, other(SUPPORT, labels=np.array([0, 0, 1, 3]))), "label 3, but there are 3 classes"),
-    ((TEXT, other(SUPPORT, labels=np.array([0, 0, 1, -1]))), "label -1"),
-    ((ADAPTER, other(SPLIT, labels=np.array([0, 1, 2, -2, 2]))), "label -2"),
-])
+@pytest.mark.parametrize(
+    "together, said",
+    [
+        ((TEXT, other(SUPPORT, meta={"weights_sha256": "x"})), "text and support were made from different weights"),
+        (
+            (TEXT, SUPPORT, other(SPLIT, meta={"selection_sha256": "t"})),
+            "support and split were made from different selection",
+        ),
+        ((TEXT, other(SUPPORT, features=unit(4, 2, 9))), "width 8, support of width 9"),
+        ((TEXT, other(SUPPORT, labels=np.array([0, 0, 1, 3]))), "label 3, but there are 3 classes"),
+        ((TEXT, other(SUPPORT, labels=np.array([0, 0, 1, -1]))), "label -1"),
+        ((ADAPTER, other(SPLIT, labels=np.array([0, 1, 2, -2, 2]))), "label -2"),
+    ],
+)
 def test_files_of_different_tasks_are_refused_together(together, said):
     with pytest.raises(TaskError, match=said):
         artifacts.check_together(*together)

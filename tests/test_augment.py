@@ -37,7 +37,11 @@ def test_a_view_follows_its_seed_alone(name):
 def test_flip_is_a_mirror_but_for_the_light():
     mirrored = np.asarray(ImageOps.mirror(photo())).astype(int)
     flipped = seen("flip", photo())
-    assert np.corrcoef(flipped.ravel(), mirrored.ravel())[0, 1] > 0.99 > np.corrcoef(flipped.ravel(), np.asarray(photo()).ravel())[0, 1]
+    assert (
+        np.corrcoef(flipped.ravel(), mirrored.ravel())[0, 1]
+        > 0.99
+        > np.corrcoef(flipped.ravel(), np.asarray(photo()).ravel())[0, 1]
+    )
 
 
 def test_jitter_keeps_every_thing_in_its_place():
@@ -63,19 +67,38 @@ def test_views_are_named_in_a_list():
     assert augment.parse_views(" plain , crop:63") == ["plain", *["crop"] * 63]
 
 
-@pytest.mark.parametrize("listed, said", [
-    ("", "'' is no view; expected plain, flip, jitter, crop, or crop:7 for seven, 64 in all at most"), ("flip,plain", "expected plain first, once"),
-    ("plain,zoom", "'zoom' is no view"), ("plain,crop:0", "'crop:0' is no view"), ("plain,crop:x", "'crop:x' is no view"), ("plain:2", "expected plain first, once"),
-    ("plain,,crop", "'' is no view"), ("plain,crop:-1", "'crop:-1' is no view"), ("plain,crop:64", "65 views; expected 64 in all at most"),
-    ("plain,crop:40,flip:40", "81 views"), ("plain,crop:1000000000", "'crop:1000000000' is no view; .*64 in all at most"), (f"plain,crop:{'9' * 5000}", "64 in all at most")])
+@pytest.mark.parametrize(
+    "listed, said",
+    [
+        ("", "'' is no view; expected plain, flip, jitter, crop, or crop:7 for seven, 64 in all at most"),
+        ("flip,plain", "expected plain first, once"),
+        ("plain,zoom", "'zoom' is no view"),
+        ("plain,crop:0", "'crop:0' is no view"),
+        ("plain,crop:x", "'crop:x' is no view"),
+        ("plain:2", "expected plain first, once"),
+        ("plain,,crop", "'' is no view"),
+        ("plain,crop:-1", "'crop:-1' is no view"),
+        ("plain,crop:64", "65 views; expected 64 in all at most"),
+        ("plain,crop:40,flip:40", "81 views"),
+        ("plain,crop:1000000000", "'crop:1000000000' is no view; .*64 in all at most"),
+        (f"plain,crop:{'9' * 5000}", "64 in all at most"),
+    ],
+)
 def test_a_bad_list_of_views_is_a_wrong_argument(listed, said):
     with pytest.raises(argparse.ArgumentTypeError, match=said):
         augment.parse_views(listed)
 
 
 def test_a_views_randomness_depends_on_seed_photograph_and_number():
-    streams = {augment.view_rng(seed, name, number).random() for seed in (1, 2) for name in ("a.jpg", "b.jpg") for number in (1, 2)}
+    streams = {
+        augment.view_rng(seed, name, number).random()
+        for seed in (1, 2)
+        for name in ("a.jpg", "b.jpg")
+        for number in (1, 2)
+    }
     assert len(streams) == 8
     assert augment.view_rng(1, "a.jpg", 1).random() == augment.view_rng(1, "a.jpg", 1).random()
     assert augment.view_rng(1, "TrainSet/a.jpg", 2).random() == 0.5324119809961645  # in every process, on every day
-    assert augment.view_rng(1, "caf\udce9.jpg", 1).random() != augment.view_rng(1, "caf\udce8.jpg", 1).random()  # file names that are no UTF-8
+    assert (
+        augment.view_rng(1, "caf\udce9.jpg", 1).random() != augment.view_rng(1, "caf\udce8.jpg", 1).random()
+    )  # file names that are no UTF-8

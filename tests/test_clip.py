@@ -1,4 +1,5 @@
 """jclip against what OpenAI's own code answered (golden/record_clip.py says how), stage by stage."""
+
 import errno
 import html
 import io
@@ -77,8 +78,15 @@ def test_preprocessing_is_torchvisions(number):
     np.testing.assert_allclose(found, golden[f"pixels_{number}"], atol=1e-6, err_msg=str(golden["modes"][number]))
 
 
-@pytest.mark.parametrize("stage", ["visual.ln_pre", "visual", "ln_final",
-                                   *[f"{tower}resblocks.{i}" for tower in ("visual.transformer.", "transformer.") for i in range(2)]])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "visual.ln_pre",
+        "visual",
+        "ln_final",
+        *[f"{tower}resblocks.{i}" for tower in ("visual.transformer.", "transformer.") for i in range(2)],
+    ],
+)
 def test_each_stage_is_openais(jt, model, stages, stage):
     module = model
     for part in stage.split("."):
@@ -127,7 +135,13 @@ def test_the_example_is_the_readmes_and_runs_on_the_kernels(jt, tiny_weights, tm
     from jclip import kernels
 
     ran, run = [], kernels._run
-    monkeypatch.setattr(kernels, "_run", lambda shape, dtype, call, *inputs, **more: ran.append(call.split("(")[0]) or run(shape, dtype, call, *inputs, **more))
+    monkeypatch.setattr(
+        kernels,
+        "_run",
+        lambda shape, dtype, call, *inputs, **more: (
+            ran.append(call.split("(")[0]) or run(shape, dtype, call, *inputs, **more)
+        ),
+    )
     load = jclip.load
     monkeypatch.setattr(jclip, "load", lambda path: load(path, "cpu"))  # on a machine with a GPU, too
     Image.new("RGB", (48, 40), "red").save(tmp_path / "photo.jpg")
@@ -137,7 +151,16 @@ def test_the_example_is_the_readmes_and_runs_on_the_kernels(jt, tiny_weights, tm
     assert set(ran) == {"layer_norm", "attention", "quick_gelu", "residual"}
 
 
-@pytest.mark.parametrize("wrong", [np.array([[298, 300, 299]]), np.array([[298, -1, 299]]), np.zeros((1, 78), int), np.zeros((2, 3)), np.zeros(5, int)])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.array([[298, 300, 299]]),
+        np.array([[298, -1, 299]]),
+        np.zeros((1, 78), int),
+        np.zeros((2, 3)),
+        np.zeros(5, int),
+    ],
+)
 def test_tokens_that_the_model_does_not_know_are_refused(model, wrong):
     with pytest.raises(jclip.ClipError, match="encode_text"):
         model.encode_text(wrong)
@@ -174,8 +197,14 @@ class Drawer:
 
 @pytest.mark.parametrize("n, batch_size", [(0, 4), (1, 4), (8, 4), (23, 5)])
 def test_image_features_keep_the_order_whoever_reads(jt, model, n, batch_size):
-    here, elsewhere = (list(features.image_features(model, range(n), Drawer(), batch_size, workers)) for workers in (0, 2))
-    assert [len(rows) for rows in here] == [len(rows) for rows in elsewhere] == [batch_size] * (n // batch_size) + [n % batch_size] * (n % batch_size > 0)
+    here, elsewhere = (
+        list(features.image_features(model, range(n), Drawer(), batch_size, workers)) for workers in (0, 2)
+    )
+    assert (
+        [len(rows) for rows in here]
+        == [len(rows) for rows in elsewhere]
+        == [batch_size] * (n // batch_size) + [n % batch_size] * (n % batch_size > 0)
+    )
     for one, other in zip(here, elsewhere):
         np.testing.assert_array_equal(one, other)
     if n:
@@ -244,7 +273,9 @@ def test_shared_memory_that_is_not_there_is_one_clear_error(monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(jclip.ClipError, match=r"two batches of 4 photographs \(0 MB\) do not fit into shared memory .*--batch-size"):
+    with pytest.raises(
+        jclip.ClipError, match=r"two batches of 4 photographs \(0 MB\) do not fit into shared memory .*--batch-size"
+    ):
         next(reading.batches(range(4), Drawer(), 64, 4, 2))
     monkeypatch.undo()
     with pytest.raises(FileNotFoundError):
@@ -252,8 +283,14 @@ def test_shared_memory_that_is_not_there_is_one_clear_error(monkeypatch):
 
 
 def test_features_that_are_no_numbers_are_an_error(jt):
-    overflown = SimpleNamespace(visual=SimpleNamespace(input_resolution=64), encode_image=lambda x: jt.array(np.full((len(x), 8), np.inf, np.float32)))
-    with pytest.raises(jclip.ClipError, match="not finite numbers; run with --precision float32"), np.errstate(invalid="ignore"):
+    overflown = SimpleNamespace(
+        visual=SimpleNamespace(input_resolution=64),
+        encode_image=lambda x: jt.array(np.full((len(x), 8), np.inf, np.float32)),
+    )
+    with (
+        pytest.raises(jclip.ClipError, match="not finite numbers; run with --precision float32"),
+        np.errstate(invalid="ignore"),
+    ):
         list(features.image_features(overflown, range(3), Drawer(), 4))
 
 
@@ -306,4 +343,5 @@ def test_the_prompt_ensemble_is_the_direction_of_the_mean():
 def test_names_of_the_model_are_those_of_the_weights(model):
     state = weights.read(GOLDEN / "clip_weights.npz")
     assert {name: tuple(value.shape) for name, value in model.state_dict().items() if name != "logit_scale"} == {
-        name: value.shape for name, value in state.items() if name != "logit_scale"}
+        name: value.shape for name, value in state.items() if name != "logit_scale"
+    }

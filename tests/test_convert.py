@@ -1,4 +1,5 @@
 """convert_weights.py as a user runs it."""
+
 import pytest
 
 from conftest import GOLDEN
@@ -20,7 +21,12 @@ def test_a_mistake_is_one_line_and_leaves_the_old_file(run, tmp_path):
     (tmp_path / "out.pkl").write_text("old")
     for source in ("broken.pt", "absent.pt", "RN50"):
         done = run("convert_weights.py", source, "-o", "out.pkl", cwd=tmp_path, check=False)
-        assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: ") and source in done.stderr
+        assert (
+            done.returncode == 1
+            and done.stderr.count("\n") == 1
+            and done.stderr.startswith("error: ")
+            and source in done.stderr
+        )
     assert (tmp_path / "out.pkl").read_text() == "old" and len(list(tmp_path.iterdir())) == 2
 
 
@@ -38,7 +44,9 @@ def test_a_source_is_not_written_over_unless_named(run, tmp_path):
 
 
 def test_an_output_that_cannot_be_written_is_one_line(run, tmp_path):
-    done = run("convert_weights.py", GOLDEN / "weights" / "release.pt", "-o", "no/such/folder.pkl", cwd=tmp_path, check=False)
+    done = run(
+        "convert_weights.py", GOLDEN / "weights" / "release.pt", "-o", "no/such/folder.pkl", cwd=tmp_path, check=False
+    )
     assert done.returncode == 1 and "no/such" in done.stderr and done.stderr.count("\n") == 1
 
 

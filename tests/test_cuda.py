@@ -424,7 +424,13 @@ def test_the_variables(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
     monkeypatch.setattr(cuda, "_has_python_config", lambda: True)
     folder = made()
-    variables = {"nvcc_path": f"{folder}/bin/nvcc", "conv_opt": "1", "use_cutlass": "0", "use_cutt": "0", "cache_name": "jclip_cuda"}
+    variables = {
+        "nvcc_path": f"{folder}/bin/nvcc",
+        "conv_opt": "1",
+        "use_cutlass": "0",
+        "use_cutt": "0",
+        "cache_name": "jclip_cuda",
+    }
     assert cuda.environment() == variables
     monkeypatch.setattr(cuda, "_has_python_config", lambda: False)
     variables = cuda.environment()

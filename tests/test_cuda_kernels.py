@@ -1,4 +1,5 @@
 """The CUDA kernels against numpy in float64, computed on the CPU by tests/cuda_on_cpu.h: no GPU is needed, and none is used."""
+
 import shutil
 from types import SimpleNamespace
 
@@ -38,7 +39,13 @@ def kernels(jt, emulator, monkeypatch):
     def run(shapes, dtypes, call, *inputs):
         called.append(call.split("(")[0])
         several = isinstance(dtypes, list)
-        outs = emulator.run(shapes if several else [shapes], dtypes if several else [dtypes], kernels.CUDA_SOURCE, f"clip::{call}; clip::check();", [x.numpy() for x in inputs])
+        outs = emulator.run(
+            shapes if several else [shapes],
+            dtypes if several else [dtypes],
+            kernels.CUDA_SOURCE,
+            f"clip::{call}; clip::check();",
+            [x.numpy() for x in inputs],
+        )
         return [jt.array(out) for out in outs] if several else jt.array(outs[0])
 
     monkeypatch.setattr(kernels, "_run", run)
@@ -101,7 +108,9 @@ def test_normalised_pixels_are_those_of_the_cpu_to_the_bit(jt, kernels):
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n, l, w, heads", [(2, 50, 128, 2), (1, 1, 64, 1), (2, 5, 48, 2), (1, 19, 12, 4), (1, 197, 64, 1), (1, 70, 176, 2)])
+@pytest.mark.parametrize(
+    "n, l, w, heads", [(2, 50, 128, 2), (1, 1, 64, 1), (2, 5, 48, 2), (1, 19, 12, 4), (1, 197, 64, 1), (1, 70, 176, 2)]
+)
 def test_attention(jt, kernels, n, l, w, heads, dtype, causal):
     qkv, bias = normal((n, l, 3 * w), 2).astype(dtype), normal((3 * w,), seed=1)
     found = kernels.attention(jt.array(qkv), jt.array(bias), heads, causal).numpy()
@@ -113,7 +122,9 @@ def test_attention_of_scores_far_apart_neither_overflows_nor_loses_the_best(jt, 
     qkv, bias = normal((1, 70, 192), 30), np.zeros(192, np.float32)
     for dtype in DTYPES:
         found = kernels.attention(jt.array(qkv.astype(dtype)), jt.array(bias), 1, True).numpy()
-        np.testing.assert_allclose(found, attention(qkv.astype(dtype), 1, True), rtol=1e-2, atol=1e-3 if dtype == "float32" else 0.2)
+        np.testing.assert_allclose(
+            found, attention(qkv.astype(dtype), 1, True), rtol=1e-2, atol=1e-3 if dtype == "float32" else 0.2
+        )
 
 
 @pytest.mark.parametrize("precision", ["float32", "half"])
@@ -122,17 +133,26 @@ def test_both_towers(jt, request, precision):
     from jclip import model as towers
     from jclip import weights
 
-    plain, fast = (towers.build_model(weights.read(GOLDEN / "clip_weights.npz"), chosen) for chosen in ("float32", precision))
+    plain, fast = (
+        towers.build_model(weights.read(GOLDEN / "clip_weights.npz"), chosen) for chosen in ("float32", precision)
+    )
     side = plain.visual.input_resolution
     images, texts = jt.array(normal((2, 3, side, side))), np.array([[298, 17, 250, 3, 299, 0], [298, 9, 299, 0, 0, 0]])
     with jt.no_grad():
         expected = [plain.encode_image(images).numpy(), plain.encode_text(texts).numpy()]
         called = request.getfixturevalue("kernels").called
         found = [fast.encode_image(images).numpy(), fast.encode_text(texts).numpy()]
-    assert set(called) == {"patches", "tokens", "layer_norm", *(name for name in called if name.startswith("block<"))} and len(called) > 8
-    assert sum(name.startswith("block<") for name in called) == len(fast.visual.transformer.resblocks) + len(fast.transformer.resblocks)
+    assert (
+        set(called) == {"patches", "tokens", "layer_norm", *(name for name in called if name.startswith("block<"))}
+        and len(called) > 8
+    )
+    assert sum(name.startswith("block<") for name in called) == len(fast.visual.transformer.resblocks) + len(
+        fast.transformer.resblocks
+    )
     for a, b in zip(found, expected):
-        assert a.dtype == np.float32 and np.linalg.norm(a - b) < {"float32": 1e-5, "half": 5e-3}[precision] * np.linalg.norm(b)
+        assert a.dtype == np.float32 and np.linalg.norm(a - b) < {"float32": 1e-5, "half": 5e-3}[
+            precision
+        ] * np.linalg.norm(b)
 
 
 @pytest.fixture
@@ -159,16 +179,28 @@ def test_the_caches_logits_and_their_gradient(jt, cache_logits):
     labels = rng.permutation(np.repeat([0, 1, 2, 4], [3, 1, 20, 13]))  # class 3 has no keys
     affinity, base, slope = rng.uniform(-1, 1, (7, 37)), rng.normal(0, 3, (7, 5)), rng.normal(0, 1, (7, 5))
     cached = np.exp(-1.5 * (1 - affinity))
-    found = cache_logits.CacheLogits(labels, 5, 4.0, 1.5)(*map(jt.array, (affinity.astype(np.float32), base.astype(np.float32))))
+    found = cache_logits.CacheLogits(labels, 5, 4.0, 1.5)(
+        *map(jt.array, (affinity.astype(np.float32), base.astype(np.float32)))
+    )
     np.testing.assert_allclose(found.numpy(), base + 4 * cached @ np.eye(5)[labels], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(cache_logits.gradient(slope.astype(np.float32)), 4 * 1.5 * cached * slope[:, labels], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        cache_logits.gradient(slope.astype(np.float32)), 4 * 1.5 * cached * slope[:, labels], rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("classes", [1, 5, 300])
 def test_cross_entropy_and_its_gradient(jt, cache_logits, classes):
     rng = np.random.default_rng(0)
-    logits, labels, slope = rng.normal(0, 30, (7, classes)), rng.integers(0, classes, 7).astype(np.int32), rng.normal(0, 1, 7)
-    log_p = logits - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True)) - logits.max(1, keepdims=True)
+    logits, labels, slope = (
+        rng.normal(0, 30, (7, classes)),
+        rng.integers(0, classes, 7).astype(np.int32),
+        rng.normal(0, 1, 7),
+    )
+    log_p = (
+        logits
+        - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True))
+        - logits.max(1, keepdims=True)
+    )
     found = cache_logits.cuda_cross_entropy(jt.array(logits.astype(np.float32)), jt.array(labels)).numpy()
     np.testing.assert_allclose(found, -log_p[np.arange(7), labels].mean(), rtol=1e-5, atol=1e-5)
     expected = slope[:, None] * (np.exp(log_p) - np.eye(classes)[labels])

@@ -1,4 +1,5 @@
 """Lists and folders as people have them, and as they should not be."""
+
 import os
 import time
 
@@ -13,33 +14,62 @@ from fewshot.errors import TaskError
 @pytest.fixture
 def contest(tmp_path):
     """A tiny contest layout; photographs are empty files, for nobody opens them."""
-    files = ["TrainSet/Animal/Bear/1.jpg", "TrainSet/Animal/Bear/2.jpg", "TrainSet/Food-101/hot_dog/a b.jpeg",
-             "TestSetB/image_10.jpg", "TestSetB/image_2.JPEG", "TestSetB/image_1.png", "TestSetB/notes.txt", "TestSetA/image_1.jpg"]
+    files = [
+        "TrainSet/Animal/Bear/1.jpg",
+        "TrainSet/Animal/Bear/2.jpg",
+        "TrainSet/Food-101/hot_dog/a b.jpeg",
+        "TestSetB/image_10.jpg",
+        "TestSetB/image_2.JPEG",
+        "TestSetB/image_1.png",
+        "TestSetB/notes.txt",
+        "TestSetA/image_1.jpg",
+    ]
     for file in files:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
     (tmp_path / "classes_b.txt").write_text("Animal_Bear 0\nFood-101_hot_dog 1\nStanford-Cars_Volvo_C30 2")
     (tmp_path / "classes.txt").write_text("Animal_Bear 0\nFood-101_hot_dog 1\n")
-    (tmp_path / "train.txt").write_text("TrainSet/Animal/Bear/1.jpg 0\nTrainSet/Animal/Bear/2.jpg 0\nTrainSet/Food-101/hot_dog/a b.jpeg 1\n")
+    (tmp_path / "train.txt").write_text(
+        "TrainSet/Animal/Bear/1.jpg 0\nTrainSet/Animal/Bear/2.jpg 0\nTrainSet/Food-101/hot_dog/a b.jpeg 1\n"
+    )
     return tmp_path
 
 
 def test_the_contest_layout(contest):
     task = data.read_task(contest, "B")
     assert task.classes == ("Animal_Bear", "Food-101_hot_dog", "Stanford-Cars_Volvo_C30")
-    assert [(photo.name, photo.label) for photo in task.train] == [("TrainSet/Animal/Bear/1.jpg", 0), ("TrainSet/Animal/Bear/2.jpg", 0), ("TrainSet/Food-101/hot_dog/a b.jpeg", 1)]
-    assert [(photo.name, photo.label) for photo in task.test] == [("image_1.png", -1), ("image_2.JPEG", -1), ("image_10.jpg", -1)]
+    assert [(photo.name, photo.label) for photo in task.train] == [
+        ("TrainSet/Animal/Bear/1.jpg", 0),
+        ("TrainSet/Animal/Bear/2.jpg", 0),
+        ("TrainSet/Food-101/hot_dog/a b.jpeg", 1),
+    ]
+    assert [(photo.name, photo.label) for photo in task.test] == [
+        ("image_1.png", -1),
+        ("image_2.JPEG", -1),
+        ("image_10.jpg", -1),
+    ]
     assert all(photo.path.is_file() for photo in task.train + task.test)
     assert [photo.name for photo in data.read_task(contest, "A").test] == ["image_1.jpg"]
 
 
 def test_plain_folders(tmp_path):
-    for file in ["train/dog 2/x.jpg", "train/dog 10/x.jpg", "train/cat/deep/er/x.jpg", "test/cat/1.jpg", "test/loose.jpg", "test/owl/1.jpg"]:
+    for file in [
+        "train/dog 2/x.jpg",
+        "train/dog 10/x.jpg",
+        "train/cat/deep/er/x.jpg",
+        "test/cat/1.jpg",
+        "test/loose.jpg",
+        "test/owl/1.jpg",
+    ]:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
     task = data.read_task(tmp_path, "B")
     assert task.classes == ("cat", "dog 2", "dog 10", "owl")  # owl has test photographs only
-    assert [(photo.name, photo.label) for photo in task.train] == [("train/cat/deep/er/x.jpg", 0), ("train/dog 2/x.jpg", 1), ("train/dog 10/x.jpg", 2)]
+    assert [(photo.name, photo.label) for photo in task.train] == [
+        ("train/cat/deep/er/x.jpg", 0),
+        ("train/dog 2/x.jpg", 1),
+        ("train/dog 10/x.jpg", 2),
+    ]
     assert [(photo.name, photo.label) for photo in task.test] == [("cat/1.jpg", 0), ("loose.jpg", -1), ("owl/1.jpg", 3)]
 
 
@@ -61,43 +91,65 @@ def test_lists_of_other_editors(contest, line_end):
     assert task.classes[2] == "Stanford-Cars_Volvo_C30" and task.train[2].name == "TrainSet/Food-101/hot_dog/a b.jpeg"
 
 
-@pytest.mark.parametrize("file, content, said", [
-    ("classes_b.txt", "a 0\nb 0\n", r"classes_b.txt:2: label 0 is 'a' already"),
-    ("classes_b.txt", "a 0\na 1\n", r"classes_b.txt:2: class 'a' stands twice"),
-    ("classes_b.txt", "a 0\nb 2\n", "2 classes, but none has label 1"),
-    ("classes_b.txt", "a 0\nb -1\n", r":2: 'b -1'; expected a name, a space and a label"),
-    ("classes_b.txt", "a 0\nb\n", r":2: 'b'; expected"),
-    ("classes_b.txt", "a 0\n1\n", r":2: '1'; expected"),
-    ("classes_b.txt", "\n", "classes_b.txt: empty"),
-    ("classes_b.txt", b"a\xff 0\n", "not UTF-8"),
-    ("train.txt", "TrainSet/x.jpg 3\n", r"train.txt:1: label 3, but there are 3 classes \(0 to 2\)"),
-    ("train.txt", "TrainSet/x.jpg 0\n\n../x.jpg 0\n", r"train.txt:3: ../x.jpg leads out of"),
-    ("train.txt", "/etc/x.jpg 0\n", "leads out of"),
-    ("train.txt", "C:\\photos\\x.jpg 0\n", "backslash"),
-    ("train.txt", "TrainSet\\Animal\\Bear\\1.jpg 0\n", "train.txt:1: .*backslash; expected a path below the data folder with forward slashes"),
-    ("train.txt", "TrainSet/x.jpg\n", "expected a name, a space and a label"),
-    ("train.txt", "TrainSet/Animal/Bear/1.jpg,0\n", "train.txt:1: .*expected a name, a space and a label"),
-    ("train.txt", "TrainSet/Animal/Bear/1.jpg 0 0\n", "train.txt:1: 1 of 1 photographs are not in .*: TrainSet/Animal/Bear/1.jpg 0; put them there"),
-    ("train.txt", "TrainSet/Animal/Bear/1.jpg -1\n", "expected a name, a space and a label"),
-    ("train.txt", "TrainSet/Animal/Bear/1.jpg 1e0\n", "expected a name, a space and a label"),
-    ("train.txt", "TrainSet/Animal/Bear/1.jpg 99999999999999999999\n", "expected a name, a space and a label"),
-    ("train.txt", "TrainSet/Animal/Bear/1.jpg Animal_Bear\n", "expected a name, a space and a label"),
-    ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\n\nTrainSet/Animal/Bear/1.jpg 0\n", "train.txt:3: TrainSet/Animal/Bear/1.jpg stands in line 1 already, with label 0; 1 of 2 lines "),
-    ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\n./TrainSet//Animal/Bear/1.jpg 1\nTrainSet/Animal/Bear/1.jpg 0\n", "train.txt:2: .* stands in line 1 already, with label 0; 2 of 3 lines "),
-    ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\nTrainSet/a.jpg 0\nb.jpg 0\nTrainSet/Animal/Bear/9.jpg 1\nTrainSet/Animal/Bear/1.jpg/c.jpg 1\n",
-     "train.txt:2: 4 of 5 photographs are not in .*: TrainSet/a.jpg, b.jpg, TrainSet/Animal/Bear/9.jpg, …; put them there"),
-    ("train.txt", "TrainSet/Animal/Bear 0\n", "1 of 1 photographs are not in"),  # a folder is no photograph
-    ("train.txt", f"{'x' * 300}.jpg 0\n", "1 of 1 photographs are not in"),
-    ("train.txt", f"{'x' * 5000} 0\n", "train.txt:1: .*expected a name"),
-    ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\n".encode("utf-16"), "train.txt:1: not UTF-8 .*save it as UTF-8"),
-    ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\n".encode("utf-16-le"), "train.txt:1: .*UTF-16"),
-    ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\na\0b 0\n", "train.txt:2: .*NUL"),
-    ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\n\x1b[2Jb 0\n", "train.txt:2: .*control characters"),
-    ("classes_b.txt", "a\tb 0\n", "classes_b.txt:1: .*control characters"),
-    ("classes_b.txt", "Animal_Bear 0\n".encode("utf-16-be"), "classes_b.txt:1: .*UTF-16"),
-    ("classes_b.txt", b"a 0\nb 1\n\xe4 2\n", "classes_b.txt:3: not UTF-8"),
-    ("classes_b.txt", "a 1\nb 2\n", "none has label 0"),
-])
+@pytest.mark.parametrize(
+    "file, content, said",
+    [
+        ("classes_b.txt", "a 0\nb 0\n", r"classes_b.txt:2: label 0 is 'a' already"),
+        ("classes_b.txt", "a 0\na 1\n", r"classes_b.txt:2: class 'a' stands twice"),
+        ("classes_b.txt", "a 0\nb 2\n", "2 classes, but none has label 1"),
+        ("classes_b.txt", "a 0\nb -1\n", r":2: 'b -1'; expected a name, a space and a label"),
+        ("classes_b.txt", "a 0\nb\n", r":2: 'b'; expected"),
+        ("classes_b.txt", "a 0\n1\n", r":2: '1'; expected"),
+        ("classes_b.txt", "\n", "classes_b.txt: empty"),
+        ("classes_b.txt", b"a\xff 0\n", "not UTF-8"),
+        ("train.txt", "TrainSet/x.jpg 3\n", r"train.txt:1: label 3, but there are 3 classes \(0 to 2\)"),
+        ("train.txt", "TrainSet/x.jpg 0\n\n../x.jpg 0\n", r"train.txt:3: ../x.jpg leads out of"),
+        ("train.txt", "/etc/x.jpg 0\n", "leads out of"),
+        ("train.txt", "C:\\photos\\x.jpg 0\n", "backslash"),
+        (
+            "train.txt",
+            "TrainSet\\Animal\\Bear\\1.jpg 0\n",
+            "train.txt:1: .*backslash; expected a path below the data folder with forward slashes",
+        ),
+        ("train.txt", "TrainSet/x.jpg\n", "expected a name, a space and a label"),
+        ("train.txt", "TrainSet/Animal/Bear/1.jpg,0\n", "train.txt:1: .*expected a name, a space and a label"),
+        (
+            "train.txt",
+            "TrainSet/Animal/Bear/1.jpg 0 0\n",
+            "train.txt:1: 1 of 1 photographs are not in .*: TrainSet/Animal/Bear/1.jpg 0; put them there",
+        ),
+        ("train.txt", "TrainSet/Animal/Bear/1.jpg -1\n", "expected a name, a space and a label"),
+        ("train.txt", "TrainSet/Animal/Bear/1.jpg 1e0\n", "expected a name, a space and a label"),
+        ("train.txt", "TrainSet/Animal/Bear/1.jpg 99999999999999999999\n", "expected a name, a space and a label"),
+        ("train.txt", "TrainSet/Animal/Bear/1.jpg Animal_Bear\n", "expected a name, a space and a label"),
+        (
+            "train.txt",
+            "TrainSet/Animal/Bear/1.jpg 0\n\nTrainSet/Animal/Bear/1.jpg 0\n",
+            "train.txt:3: TrainSet/Animal/Bear/1.jpg stands in line 1 already, with label 0; 1 of 2 lines ",
+        ),
+        (
+            "train.txt",
+            "TrainSet/Animal/Bear/1.jpg 0\n./TrainSet//Animal/Bear/1.jpg 1\nTrainSet/Animal/Bear/1.jpg 0\n",
+            "train.txt:2: .* stands in line 1 already, with label 0; 2 of 3 lines ",
+        ),
+        (
+            "train.txt",
+            "TrainSet/Animal/Bear/1.jpg 0\nTrainSet/a.jpg 0\nb.jpg 0\nTrainSet/Animal/Bear/9.jpg 1\nTrainSet/Animal/Bear/1.jpg/c.jpg 1\n",
+            "train.txt:2: 4 of 5 photographs are not in .*: TrainSet/a.jpg, b.jpg, TrainSet/Animal/Bear/9.jpg, …; put them there",
+        ),
+        ("train.txt", "TrainSet/Animal/Bear 0\n", "1 of 1 photographs are not in"),  # a folder is no photograph
+        ("train.txt", f"{'x' * 300}.jpg 0\n", "1 of 1 photographs are not in"),
+        ("train.txt", f"{'x' * 5000} 0\n", "train.txt:1: .*expected a name"),
+        ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\n".encode("utf-16"), "train.txt:1: not UTF-8 .*save it as UTF-8"),
+        ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\n".encode("utf-16-le"), "train.txt:1: .*UTF-16"),
+        ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\na\0b 0\n", "train.txt:2: .*NUL"),
+        ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\n\x1b[2Jb 0\n", "train.txt:2: .*control characters"),
+        ("classes_b.txt", "a\tb 0\n", "classes_b.txt:1: .*control characters"),
+        ("classes_b.txt", "Animal_Bear 0\n".encode("utf-16-be"), "classes_b.txt:1: .*UTF-16"),
+        ("classes_b.txt", b"a 0\nb 1\n\xe4 2\n", "classes_b.txt:3: not UTF-8"),
+        ("classes_b.txt", "a 1\nb 2\n", "none has label 0"),
+    ],
+)
 def test_a_bad_list_names_file_line_and_remedy(contest, file, content, said):
     (contest / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(TaskError, match=said) as raised:
@@ -119,7 +171,9 @@ def test_what_is_not_there_is_said(contest, tmp_path):
         data.read_task(contest, "B")
 
 
-@pytest.mark.parametrize("photographs", [18_173, pytest.param(181_729, marks=pytest.mark.slow)])  # a tenth of the contest's, and as many
+@pytest.mark.parametrize(
+    "photographs", [18_173, pytest.param(181_729, marks=pytest.mark.slow)]
+)  # a tenth of the contest's, and as many
 def test_a_long_list_is_read_at_once_although_every_photograph_is_looked_for(contest, photographs):
     names = [f"TrainSet/{i % 374}/{i}.jpg" for i in range(photographs)]
     for folder in range(374):
@@ -176,16 +230,28 @@ def test_a_folder_of_such_a_name_is_refused_too(tmp_path, folder):
 def test_what_is_hidden_is_no_photograph(contest, tmp_path_factory):
     """Neither files nor what is in folders: notebooks and file managers keep copies and thumbnails there."""
     plain = tmp_path_factory.mktemp("plain")
-    for file in ("train/cat/1.jpg", "train/cat/.ipynb_checkpoints/1.jpg", "train/cat/deep/.x/y/1.jpg", "train/cat/._1.jpg", "test/1.jpg", "test/.thumbs/x.jpg", "test/cat/.thumbs/x.jpg"):
+    for file in (
+        "train/cat/1.jpg",
+        "train/cat/.ipynb_checkpoints/1.jpg",
+        "train/cat/deep/.x/y/1.jpg",
+        "train/cat/._1.jpg",
+        "test/1.jpg",
+        "test/.thumbs/x.jpg",
+        "test/cat/.thumbs/x.jpg",
+    ):
         (plain / file).parent.mkdir(parents=True, exist_ok=True)
         (plain / file).touch()
     (plain / "train/cat/.loop").symlink_to(plain / "train")
     task = data.read_task(plain)
-    assert [photo.name for photo in task.train] == ["train/cat/1.jpg"] and [photo.name for photo in task.test] == ["1.jpg"]
+    assert [photo.name for photo in task.train] == ["train/cat/1.jpg"] and [photo.name for photo in task.test] == [
+        "1.jpg"
+    ]
     (contest / "TestSetB/.thumbs").mkdir()
     (contest / "TestSetB/.thumbs/x.jpg").touch()
     assert len(data.read_task(contest).test) == 3
-    assert data.photographs(contest / "TestSetB/.thumbs") == [contest / "TestSetB/.thumbs/x.jpg"]  # who names it wants it
+    assert data.photographs(contest / "TestSetB/.thumbs") == [
+        contest / "TestSetB/.thumbs/x.jpg"
+    ]  # who names it wants it
 
 
 def test_a_link_in_a_circle_hides_no_other_photograph_of_its_folder(contest):
@@ -213,19 +279,27 @@ def test_an_empty_folder_is_a_class_without_shots_and_one_of_other_files_a_mista
 
 
 def test_photographs_of_a_folder_or_one(contest):
-    assert [path.name for path in data.photographs(contest / "TestSetB")] == ["image_1.png", "image_2.JPEG", "image_10.jpg"]
+    assert [path.name for path in data.photographs(contest / "TestSetB")] == [
+        "image_1.png",
+        "image_2.JPEG",
+        "image_10.jpg",
+    ]
     assert data.photographs(contest / "TestSetB/image_1.png") == [contest / "TestSetB/image_1.png"]
     with pytest.raises(TaskError, match="no such photograph or folder"):
         data.photographs(contest / "absent.jpg")
     odd = contest / "a\nb"
     odd.mkdir()
     (odd / "caf\udce9.jpg").touch()
-    assert data.photographs(odd) == data.photographs(odd / "caf\udce9.jpg") == [odd / "caf\udce9.jpg"]  # predict.py only prints them
+    assert (
+        data.photographs(odd) == data.photographs(odd / "caf\udce9.jpg") == [odd / "caf\udce9.jpg"]
+    )  # predict.py only prints them
 
 
 @given(st.lists(st.integers(0, 10**6), unique=True))
 def test_natural_order_counts(numbers):
-    assert sorted((f"image_{n}.jpg" for n in numbers), key=data.natural_key) == [f"image_{n}.jpg" for n in sorted(numbers)]
+    assert sorted((f"image_{n}.jpg" for n in numbers), key=data.natural_key) == [
+        f"image_{n}.jpg" for n in sorted(numbers)
+    ]
 
 
 def test_natural_order_of_numbers_longer_than_python_reads():

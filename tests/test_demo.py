@@ -1,4 +1,5 @@
 """The demo, whole: what `make demo` shows must be true on every machine."""
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,7 +16,13 @@ def shown(tmp_path_factory):
     import sys
 
     folder = tmp_path_factory.mktemp("demo")
-    done = subprocess.run([sys.executable, str(PROJECT / "demo/run.py"), str(folder)], cwd=folder, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        [sys.executable, str(PROJECT / "demo/run.py"), str(folder)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     assert done.returncode == 0, done.stderr
     rows = {}
     for line in done.stdout.splitlines():
@@ -47,7 +54,10 @@ def test_the_task_is_new_to_the_demos_clip():
     """Not one of the task's signs and flocks stands among those it was trained on; all their words do."""
     signs, flocks = set(world.signs()), set(world.flocks())
     assert set(world.NEW_SIGNS) < signs and set(world.NEW_FLOCKS) < flocks
-    for new, old in ((world.NEW_SIGNS, signs - set(world.NEW_SIGNS)), (world.NEW_FLOCKS, flocks - set(world.NEW_FLOCKS))):
+    for new, old in (
+        (world.NEW_SIGNS, signs - set(world.NEW_SIGNS)),
+        (world.NEW_FLOCKS, flocks - set(world.NEW_FLOCKS)),
+    ):
         assert {word for name in new for word in name.split()} <= {word for name in old for word in name.split()}
 
 
@@ -61,5 +71,7 @@ def test_the_demos_weights_are_small_and_say_what_made_them():
 def test_the_same_seed_draws_the_same_photograph():
     things = {**world.signs(), **world.flocks(), **world.things()}
     for name in ("striped star", "hollow drop", "five crosses", "anchor"):
-        one, two, other = (world.photograph(things[name], "red", np.random.default_rng(seed), *world.SIZE) for seed in (1, 1, 2))
+        one, two, other = (
+            world.photograph(things[name], "red", np.random.default_rng(seed), *world.SIZE) for seed in (1, 1, 2)
+        )
         assert one.size == (96, 72) and one.tobytes() == two.tobytes() != other.tobytes()

@@ -1,4 +1,5 @@
 """Downloads from a local server that behaves as servers do: well, badly, and not at all."""
+
 import errno
 import hashlib
 import http.client
@@ -110,8 +111,17 @@ def test_a_part_that_is_complete_is_taken_and_one_that_is_too_long_is_not(server
         assert list(target.parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("says", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nabc", b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nabc",
-                                  b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"HTTP/1.1 200 " + b"x" * 70_000, b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 300])
+@pytest.mark.parametrize(
+    "says",
+    [
+        b"SSH-2.0-OpenSSH\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nabc",
+        b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nabc",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 " + b"x" * 70_000,
+        b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 300,
+    ],
+)
 def test_a_server_that_does_not_speak_http_is_a_clear_error(server, target, says):
     server.says = says
     with pytest.raises(jclip.ClipError, match="cannot download|SHA-256") as raised:
@@ -152,7 +162,15 @@ class OldTimeout(OSError):
     """socket.timeout of Python 3.9, which is no TimeoutError."""
 
 
-@pytest.mark.parametrize("error", [OldTimeout("timed out"), OSError(errno.EHOSTUNREACH, "No route to host"), ssl.SSLError(1, "[SSL] bad record"), http.client.BadStatusLine("x")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OldTimeout("timed out"),
+        OSError(errno.EHOSTUNREACH, "No route to host"),
+        ssl.SSLError(1, "[SSL] bad record"),
+        http.client.BadStatusLine("x"),
+    ],
+)
 @pytest.mark.parametrize("when", ["before", "between"])
 def test_whatever_the_network_raises_says_how_to_go_on(target, monkeypatch, error, when):
     class Answer(io.BytesIO):
@@ -170,7 +188,9 @@ def test_whatever_the_network_raises_says_how_to_go_on(target, monkeypatch, erro
         return Answer(CONTENT)
 
     monkeypatch.setattr(download.urllib.request, "urlopen", urlopen)
-    with pytest.raises(jclip.ClipError, match="cannot download http.*go on" if when == "between" else "cannot download http") as raised:
+    with pytest.raises(
+        jclip.ClipError, match="cannot download http.*go on" if when == "between" else "cannot download http"
+    ) as raised:
         download.download("http://a.example/ViT-B-32.pt", DIGEST, target)
     assert str(error.args[-1]) in str(raised.value)
     assert not target.exists() and (when == "before" or target.with_name("ViT-B-32.pt.part").read_bytes() == CONTENT)
@@ -192,12 +212,34 @@ def test_a_disk_that_fails_is_named_and_not_the_network(server, target):
 def test_tls_is_verified_although_jittor_switches_it_off(server, target, tmp_path, monkeypatch):
     if not shutil.which("openssl"):
         pytest.skip("needs openssl, to make a certificate")
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2",
-                    "-keyout", tmp_path / "key.pem", "-out", tmp_path / "certificate.pem"], check=True, capture_output=True)
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-subj",
+            "/CN=127.0.0.1",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+            "-days",
+            "2",
+            "-keyout",
+            tmp_path / "key.pem",
+            "-out",
+            tmp_path / "certificate.pem",
+        ],
+        check=True,
+        capture_output=True,
+    )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "certificate.pem", tmp_path / "key.pem")
     server.socket = context.wrap_socket(server.socket, server_side=True)
-    monkeypatch.setattr(ssl, "_create_default_https_context", ssl._create_unverified_context)  # what Jittor does at its import
+    monkeypatch.setattr(
+        ssl, "_create_default_https_context", ssl._create_unverified_context
+    )  # what Jittor does at its import
     with pytest.raises(jclip.ClipError, match="CERTIFICATE_VERIFY_FAILED"):
         download.download(server.url("https"), DIGEST, target)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))

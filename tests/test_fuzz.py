@@ -1,4 +1,5 @@
 """The readers on what nobody thought of: mutated real files (fuzz.py), and what hypothesis makes up. Seeded: the same inputs every time."""
+
 import io
 import json
 import struct
@@ -18,29 +19,69 @@ from jclip import unpickle, weights
 from jclip.errors import ClipError
 
 EXPECTED = dict(np.load(GOLDEN / "weights/expected.npz"))
-SPLIT = dict(features=np.eye(4, dtype=np.float32), labels=np.zeros(4, np.int64), names=np.array(list("abcd")), meta=np.array("{}"))
+SPLIT = dict(
+    features=np.eye(4, dtype=np.float32),
+    labels=np.zeros(4, np.int64),
+    names=np.array(list("abcd")),
+    meta=np.array("{}"),
+)
 NORMAL = {"allow_subnormal": False}  # where Jittor is loaded, floats have no others
 made_up = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 
 
 @pytest.mark.parametrize("inputs", [1020, pytest.param(20_400, marks=pytest.mark.slow)])
 def test_mutated_files_are_read_or_refused(inputs):
-    done = subprocess.run([sys.executable, PROJECT / "tests/fuzz.py", str(inputs)], capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(
+        [sys.executable, PROJECT / "tests/fuzz.py", str(inputs)], capture_output=True, text=True, timeout=1200
+    )
     print(done.stdout)
     found = json.loads(done.stdout)
     assert not found["failures"] and not done.returncode and not done.stderr
     assert found["tried"] == found["read"] + found["refused"] == inputs and found["memory"] < 256 << 20
-    assert all(reader["refused"] for reader in found["readers"].values()) and found["read"] > inputs / 20  # neither all damaged nor all whole
+    assert (
+        all(reader["refused"] for reader in found["readers"].values()) and found["read"] > inputs / 20
+    )  # neither all damaged nor all whole
 
 
 instructions = st.one_of(
-    st.sampled_from([b"}", b"]", b")", b"(", b"N", b"\x88", b"\x85", b"\x86", b"\x87", b"t", b"s", b"u", b"a", b"e", b"b", b"R", b"\x81", b"Q", b"0", b"1", b"\x94", b"."]),
-    st.sampled_from(sorted(unpickle.STAND_INS) + [("__torch__.m", "M"), ("_codecs", "encode"), ("torch.storage", "_load_from_bytes")]).map(lambda name: b"c%s\n%s\n" % (name[0].encode(), name[1].encode())),
+    st.sampled_from(
+        [
+            b"}",
+            b"]",
+            b")",
+            b"(",
+            b"N",
+            b"\x88",
+            b"\x85",
+            b"\x86",
+            b"\x87",
+            b"t",
+            b"s",
+            b"u",
+            b"a",
+            b"e",
+            b"b",
+            b"R",
+            b"\x81",
+            b"Q",
+            b"0",
+            b"1",
+            b"\x94",
+            b".",
+        ]
+    ),
+    st.sampled_from(
+        sorted(unpickle.STAND_INS)
+        + [("__torch__.m", "M"), ("_codecs", "encode"), ("torch.storage", "_load_from_bytes")]
+    ).map(lambda name: b"c%s\n%s\n" % (name[0].encode(), name[1].encode())),
     st.integers(-(2**31), 2**31 - 1).map(lambda n: b"J" + struct.pack("<i", n)),
     st.integers(0, 9).flatmap(lambda n: st.sampled_from([b"q", b"h", b"K"]).map(lambda code: code + bytes([n]))),
     st.text(max_size=9).map(lambda text: b"X" + struct.pack("<I", len(text.encode())) + text.encode()),
-    st.sampled_from(["latin1", "storage", "FloatStorage", "<f4", "f4", "<"]).map(lambda text: b"\x8c" + bytes([len(text)]) + text.encode()),
-    st.binary(max_size=16).map(lambda content: b"C" + bytes([len(content)]) + content))
+    st.sampled_from(["latin1", "storage", "FloatStorage", "<f4", "f4", "<"]).map(
+        lambda text: b"\x8c" + bytes([len(text)]) + text.encode()
+    ),
+    st.binary(max_size=16).map(lambda content: b"C" + bytes([len(content)]) + content),
+)
 
 
 @made_up
@@ -52,24 +93,47 @@ def test_any_program_of_the_pickle_machine_ends(program):
         pass
 
 
-numbers = arrays.arrays(st.sampled_from([np.float16, np.float32, np.float64, np.int64, np.uint8, np.bool_]), arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=65), elements=NORMAL)
+numbers = arrays.arrays(
+    st.sampled_from([np.float16, np.float32, np.float64, np.int64, np.uint8, np.bool_]),
+    arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=65),
+    elements=NORMAL,
+)
 
 
 @made_up
-@given(st.dictionaries(st.one_of(st.sampled_from(sorted(EXPECTED)), st.text(st.characters(max_codepoint=300), min_size=1, max_size=9)), st.one_of(st.none(), numbers), max_size=3))
+@given(
+    st.dictionaries(
+        st.one_of(st.sampled_from(sorted(EXPECTED)), st.text(st.characters(max_codepoint=300), min_size=1, max_size=9)),
+        st.one_of(st.none(), numbers),
+        max_size=3,
+    )
+)
 def test_any_shapes_are_weights_or_a_clear_error(tmp_path_factory, changes):
     path = tmp_path_factory.getbasetemp() / "w.npz"
     state = {name: value for name, value in {**EXPECTED, **changes}.items() if value is not None}
     try:
         with open(path, "wb") as file:
-            np.savez(file, **{name.replace("\0", "0").replace("/", "."): value for name, value in state.items() if name != "file"})
+            np.savez(
+                file,
+                **{name.replace("\0", "0").replace("/", "."): value for name, value in state.items() if name != "file"},
+            )
         weights.read(path)
     except ClipError as error:
         assert str(error).isprintable()
 
 
 @made_up
-@given(st.fixed_dictionaries({}, optional={"features": numbers, "labels": numbers, "names": st.one_of(numbers, arrays.arrays("<U3", (4,))), "meta": st.text(max_size=9).map(np.array)}))
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "features": numbers,
+            "labels": numbers,
+            "names": st.one_of(numbers, arrays.arrays("<U3", (4,))),
+            "meta": st.text(max_size=9).map(np.array),
+        },
+    )
+)
 def test_any_arrays_are_a_split_or_a_clear_error(tmp_path_factory, changes):
     path = tmp_path_factory.getbasetemp() / "split.npz"
     np.savez(path, **{**SPLIT, **changes})
@@ -81,12 +145,29 @@ def test_any_arrays_are_a_split_or_a_clear_error(tmp_path_factory, changes):
         assert len(found.features) == len(found.labels) == len(found.names) and np.isfinite(found.features).all()
 
 
-json_values = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(**NORMAL), st.text(st.characters(), max_size=9), st.sampled_from(["a {}", "{}}", "{{}}"])),
-                           lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(st.characters(), max_size=5), inner, max_size=3)), max_leaves=8)
+json_values = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(**NORMAL),
+        st.text(st.characters(), max_size=9),
+        st.sampled_from(["a {}", "{}}", "{{}}"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(st.characters(), max_size=5), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
 
 
 @made_up
-@given(st.sampled_from(["templates.json", "default_prompt.json", "names.json"]), st.dictionaries(st.one_of(st.sampled_from(["default", "teapot"]), st.text(st.characters(), max_size=5)), json_values, max_size=3))
+@given(
+    st.sampled_from(["templates.json", "default_prompt.json", "names.json"]),
+    st.dictionaries(
+        st.one_of(st.sampled_from(["default", "teapot"]), st.text(st.characters(), max_size=5)), json_values, max_size=3
+    ),
+)
 def test_any_json_is_prompts_or_a_clear_error(tmp_path_factory, name, content):
     folder = tmp_path_factory.mktemp("prompts")
     (folder / "templates.json").write_text('{"default": "a {}"}')
@@ -100,11 +181,23 @@ def test_any_json_is_prompts_or_a_clear_error(tmp_path_factory, name, content):
 
 
 @made_up
-@given(st.lists(st.tuples(st.text(st.characters(blacklist_categories=["Cs"]), max_size=9), st.one_of(st.integers(-2, 4).map(str), st.text(max_size=3)), st.sampled_from([" ", "\t", ",", ""])), max_size=4),
-       st.sampled_from(["\n", "\r\n", "\r", "\n\n"]), st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "latin1"]))
+@given(
+    st.lists(
+        st.tuples(
+            st.text(st.characters(blacklist_categories=["Cs"]), max_size=9),
+            st.one_of(st.integers(-2, 4).map(str), st.text(max_size=3)),
+            st.sampled_from([" ", "\t", ",", ""]),
+        ),
+        max_size=4,
+    ),
+    st.sampled_from(["\n", "\r\n", "\r", "\n\n"]),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "latin1"]),
+)
 def test_any_text_is_a_class_list_or_a_clear_error(tmp_path_factory, lines, line_end, encoding):
     path = tmp_path_factory.getbasetemp() / "classes.txt"
-    path.write_bytes(line_end.join(f"{name}{between}{label}" for name, label, between in lines).encode(encoding, "replace"))
+    path.write_bytes(
+        line_end.join(f"{name}{between}{label}" for name, label, between in lines).encode(encoding, "replace")
+    )
     try:
         found = data.read_classes(path)
     except TaskError as error:

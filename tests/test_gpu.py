@@ -2,6 +2,7 @@
 
 Kernels are asked for all at once, so that Jittor compiles them together: `use_parallel_op_compiler=16` saves minutes on the first run.
 """
+
 import re
 import subprocess
 import sys
@@ -20,7 +21,14 @@ from test_kernels import attention as exact_attention
 
 pytestmark = pytest.mark.cuda
 DTYPES = ("float32", "float16")
-ATTENTION = [(2, 50, 128, 2), (3, 77, 64, 1), (1, 1, 64, 1), (2, 5, 48, 2), (1, 19, 12, 4), (1, 197, 64, 1)]  # n, l, w, heads
+ATTENTION = [
+    (2, 50, 128, 2),
+    (3, 77, 64, 1),
+    (1, 1, 64, 1),
+    (2, 5, 48, 2),
+    (1, 19, 12, 4),
+    (1, 197, 64, 1),
+]  # n, l, w, heads
 LEFT = 2_500_000_000  # bytes of the GPU's memory that a hog leaves
 
 
@@ -53,7 +61,11 @@ def quick_gelu(jt, kernels, dtype, shape, scale):
     (x, z), bias = rounded(normal(shape, scale), dtype), normal(shape[-1:], seed=1)
     z = z + bias
     exact = z * np.exp(np.minimum(1.702 * z, 0)) / (1 + np.exp(-np.abs(1.702 * z)))
-    return kernels.quick_gelu(jt.array(x), jt.array(bias)), exact, *((1e-5, 3e-6) if dtype == "float32" else (2e-3, 2e-3))
+    return (
+        kernels.quick_gelu(jt.array(x), jt.array(bias)),
+        exact,
+        *((1e-5, 3e-6) if dtype == "float32" else (2e-3, 2e-3)),
+    )
 
 
 def residual(jt, kernels, dtype, shape):
@@ -62,7 +74,11 @@ def residual(jt, kernels, dtype, shape):
 
 
 def tokens(jt, kernels, dtype, n, l, w):
-    (patches, exact), first, positions = rounded(normal((n, l - 1, w)), dtype), normal((w,), seed=1), normal((l, w), seed=2)
+    (patches, exact), first, positions = (
+        rounded(normal((n, l - 1, w)), dtype),
+        normal((w,), seed=1),
+        normal((l, w), seed=2),
+    )
     exact = np.concatenate([np.broadcast_to(first, (n, 1, w)), exact], axis=1) + positions
     return kernels.tokens(*map(jt.array, (patches, first, positions))), exact, 1e-6, 1e-6
 
@@ -75,18 +91,27 @@ def attention(jt, kernels, dtype, n, l, w, heads, causal):
 
 def far_attention(jt, kernels, dtype):
     qkv, exact = rounded(normal((1, 20, 192), 30), dtype)
-    return kernels.attention(jt.array(qkv), jt.array(np.zeros(192, np.float32)), 1, False), exact_attention(exact, 1, False), 2e-3, 2e-3 if dtype == "float32" else 0.5
+    return (
+        kernels.attention(jt.array(qkv), jt.array(np.zeros(192, np.float32)), 1, False),
+        exact_attention(exact, 1, False),
+        2e-3,
+        2e-3 if dtype == "float32" else 0.5,
+    )
 
 
-CASES = {f"{function.__name__} {dtype} {arguments}": (function, dtype, *arguments)
-         for dtype in DTYPES
-         for function, sizes in ((layer_norm, [(shape, mean) for shape in WIDTHS for mean in (0, 100)]),
-                                 (quick_gelu, [(shape, scale) for shape in WIDTHS for scale in (1, 40)]),
-                                 (residual, [(shape,) for shape in WIDTHS]),
-                                 (tokens, [(2, 50, 128), (3, 5, 17)]),
-                                 (attention, [(*size, causal) for size in ATTENTION for causal in (False, True)]),
-                                 (far_attention, [()]))
-         for arguments in sizes}
+CASES = {
+    f"{function.__name__} {dtype} {arguments}": (function, dtype, *arguments)
+    for dtype in DTYPES
+    for function, sizes in (
+        (layer_norm, [(shape, mean) for shape in WIDTHS for mean in (0, 100)]),
+        (quick_gelu, [(shape, scale) for shape in WIDTHS for scale in (1, 40)]),
+        (residual, [(shape,) for shape in WIDTHS]),
+        (tokens, [(2, 50, 128), (3, 5, 17)]),
+        (attention, [(*size, causal) for size in ATTENTION for causal in (False, True)]),
+        (far_attention, [()]),
+    )
+    for arguments in sizes
+}
 
 
 @pytest.fixture(scope="module")
@@ -124,16 +149,36 @@ def test_pixels_are_normalised_as_on_the_cpu():
 
 # ---- the towers ----
 
-TEXTS = ["a dog", "a photo of a Shiba Dog, a type of dog.", "", "a satellite photograph of a car park in the rain, seen from very far above", "two squares"]
+TEXTS = [
+    "a dog",
+    "a photo of a Shiba Dog, a type of dog.",
+    "",
+    "a satellite photograph of a car park in the rain, seen from very far above",
+    "two squares",
+]
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     """Random weights with heads as wide as OpenAI's, and few layers."""
-    a = weights.Architecture(embed_dim=64, image_resolution=96, patch_size=16, vision_width=128, vision_layers=3, vision_heads=2,
-                             context_length=77, vocab_size=49408, text_width=192, text_layers=3, text_heads=3)
+    a = weights.Architecture(
+        embed_dim=64,
+        image_resolution=96,
+        patch_size=16,
+        vision_width=128,
+        vision_layers=3,
+        vision_heads=2,
+        context_length=77,
+        vocab_size=49408,
+        text_width=192,
+        text_layers=3,
+        text_heads=3,
+    )
     rng = np.random.default_rng(0)
-    state = {name: ((name.endswith("weight") and len(shape) == 1) + rng.normal(0, 0.05, shape)).astype(np.float32) for name, shape in weights.expected_shapes(a).items()}
+    state = {
+        name: ((name.endswith("weight") and len(shape) == 1) + rng.normal(0, 0.05, shape)).astype(np.float32)
+        for name, shape in weights.expected_shapes(a).items()
+    }
     state["logit_scale"] = np.float32(np.log(100))
     path = tmp_path_factory.mktemp("weights") / "clip.pkl"
     with open(path, "wb") as file:
@@ -149,7 +194,9 @@ def encoded(clip):
     def encoded(device, precision="float32"):
         if (device, precision) not in made:
             model, _ = jclip.load(clip, device, precision=precision)
-            images = np.concatenate(list(features.image_features(model, range(len(pictures)), pictures.__getitem__, batch_size=4)))
+            images = np.concatenate(
+                list(features.image_features(model, range(len(pictures)), pictures.__getitem__, batch_size=4))
+            )
             texts = np.empty((len(TEXTS), images.shape[1]), np.float32)
             for chosen, rows in features.text_features(model, TEXTS):
                 texts[chosen] = rows
@@ -201,14 +248,22 @@ def few_shot(classes=60, shots=1, views=5, width=64):
         return unit(centres[labels] + 0.15 * rng.standard_normal((*labels.shape, width), np.float32))
 
     judged = np.arange(200) % classes
-    return (Text(near(np.arange(classes)), names, 100.0), Support(near(np.repeat(labels[:, None], views, axis=1)), labels, np.array([str(i) for i in range(len(labels))])),
-            Split(near(judged), judged, np.array([str(i) for i in range(200)])))
+    return (
+        Text(near(np.arange(classes)), names, 100.0),
+        Support(
+            near(np.repeat(labels[:, None], views, axis=1)), labels, np.array([str(i) for i in range(len(labels))])
+        ),
+        Split(near(judged), judged, np.array([str(i) for i in range(200)])),
+    )
 
 
 def trained(method, val=True, shots=1, **settings):
     """The adapters of CUDA and of the CPU."""
     text, support, rows = few_shot(shots=shots)
-    return [tip.train(method, text, support, rows if val else None, tip.Settings(device=device, **settings)) for device in ("cuda", "cpu")]
+    return [
+        tip.train(method, text, support, rows if val else None, tip.Settings(device=device, **settings))
+        for device in ("cuda", "cpu")
+    ]
 
 
 def relative(found, expected):
@@ -217,7 +272,9 @@ def relative(found, expected):
 
 @pytest.mark.parametrize("epochs", [1, 5])
 def test_tip_f_learns_the_keys_of_the_cpu(epochs):
-    (found, _), (expected, _) = trained("tip-f", val=False, epochs=epochs)  # nothing to choose by: the keys of the last epoch
+    (found, _), (expected, _) = trained(
+        "tip-f", val=False, epochs=epochs
+    )  # nothing to choose by: the keys of the last epoch
     start = tip.cache(few_shot()[1].features, few_shot()[1].labels, 60).keys
     assert relative(expected.keys, start) > 1e-3
     assert relative(found.keys, expected.keys) < 1e-4
@@ -251,7 +308,13 @@ def world(tmp_path_factory):
 
 
 def script(name, *arguments, cwd, check=True):
-    done = subprocess.run([sys.executable, str(PROJECT / name), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, str(PROJECT / name), *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert not check or done.returncode == 0, done.stderr
     return done
 
@@ -262,15 +325,40 @@ def results(world):
     made = {}
 
     def extract(device, precision):
-        return script("extract_feature.py", "--weights", PROJECT / "demo/clip.npz", "--prompts", PROJECT / "demo/prompts", "--select", "first",
-                      "--device", device, "--precision", precision, "--output", f"{device}-{precision}", cwd=world)
+        return script(
+            "extract_feature.py",
+            "--weights",
+            PROJECT / "demo/clip.npz",
+            "--prompts",
+            PROJECT / "demo/prompts",
+            "--select",
+            "first",
+            "--device",
+            device,
+            "--precision",
+            precision,
+            "--output",
+            f"{device}-{precision}",
+            cwd=world,
+        )
 
     def results(device, precision="float32"):
         if (device, precision) not in made:
             output, result = f"{device}-{precision}", world / f"{device}-{precision}.txt"
             extract(device, precision)
             script("train_adapter.py", "--method", "tip-f", "--device", device, "--output", output, cwd=world)
-            script("predict.py", "--device", device, "--precision", precision, "--output", output, "--result", result, cwd=world)
+            script(
+                "predict.py",
+                "--device",
+                device,
+                "--precision",
+                precision,
+                "--output",
+                output,
+                "--result",
+                result,
+                cwd=world,
+            )
             made[device, precision] = {line.split()[0]: line.split()[1:] for line in result.read_text().splitlines()}
         return made[device, precision]
 
@@ -281,7 +369,9 @@ def results(world):
 def moved(found, expected):
     """Names whose likeliest class is another, and names of which any of the five is."""
     assert found.keys() == expected.keys() and len(found) == 480
-    return [name for name in found if found[name][0] != expected[name][0]], [name for name in found if found[name] != expected[name]]
+    return [name for name in found if found[name][0] != expected[name][0]], [
+        name for name in found if found[name] != expected[name]
+    ]
 
 
 def test_the_demo_gives_the_classes_of_the_cpu(results):
@@ -293,7 +383,9 @@ def test_the_demo_gives_the_classes_of_the_cpu(results):
 
 def test_half_precision_hardly_changes_the_demo(results):
     first, any_of_five = moved(results("cuda", "half"), results("cpu"))
-    warnings.warn(f"half precision: {len(first)} of 480 photographs have another likeliest class, {len(any_of_five)} another order of the five")
+    warnings.warn(
+        f"half precision: {len(first)} of 480 photographs have another likeliest class, {len(any_of_five)} another order of the five"
+    )
     assert len(first) <= 3
 
 
@@ -303,7 +395,13 @@ def test_a_second_run_on_cuda_encodes_nothing(results):
 
 
 def test_auto_takes_the_gpu_and_says_so_in_one_line():
-    done = subprocess.run([sys.executable, "-c", "from jclip import runtime; print(runtime.use())"], cwd=PROJECT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-c", "from jclip import runtime; print(runtime.use())"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.stdout.strip() == "cuda", done.stderr
     (said,) = done.stderr.splitlines()
     assert re.match(r"Jittor [\d.]+ computes on (?!the CPU)", said)
@@ -336,10 +434,27 @@ def full():
             hog.wait(timeout=60)
 
 
-@pytest.mark.parametrize("size", [200_000, 1_000_000_000], ids=["more than the GPU has left", "more than any machine has"])
+@pytest.mark.parametrize(
+    "size", [200_000, 1_000_000_000], ids=["more than the GPU has left", "more than any machine has"]
+)
 def test_a_batch_too_large_is_one_line(world, full, size):
-    done = script("extract_feature.py", "--weights", PROJECT / "demo/clip.npz", "--prompts", PROJECT / "demo/prompts", "--select", "first", "--device", "cuda",
-                  "--output", f"large-{size}", "--batch-size", size, cwd=world, check=False)
+    done = script(
+        "extract_feature.py",
+        "--weights",
+        PROJECT / "demo/clip.npz",
+        "--prompts",
+        PROJECT / "demo/prompts",
+        "--select",
+        "first",
+        "--device",
+        "cuda",
+        "--output",
+        f"large-{size}",
+        "--batch-size",
+        size,
+        cwd=world,
+        check=False,
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "--batch-size" in error and done.stderr.endswith(f"{error}\n")

@@ -1,4 +1,5 @@
 """Each kernel of the CPU against its plain equivalent, and both against numpy in float64."""
+
 import numpy as np
 import pytest
 
@@ -38,7 +39,9 @@ def softmax(x):
 
 def attention(qkv, heads, causal):
     n, l, w = *qkv.shape[:2], qkv.shape[2] // 3
-    q, k, v = (part.reshape(n, l, heads, -1).transpose(0, 2, 1, 3) for part in np.split(qkv.astype(np.float64), 3, axis=2))
+    q, k, v = (
+        part.reshape(n, l, heads, -1).transpose(0, 2, 1, 3) for part in np.split(qkv.astype(np.float64), 3, axis=2)
+    )
     scores = q @ k.transpose(0, 1, 3, 2) / np.sqrt(w // heads)
     if causal:
         scores[..., np.triu(np.ones((l, l), bool), 1)] = -np.inf
@@ -63,7 +66,9 @@ def test_layer_norm_is_exact_also_far_from_zero(jt, kernels, shape, mean):
     exact = x.astype(np.float64)
     exact = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + 1e-5) * weight + bias
     for found in both(jt, kernels.layer_norm, x, weight, bias):
-        np.testing.assert_allclose(found, exact, atol=1e-6 if not mean else 3e-4)  # jittor.nn.LayerNorm is off by 0.02 there
+        np.testing.assert_allclose(
+            found, exact, atol=1e-6 if not mean else 3e-4
+        )  # jittor.nn.LayerNorm is off by 0.02 there
 
 
 @pytest.mark.parametrize("shape", WIDTHS)
@@ -89,16 +94,23 @@ def test_residual_adds_all_three(jt, kernels, shape):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("n, l, w, heads", [(2, 50, 128, 2), (3, 77, 64, 1), (1, 1, 64, 1), (2, 5, 48, 2), (1, 19, 12, 4), (1, 197, 64, 1)])
+@pytest.mark.parametrize(
+    "n, l, w, heads", [(2, 50, 128, 2), (3, 77, 64, 1), (1, 1, 64, 1), (2, 5, 48, 2), (1, 19, 12, 4), (1, 197, 64, 1)]
+)
 def test_attention_is_exact(jt, kernels, n, l, w, heads, causal):
     qkv, bias = normal((n, l, 3 * w), 2), normal((3 * w,), seed=1)
     exact = attention(qkv + bias, heads, causal)
-    for found in (*both(jt, lambda *given: kernels.attention(*given, heads, causal), qkv, bias), kernels.plain_attention(jt.array(qkv), jt.array(bias), heads, causal).numpy()):
+    for found in (
+        *both(jt, lambda *given: kernels.attention(*given, heads, causal), qkv, bias),
+        kernels.plain_attention(jt.array(qkv), jt.array(bias), heads, causal).numpy(),
+    ):
         np.testing.assert_allclose(found, exact, atol=2e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("n, l, w, heads", [(2, 50, 128, 2), (1, 1, 64, 1), (3, 5, 48, 2), (1, 19, 12, 4), (1, 130, 64, 1)])
+@pytest.mark.parametrize(
+    "n, l, w, heads", [(2, 50, 128, 2), (1, 1, 64, 1), (3, 5, 48, 2), (1, 19, 12, 4), (1, 130, 64, 1)]
+)
 def test_attention_has_the_gradient_of_the_plain_way(jt, kernels, n, l, w, heads, causal):
     qkv, bias, slope = normal((n, l, 3 * w), 2), normal((3 * w,), seed=1), normal((n, l, w), seed=2)
 
@@ -112,12 +124,18 @@ def test_attention_has_the_gradient_of_the_plain_way(jt, kernels, n, l, w, heads
 
 def test_of_frozen_queries_keys_and_values_the_bias_alone_has_a_gradient(jt, kernels):
     qkv, bias = normal((2, 7, 48), 2), jt.array(normal((48,), seed=1))
-    found = [jt.grad(attention(jt.array(qkv).stop_grad(), bias, 2, True).sqr().sum(), [bias])[0].numpy() for attention in (kernels.attention, kernels.plain_attention)]
+    found = [
+        jt.grad(attention(jt.array(qkv).stop_grad(), bias, 2, True).sqr().sum(), [bias])[0].numpy()
+        for attention in (kernels.attention, kernels.plain_attention)
+    ]
     np.testing.assert_allclose(*found, atol=2e-6 * np.abs(found[1]).max())
 
 
 def test_attention_of_scores_far_apart_neither_overflows_nor_loses_the_best(jt, kernels):
     qkv = normal((1, 20, 192), 30)
     bias = np.zeros(192, np.float32)
-    for found in (*both(jt, lambda *given: kernels.attention(*given, 1, False), qkv, bias), kernels.plain_attention(jt.array(qkv), jt.array(bias), 1, False).numpy()):
+    for found in (
+        *both(jt, lambda *given: kernels.attention(*given, 1, False), qkv, bias),
+        kernels.plain_attention(jt.array(qkv), jt.array(bias), 1, False).numpy(),
+    ):
         np.testing.assert_allclose(found, attention(qkv, 1, False), rtol=1e-3, atol=1e-3)

@@ -1,4 +1,5 @@
 """train_adapter.py and predict.py leave the old files or the new ones when they are killed, never half of one."""
+
 import json
 import subprocess
 import sys
@@ -16,8 +17,13 @@ from test_train import write_task
 def test_a_kill_at_any_moment_leaves_whole_files(tmp_path, kills):
     write_task(tmp_path / "output", validation=False)
     rows = artifacts.read(tmp_path / "output/support.npz", artifacts.Support)
-    artifacts.write(tmp_path / "output/test.npz", artifacts.Split(rows.features[:, 0], rows.labels, np.array([f"{i}.jpg" for i in range(len(rows.labels))]), {}))
-    done = subprocess.run([sys.executable, PROJECT / "tests/kills.py", tmp_path, str(kills)], capture_output=True, text=True, timeout=1200)
+    artifacts.write(
+        tmp_path / "output/test.npz",
+        artifacts.Split(rows.features[:, 0], rows.labels, np.array([f"{i}.jpg" for i in range(len(rows.labels))]), {}),
+    )
+    done = subprocess.run(
+        [sys.executable, PROJECT / "tests/kills.py", tmp_path, str(kills)], capture_output=True, text=True, timeout=1200
+    )
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)

@@ -1,4 +1,5 @@
 """The default method and its parts, and the published methods beside it, on tasks small enough to know the answer."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -10,7 +11,17 @@ from fewshot.artifacts import Split, Support, Text
 from fewshot.support import redrawn
 from methods import blend, gaussian, published
 from methods.regression import _loss, cross_entropy, regressions
-from methods.task import Settings, class_sums, has_shots, linear_adapter, one_hot, place_in_class, shot_rows, some_of, trials
+from methods.task import (
+    Settings,
+    class_sums,
+    has_shots,
+    linear_adapter,
+    one_hot,
+    place_in_class,
+    shot_rows,
+    some_of,
+    trials,
+)
 
 WIDTH = 24
 CPU = Settings(epochs=3, device="cpu")
@@ -36,13 +47,19 @@ def make_task(rng, classes=12, shots=4, rows=6, noise=0.8, shotless=(), kinds=1)
         text[list(shotless)] = text[list(shotless)][:, ::-1]
     text = unit(text)
     centre = unit(text + 1.5 * text @ bend)
-    near = lambda labels, views: unit(centre[labels][:, None] + noise * rng.normal(size=(len(labels), views, WIDTH)) / WIDTH**0.5)
+    near = lambda labels, views: unit(
+        centre[labels][:, None] + noise * rng.normal(size=(len(labels), views, WIDTH)) / WIDTH**0.5
+    )
     names = lambda what, n: np.array([f"{what} {i}" for i in range(n)], np.str_)
     of_shots = np.array([label for label in range(classes) if label not in shotless]).repeat(shots)
     of_val = np.array([label for label in range(classes) if label not in shotless]).repeat(rows)
     of_test = np.arange(classes).repeat(20)
-    return (Text(text, names("class", classes), 20.0), Support(near(of_shots, 2), of_shots, names("shot", len(of_shots))),
-            Split(near(of_val, 1)[:, 0], of_val, names("val", len(of_val))), Split(near(of_test, 1)[:, 0], of_test, names("test", len(of_test))))
+    return (
+        Text(text, names("class", classes), 20.0),
+        Support(near(of_shots, 2), of_shots, names("shot", len(of_shots))),
+        Split(near(of_val, 1)[:, 0], of_val, names("val", len(of_val))),
+        Split(near(of_test, 1)[:, 0], of_test, names("test", len(of_test))),
+    )
 
 
 def accuracy(adapter, split, rows=slice(None)):
@@ -79,7 +96,10 @@ def test_a_strong_pull_leaves_the_anchor_and_a_weak_one_fits_the_rows(rng):
     text, support, _, _ = make_task(rng)
     start = text.scale * text.features
     rows = shot_rows(support.features)
-    strong, weak = (regressions(rows, support.labels, start, np.zeros((WIDTH, WIDTH), np.float32), [strength], 100)[0] for strength in (1e4, 1e-5))
+    strong, weak = (
+        regressions(rows, support.labels, start, np.zeros((WIDTH, WIDTH), np.float32), [strength], 100)[0]
+        for strength in (1e4, 1e-5)
+    )
     np.testing.assert_allclose(strong, start, atol=1e-3)
     assert ((rows @ weak.T).argmax(axis=1) == support.labels).all()
 
@@ -126,7 +146,9 @@ def test_few_rows_make_a_rounder_covariance(rng):
 def test_the_covariance_is_weighed_by_its_degrees_of_freedom_and_never_singular(rng):
     residuals = rng.normal(size=(9, 3))
     scatter = residuals.T @ residuals / 6
-    np.testing.assert_allclose(gaussian.pooled_covariance(residuals, 6), 6 / 9 * scatter + 3 / 9 * np.trace(scatter) / 3 * np.eye(3), rtol=1e-6)
+    np.testing.assert_allclose(
+        gaussian.pooled_covariance(residuals, 6), 6 / 9 * scatter + 3 / 9 * np.trace(scatter) / 3 * np.eye(3), rtol=1e-6
+    )
     assert np.isfinite(np.linalg.inv(gaussian.pooled_covariance(np.zeros((9, 3), np.float32), 6))).all()
 
 
@@ -165,7 +187,11 @@ def test_the_blend_beats_zero_shot_and_its_probabilities_can_be_trusted(rng):
     adapter, chosen = tip.train("blend", text, support, val, CPU)
     zero_shot, _ = tip.train("zero-shot", text, support, val, CPU)
     assert accuracy(adapter, test) > accuracy(zero_shot, test) + 0.05
-    assert chosen["how"] == "on 72 validation rows" and set(chosen["weights"]) == set(blend.EXPERTS) and min(chosen["weights"].values()) >= 0
+    assert (
+        chosen["how"] == "on 72 validation rows"
+        and set(chosen["weights"]) == set(blend.EXPERTS)
+        and min(chosen["weights"].values()) >= 0
+    )
     assert not len(adapter.keys) and "offset_alike" not in chosen
     assert chosen["top1"] == pytest.approx(accuracy(adapter, val))
 
@@ -192,10 +218,16 @@ def test_test_rows_are_nothing_that_a_method_sees():
 def test_without_validation_rows_shots_are_left_out_at_most_four_times(rng, shots):
     text, support, _, test = make_task(rng, shots=shots)
     judged, how = trials(support, None, blend.FOLDS)
-    assert how == {1: "leaving one shot a class out in turn", 3: "leaving up to 3 shots a class out in turn"}[-(-shots // 4)]
+    assert (
+        how
+        == {1: "leaving one shot a class out in turn", 3: "leaving up to 3 shots a class out in turn"}[-(-shots // 4)]
+    )
     assert len(judged) == min(shots, 4) and sum(len(trial.labels) for trial in judged) == 12 * shots
     for trial in judged:
-        assert set(support.labels[trial.shots]) == set(range(12)) and not np.isin(trial.features, support.features[trial.shots][:, 0]).all(axis=1).any()
+        assert (
+            set(support.labels[trial.shots]) == set(range(12))
+            and not np.isin(trial.features, support.features[trial.shots][:, 0]).all(axis=1).any()
+        )
     adapter, chosen = tip.train("blend", text, support, None, CPU)
     assert chosen["how"] == how and chosen["rows"] == 12 * shots and accuracy(adapter, test) > 0.7
 
@@ -235,7 +267,9 @@ def test_classes_without_shots_of_a_known_kind_follow_their_texts(rng):
     zero_shot, _ = tip.train("zero-shot", text, support, val, CPU)
     new = np.isin(test.labels, shotless)
     assert chosen["classes_without_shots"] == 5 and chosen["alike"] >= 4
-    assert accuracy(adapter, test, new) > accuracy(zero_shot, test, new) - 0.05 and accuracy(adapter, test, ~new) > accuracy(zero_shot, test, ~new)
+    assert accuracy(adapter, test, new) > accuracy(zero_shot, test, new) - 0.05 and accuracy(
+        adapter, test, ~new
+    ) > accuracy(zero_shot, test, ~new)
 
 
 def test_classes_without_shots_of_another_kind_keep_their_texts(rng):
@@ -245,7 +279,9 @@ def test_classes_without_shots_of_another_kind_keep_their_texts(rng):
     assert chosen["alike"] == 0
     own = adapter.weight[list(shotless)]
     np.testing.assert_allclose(unit(own), text.features[list(shotless)], atol=1e-4)
-    assert np.ptp(adapter.bias[list(shotless)]) < 1e-4 and adapter.bias[1] == pytest.approx(chosen["offset_strange"], abs=1e-3)
+    assert np.ptp(adapter.bias[list(shotless)]) < 1e-4 and adapter.bias[1] == pytest.approx(
+        chosen["offset_strange"], abs=1e-3
+    )
     base = ~np.isin(test.labels, shotless)
     among = tip.predict_logits(adapter, test.features[base])
     among[:, list(shotless)] = -np.inf
@@ -264,7 +300,9 @@ def test_a_shot_or_two_in_all_are_no_obstacle(rng, classes, shotless, judges):
     """One class with a shot of its own, or two that are hidden from one another: no shot differs from its class's mean."""
     text, support, val, test = make_task(rng, classes=classes, shots=1, shotless=shotless)
     adapter, chosen = tip.train("blend", text, support, judges and val, CPU)
-    assert np.isfinite(tip.predict_logits(adapter, test.features)).all() and chosen["how"].startswith("on " if judges and classes == 3 else "defaults: ")
+    assert np.isfinite(tip.predict_logits(adapter, test.features)).all() and chosen["how"].startswith(
+        "on " if judges and classes == 3 else "defaults: "
+    )
 
 
 @pytest.mark.parametrize("method", ["blend", "gda", "proker", "tip"])
@@ -280,16 +318,22 @@ def test_shots_that_are_copies_of_one_another_are_no_obstacle(rng, method):
 def test_validation_rows_without_a_label_judge_nothing(rng, method):
     text, support, val, test = make_task(rng, shotless=(3,))
     unlabelled = Split(val.features, np.full(len(val.labels), -1), val.names)
-    (with_them, chosen), (without, again) = (tip.train(method, text, support, judges, CPU) for judges in (unlabelled, None))
+    (with_them, chosen), (without, again) = (
+        tip.train(method, text, support, judges, CPU) for judges in (unlabelled, None)
+    )
     assert chosen == again and chosen["how"] == "leaving one shot a class out in turn"
-    np.testing.assert_array_equal(tip.predict_logits(with_them, test.features), tip.predict_logits(without, test.features))
+    np.testing.assert_array_equal(
+        tip.predict_logits(with_them, test.features), tip.predict_logits(without, test.features)
+    )
 
 
 def test_a_class_of_a_single_shot_stays_in_every_fold(rng):
     text, support, _, test = make_task(rng, shots=3)
     support = some_of(support, np.flatnonzero((support.labels != 5) | (place_in_class(support.labels) == 0)))
     _, chosen = tip.train("blend", text, support, None, CPU)
-    assert chosen["rows"] == 33 and all((support.labels[trial.shots] == 5).sum() == 1 for trial in trials(support, None, blend.FOLDS).judged)
+    assert chosen["rows"] == 33 and all(
+        (support.labels[trial.shots] == 5).sum() == 1 for trial in trials(support, None, blend.FOLDS).judged
+    )
 
 
 def test_validation_rows_of_classes_without_shots_alone_judge_nothing(rng):
@@ -297,7 +341,9 @@ def test_validation_rows_of_classes_without_shots_alone_judge_nothing(rng):
     some = support.labels > 3
     support = Support(support.features[some], support.labels[some], support.names[some])
     only = val.labels < 4
-    adapter, chosen = tip.train("blend", text, support, Split(val.features[only], val.labels[only], val.names[only]), CPU)
+    adapter, chosen = tip.train(
+        "blend", text, support, Split(val.features[only], val.labels[only], val.names[only]), CPU
+    )
     assert chosen["how"] == "defaults: no row judges how classes with shots are told apart" and "top1" not in chosen
     assert np.isfinite(tip.predict_logits(adapter, test.features)).all() and chosen["weights"]["gaussian 1, 4"] == 0
 
@@ -316,7 +362,9 @@ def test_other_shots_are_drawn_from_shots_and_validation_rows(rng):
     shots, rest = redrawn(support, val, 5)
     assert np.bincount(shots.labels).tolist() == [3] * 12 and shots.features.shape == support.features.shape
     assert sorted([*shots.names, *rest.names]) == sorted([*support.names, *val.names])
-    assert (redrawn(support, val, 5)[0].names == shots.names).all() and (redrawn(support, val, 6)[0].names != shots.names).any()
+    assert (redrawn(support, val, 5)[0].names == shots.names).all() and (
+        redrawn(support, val, 6)[0].names != shots.names
+    ).any()
 
 
 # ---- published methods ----
@@ -332,13 +380,19 @@ def test_gda_is_its_formula(rng):
     gaussian_logits = test.features @ precision @ means.T - 0.5 * np.einsum("cd,de,ce->c", means, precision, means)
     expected = text.scale * test.features @ text.features.T + chosen["alpha"] * gaussian_logits
     found = tip.predict_logits(adapter, test.features)
-    np.testing.assert_allclose(found - found.mean(axis=1, keepdims=True), expected - expected.mean(axis=1, keepdims=True), atol=1e-2)
+    np.testing.assert_allclose(
+        found - found.mean(axis=1, keepdims=True), expected - expected.mean(axis=1, keepdims=True), atol=1e-2
+    )
 
 
 def test_gda_of_one_shot_a_class_is_zero_shot(rng):
     text, support, val, test = make_task(rng, shots=1)
     found = tip.predict_logits(tip.train("gda", text, support, val, CPU)[0], test.features)
-    np.testing.assert_allclose(found - found[:, :1], text.scale * (test.features @ text.features.T - (test.features @ text.features.T)[:, :1]), atol=1e-3)
+    np.testing.assert_allclose(
+        found - found[:, :1],
+        text.scale * (test.features @ text.features.T - (test.features @ text.features.T)[:, :1]),
+        atol=1e-3,
+    )
 
 
 def test_proker_fits_its_shots_where_it_is_hardly_held_back(rng):
@@ -377,7 +431,9 @@ def test_rows_by_class(rng):
     assert has_shots(labels, 5).tolist() == [True, True, False, True, False]
     np.testing.assert_array_equal(one_hot(labels, 5), np.eye(5)[labels])
     np.testing.assert_allclose(class_sums(rows, labels, 5), np.eye(5)[labels].T @ rows, atol=1e-6)
-    assert one_hot(labels, 5).dtype == class_sums(rows, labels, 5).dtype == np.float32 and one_hot(labels[:0], 5).shape == (0, 5)
+    assert one_hot(labels, 5).dtype == class_sums(rows, labels, 5).dtype == np.float32 and one_hot(
+        labels[:0], 5
+    ).shape == (0, 5)
 
 
 def test_place_in_class():

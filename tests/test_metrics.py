@@ -9,9 +9,17 @@ from fewshot import metrics
 
 
 @settings(max_examples=100, deadline=None)
-@given(rows=st.integers(0, 6), classes=st.integers(1, 60), k=st.integers(1, 8), levels=st.integers(1, 5), seed=st.integers(0, 99))
+@given(
+    rows=st.integers(0, 6),
+    classes=st.integers(1, 60),
+    k=st.integers(1, 8),
+    levels=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
 def test_top_classes_are_those_of_a_stable_sort(rows, classes, k, levels, seed):
-    logits = np.random.default_rng(seed).integers(0, levels, (rows, classes)).astype(np.float32)  # few levels: many ties
+    logits = (
+        np.random.default_rng(seed).integers(0, levels, (rows, classes)).astype(np.float32)
+    )  # few levels: many ties
     expected = np.argsort(-logits, axis=1, kind="stable")[:, :k]
     found = metrics.top_classes(logits, k)
     assert found.dtype == np.int64
@@ -24,7 +32,9 @@ def logits_of(ranked):
 
 
 def test_score_counts_labelled_rows_only():
-    ranked = np.array([[0, 1, 2, 3, 4, 5], [1, 0, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [0, 1, 2, 3, 4, 5], [2, 1, 0, 3, 4, 5]])
+    ranked = np.array(
+        [[0, 1, 2, 3, 4, 5], [1, 0, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [0, 1, 2, 3, 4, 5], [2, 1, 0, 3, 4, 5]]
+    )
     labels = np.array([0, 0, 0, -1, 2])
     figures = metrics.score(logits_of(ranked), labels, ["a", "b", "c", "d", "e", "f"], ["x", "x", "y", "y", "y", "z"])
     assert (figures["n"], figures["top1"], figures["top5"]) == (4, 0.5, 0.75)
@@ -41,7 +51,11 @@ def test_top_5_looks_no_further_than_five():
 
 def test_confused_pairs_come_with_the_most_frequent_first():
     found = metrics.confused(np.array([1, 1, 0, 2, 0]), np.array([0, 0, 0, 1, 1]), ["a", "b", "c"])
-    assert found == [{"is": "a", "taken_for": "b", "n": 2}, {"is": "b", "taken_for": "a", "n": 1}, {"is": "b", "taken_for": "c", "n": 1}]
+    assert found == [
+        {"is": "a", "taken_for": "b", "n": 2},
+        {"is": "b", "taken_for": "a", "n": 1},
+        {"is": "b", "taken_for": "c", "n": 1},
+    ]
 
 
 def test_calibration_error_of_the_sure_and_wrong_and_of_the_honest():

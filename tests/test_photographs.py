@@ -1,4 +1,5 @@
 """Photographs as they come: damaged, odd, enormous, badly named. None of them ends a run, and every test photograph has its line."""
+
 import io
 import os
 import random
@@ -29,7 +30,11 @@ SIDE = 32
 
 
 def noise(width, height, channels=3, seed=0):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, channels) if channels > 1 else (height, width), np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(
+            0, 256, (height, width, channels) if channels > 1 else (height, width), np.uint8
+        )
+    )
 
 
 def encoded(image, form, **options) -> bytes:
@@ -51,21 +56,49 @@ def transparent() -> bytes:
 def bomb() -> bytes:
     """A PNG of a few bytes that says it has 100,000 x 100,000 pixels."""
     head = b"IHDR" + struct.pack(">IIBBBBB", 100000, 100000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head)) + b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + head
+        + struct.pack(">I", zlib.crc32(head))
+        + b"\0\0\0\0IDAT"
+        + struct.pack(">I", zlib.crc32(b"IDAT"))
+    )
 
 
 JPEG = encoded(noise(60, 40), "JPEG")
 GOOD = {
-    "a.jpg": JPEG, "png named.jpg": encoded(noise(60, 40), "PNG"), "cmyk.jpg": encoded(noise(60, 40).convert("CMYK"), "JPEG"),
-    "deep.png": encoded(Image.fromarray(np.random.default_rng(0).integers(0, 65536, (40, 60)).astype(np.uint16)), "PNG"), "palette.png": transparent(),
-    "moving.gif": encoded(noise(60, 40), "GIF", save_all=True, append_images=[noise(60, 40, seed=1)] * 3), "one.png": encoded(noise(1, 1), "PNG"),
-    "wide.png": encoded(noise(30000, 10), "PNG"), "tall.png": encoded(noise(10, 30000), "PNG"), "turned.jpg": rotated(), "grey.jpg": encoded(noise(60, 40, 1), "JPEG"),
-    "alpha.png": encoded(noise(60, 40, 4), "PNG"), "grey alpha.png": encoded(noise(60, 40, 4).convert("LA"), "PNG"), "bits.tif": encoded(noise(60, 40, 1).convert("1"), "TIFF"),
-    "real.tif": encoded(noise(60, 40, 1).convert("F"), "TIFF"), "a.webp": encoded(noise(60, 40), "WEBP"), "a.bmp": encoded(noise(60, 40), "BMP"),
-    "Ünïcode 照片 🐻.jpg": JPEG, "sp a  ce.jpg": JPEG, "x" * 251 + ".jpg": JPEG,
+    "a.jpg": JPEG,
+    "png named.jpg": encoded(noise(60, 40), "PNG"),
+    "cmyk.jpg": encoded(noise(60, 40).convert("CMYK"), "JPEG"),
+    "deep.png": encoded(
+        Image.fromarray(np.random.default_rng(0).integers(0, 65536, (40, 60)).astype(np.uint16)), "PNG"
+    ),
+    "palette.png": transparent(),
+    "moving.gif": encoded(noise(60, 40), "GIF", save_all=True, append_images=[noise(60, 40, seed=1)] * 3),
+    "one.png": encoded(noise(1, 1), "PNG"),
+    "wide.png": encoded(noise(30000, 10), "PNG"),
+    "tall.png": encoded(noise(10, 30000), "PNG"),
+    "turned.jpg": rotated(),
+    "grey.jpg": encoded(noise(60, 40, 1), "JPEG"),
+    "alpha.png": encoded(noise(60, 40, 4), "PNG"),
+    "grey alpha.png": encoded(noise(60, 40, 4).convert("LA"), "PNG"),
+    "bits.tif": encoded(noise(60, 40, 1).convert("1"), "TIFF"),
+    "real.tif": encoded(noise(60, 40, 1).convert("F"), "TIFF"),
+    "a.webp": encoded(noise(60, 40), "WEBP"),
+    "a.bmp": encoded(noise(60, 40), "BMP"),
+    "Ünïcode 照片 🐻.jpg": JPEG,
+    "sp a  ce.jpg": JPEG,
+    "x" * 251 + ".jpg": JPEG,
 }
-BAD = {"cut.jpg": (JPEG[:400], "(?i)truncated"), "empty.jpg": (b"", "^empty$"), "text.jpg": (b"no picture at all", "^not an image$"), "bomb.png": (bomb(), "exceeds limit"),
-       "head.png": (GOOD["alpha.png"][:60], "."), "headless.jpg": (JPEG[20:], "not an image")}
+BAD = {
+    "cut.jpg": (JPEG[:400], "(?i)truncated"),
+    "empty.jpg": (b"", "^empty$"),
+    "text.jpg": (b"no picture at all", "^not an image$"),
+    "bomb.png": (bomb(), "exceeds limit"),
+    "head.png": (GOOD["alpha.png"][:60], "."),
+    "headless.jpg": (JPEG[20:], "not an image"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +134,17 @@ def test_odd_photographs_are_read_as_openais_pipeline_sees_them(zoo, name):
         assert read(zoo / name, number).shape == (SIDE, SIDE, 3)
 
 
-@pytest.mark.parametrize("name, said", [*[(name, said) for name, (_, said) in BAD.items()], ("folder.jpg", "not a file"), ("pipe.jpg", "not a file"),
-                                        ("dangling.jpg", "No such file"), ("circle.jpg", "symbolic links"), ("absent.jpg", "No such file")])
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        *[(name, said) for name, (_, said) in BAD.items()],
+        ("folder.jpg", "not a file"),
+        ("pipe.jpg", "not a file"),
+        ("dangling.jpg", "No such file"),
+        ("circle.jpg", "symbolic links"),
+        ("absent.jpg", "No such file"),
+    ],
+)
 def test_what_cannot_be_read_says_why(zoo, name, said):
     for number in range(len(VIEWS)):
         with pytest.raises(Unreadable, match=said):
@@ -144,7 +186,21 @@ def test_very_long_photographs_take_no_room():
 def test_damaged_bytes_give_a_row_or_a_cause_and_nothing_else(zoo, tmp_path, n):
     """Files of all formats, cut off or with bytes changed at random."""
     rng = random.Random(n)
-    whole = [GOOD[name] for name in ("a.jpg", "alpha.png", "palette.png", "moving.gif", "bits.tif", "real.tif", "a.webp", "a.bmp", "cmyk.jpg", "deep.png")]
+    whole = [
+        GOOD[name]
+        for name in (
+            "a.jpg",
+            "alpha.png",
+            "palette.png",
+            "moving.gif",
+            "bits.tif",
+            "real.tif",
+            "a.webp",
+            "a.bmp",
+            "cmyk.jpg",
+            "deep.png",
+        )
+    ]
     outcomes = {"row": 0, "cause": 0}
     for i in range(n):
         content = bytearray(rng.choice(whole))
@@ -167,7 +223,14 @@ def test_damaged_bytes_give_a_row_or_a_cause_and_nothing_else(zoo, tmp_path, n):
 
 def encoder_of(device="cpu", store=None):
     """Without a model: what would encode is to be replaced."""
-    return Encoder(SimpleNamespace(visual=SimpleNamespace(output_dim=4)), SimpleNamespace(resolution=SIDE), "abc", device, 32, store)
+    return Encoder(
+        SimpleNamespace(visual=SimpleNamespace(output_dim=4)),
+        SimpleNamespace(resolution=SIDE),
+        "abc",
+        device,
+        32,
+        store,
+    )
 
 
 @pytest.mark.parametrize("device, cores, processes", [("cpu", 64, 2), ("cpu", 1, 1), ("cuda", 64, 16), ("cuda", 4, 4)])
@@ -198,8 +261,22 @@ def test_a_rows_key_is_what_it_was_when_stores_were_filled(zoo):
         encoder_of(store=store).photos([photo], label, of)
     encoder_of(store=store).views([photo], ("plain", "flip"), 7)
     wanted = [("plain", None, "train"), ("plain", None, "train"), ("plain", None, "test"), ("flip", [7, 1], "train")]
-    assert asked == [key_of("abc", TRANSFORM, "cpu", "photo", 32, PIL.__version__, view, drawn, of, "a.jpg", [status.st_size, status.st_mtime_ns])
-                     for view, drawn, of in wanted]
+    assert asked == [
+        key_of(
+            "abc",
+            TRANSFORM,
+            "cpu",
+            "photo",
+            32,
+            PIL.__version__,
+            view,
+            drawn,
+            of,
+            "a.jpg",
+            [status.st_size, status.st_mtime_ns],
+        )
+        for view, drawn, of in wanted
+    ]
 
 
 # ---- in a run ----
@@ -224,11 +301,21 @@ def test_training_photographs_that_fail_are_left_out_and_listed(here, capfd):
     assert extract_feature.main([]) == 0
     said = capfd.readouterr()
     listed = (here / "output/unreadable.txt").read_text().splitlines()
-    assert len(listed) == 7 and listed[0].startswith("Dataset/TrainSet/Animal_Bear/0.jpg: ") and all("runcated" in line for line in listed)
-    assert "7 photographs cannot be read and are left out; output/unreadable.txt lists them:" in said.err and said.err.count("runcated") == 5
+    assert (
+        len(listed) == 7
+        and listed[0].startswith("Dataset/TrainSet/Animal_Bear/0.jpg: ")
+        and all("runcated" in line for line in listed)
+    )
+    assert (
+        "7 photographs cannot be read and are left out; output/unreadable.txt lists them:" in said.err
+        and said.err.count("runcated") == 5
+    )
     support = artifacts.read(here / "output/support.npz", artifacts.Support)
     val = artifacts.read(here / "output/val.npz", artifacts.Split)
-    assert np.bincount(support.labels, minlength=6).tolist() == [4, 2, 4, 0, 4, 4] and len(support.names) + len(val.names) == 28
+    assert (
+        np.bincount(support.labels, minlength=6).tolist() == [4, 2, 4, 0, 4, 4]
+        and len(support.names) + len(val.names) == 28
+    )
     assert np.isfinite(support.features).all() and np.isfinite(val.features).all()
 
     shutil.copy(here / "Dataset/TrainSet/Animal_Bee/5.jpg", here / "Dataset/TrainSet/Animal_Bear/0.jpg")
@@ -250,14 +337,22 @@ def test_a_class_that_loses_all_its_photographs_is_an_error(here, capfd):
     spoil(here / "Dataset/TrainSet", *[f"Animal_Bee/{i}.jpg" for i in range(7)])
     assert extract_feature.main([]) == 1
     said = capfd.readouterr().err.splitlines()[-1]
-    assert said.startswith("error: class 'Animal_Bee': none of its training photographs that were looked at can be read; output/unreadable.txt")
-    assert len((here / "output/unreadable.txt").read_text().splitlines()) == 7 and not list((here / "output").glob("*.npz"))
+    assert said.startswith(
+        "error: class 'Animal_Bee': none of its training photographs that were looked at can be read; output/unreadable.txt"
+    )
+    assert len((here / "output/unreadable.txt").read_text().splitlines()) == 7 and not list(
+        (here / "output").glob("*.npz")
+    )
 
 
 def test_strict_stops_at_the_first(here, capfd):
     spoil(here / "Dataset/TestSetB", "image_3.jpg", "image_4.jpg")
     assert extract_feature.main(["--strict"]) == 1
-    assert capfd.readouterr().err.splitlines()[-1].startswith("error: Dataset/TestSetB/image_3.jpg: cannot be read as a photograph (")
+    assert (
+        capfd.readouterr()
+        .err.splitlines()[-1]
+        .startswith("error: Dataset/TestSetB/image_3.jpg: cannot be read as a photograph (")
+    )
     assert not list((here / "output").glob("*.npz"))
 
 
@@ -275,7 +370,11 @@ def test_a_test_photograph_that_fails_has_its_line_by_the_prior(here, capfd):
     said = capfd.readouterr().out
     lines = dict(line.split(" ", 1) for line in (here / "result.txt").read_text().splitlines())
     assert list(lines) == [f"image_{i}.jpg" for i in range(1, 14)] and len({lines[name] for name in names}) == 1
-    assert "7 of them could not be read and got the classes that are likeliest over all others:" in said and said.count("runcated") == 5 and "…" in said
+    assert (
+        "7 of them could not be read and got the classes that are likeliest over all others:" in said
+        and said.count("runcated") == 5
+        and "…" in said
+    )
     adapter = artifacts.read(here / "output/adapter.npz", artifacts.Adapter)
     test = artifacts.read(here / "output/test.npz", artifacts.Split)
     assert sorted(test.meta["unreadable"]) == sorted(names) and len(test.names) == 6
@@ -310,12 +409,23 @@ def test_photographs_given_to_predict_that_fail_are_said_and_skipped(here, extra
     shutil.copytree(extracted[0], here / "output")
     assert train_adapter.main(["--method", "tip"]) == 0
     capfd.readouterr()
-    assert predict.main([str(zoo / name) for name in ("a.jpg", "cut.jpg", "one.png", "empty.jpg")] + ["--topk", "1", "--sheet", "sheet.png"]) == 1
+    assert (
+        predict.main(
+            [str(zoo / name) for name in ("a.jpg", "cut.jpg", "one.png", "empty.jpg")]
+            + ["--topk", "1", "--sheet", "sheet.png"]
+        )
+        == 1
+    )
     said = capfd.readouterr()
-    assert [line for line in said.out.splitlines() if line.startswith("/")] == [str(zoo / "a.jpg"), str(zoo / "one.png")] and (here / "sheet.png").exists()
+    assert [line for line in said.out.splitlines() if line.startswith("/")] == [
+        str(zoo / "a.jpg"),
+        str(zoo / "one.png"),
+    ] and (here / "sheet.png").exists()
     errors = said.err.splitlines()[-2:]
     assert errors[0] == f"{zoo / 'empty.jpg'}: cannot be read as a photograph (empty)"
-    assert errors[1].startswith(f"error: {zoo / 'cut.jpg'}: cannot be read as a photograph (") and errors[1].endswith("; 2 of 4 left out")
+    assert errors[1].startswith(f"error: {zoo / 'cut.jpg'}: cannot be read as a photograph (") and errors[1].endswith(
+        "; 2 of 4 left out"
+    )
 
 
 def test_predict_takes_photographs_of_any_name(here, tiny_weights, capfd):
@@ -324,8 +434,16 @@ def test_predict_takes_photographs_of_any_name(here, tiny_weights, capfd):
     for name in names:
         (here / name).parent.mkdir(exist_ok=True)
         (here / name).write_bytes(JPEG)
-    assert predict.main([names[0], names[1], "caf\udce9", "--classes", "cat, dog", "--topk", "1", "--sheet", "sheet.png"]) == 0
-    assert capfd.readouterr().out.splitlines()[::2] == ["caf\\udce9.jpg", "a\\nb.jpg", "caf\\udce9/a\\x1b.jpg", "sheet.png: 3 photographs"]
+    assert (
+        predict.main([names[0], names[1], "caf\udce9", "--classes", "cat, dog", "--topk", "1", "--sheet", "sheet.png"])
+        == 0
+    )
+    assert capfd.readouterr().out.splitlines()[::2] == [
+        "caf\\udce9.jpg",
+        "a\\nb.jpg",
+        "caf\\udce9/a\\x1b.jpg",
+        "sheet.png: 3 photographs",
+    ]
 
 
 def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
@@ -351,4 +469,6 @@ def test_many_photographs_are_listed_in_seconds(tmp_path, n):
         os.mknod(tmp_path / f"test/image_{i}.jpg")
     started = time.perf_counter()
     task = data.read_task(tmp_path)
-    assert len(task.test) == n and task.test[-1].name == f"image_{n - 1}.jpg" and time.perf_counter() - started < n / 5000
+    assert (
+        len(task.test) == n and task.test[-1].name == f"image_{n - 1}.jpg" and time.perf_counter() - started < n / 5000
+    )

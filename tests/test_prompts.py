@@ -15,15 +15,30 @@ from jclip import tokenizer
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "templates.json").write_text(json.dumps({"default": "a photo of a {}.", "Animal": ["a {} in the wild.", "a {} at rest."], "Animal_Sea": "a {} under water."}))
-    (tmp_path / "Animal_prompt.json").write_text(json.dumps({"Polar Bear": ["A polar bear is white."], "Yeti": ["A yeti is seldom seen."]}))
+    (tmp_path / "templates.json").write_text(
+        json.dumps(
+            {
+                "default": "a photo of a {}.",
+                "Animal": ["a {} in the wild.", "a {} at rest."],
+                "Animal_Sea": "a {} under water.",
+            }
+        )
+    )
+    (tmp_path / "Animal_prompt.json").write_text(
+        json.dumps({"Polar Bear": ["A polar bear is white."], "Yeti": ["A yeti is seldom seen."]})
+    )
     return tmp_path
 
 
 def test_sentences_are_the_groups_templates_and_the_classs_own(folder):
     read = prompts.read(["Animal_Polar_Bear", "Animal_Bee", "Animal_Sea_Crab", "teapot_2", "Animal_"], folder)
-    assert read.sentences == [["a Polar Bear in the wild.", "a Polar Bear at rest.", "A polar bear is white."], ["a Bee in the wild.", "a Bee at rest."],
-                              ["a Crab under water."], ["a photo of a teapot 2."], ["a photo of a Animal."]]
+    assert read.sentences == [
+        ["a Polar Bear in the wild.", "a Polar Bear at rest.", "A polar bear is white."],
+        ["a Bee in the wild.", "a Bee at rest."],
+        ["a Crab under water."],
+        ["a photo of a teapot 2."],
+        ["a photo of a Animal."],
+    ]
     assert read.without == ["Animal_Bee"] and read.strangers == ["Animal_prompt.json: Yeti"]
     assert read.groups == ["Animal", "Animal", "Animal_Sea", "default", "default"] and read.templates == [2, 2, 1, 1, 1]
 
@@ -37,22 +52,28 @@ def test_groups_are_those_recorded_with_the_text():
 def test_a_name_is_said_as_people_say_it(folder):
     (folder / "names.json").write_text('{"Animal_Polar_Bear": "ice bear"}')
     read = prompts.read(["Animal_Polar_Bear", "Animal_Bee"], folder)
-    assert read.sentences == [["a ice bear in the wild.", "a ice bear at rest.", "A polar bear is white."], ["a Bee in the wild.", "a Bee at rest."]]
+    assert read.sentences == [
+        ["a ice bear in the wild.", "a ice bear at rest.", "A polar bear is white."],
+        ["a Bee in the wild.", "a Bee at rest."],
+    ]
 
 
-@pytest.mark.parametrize("file, content, said", [
-    ("names.json", '{"Animal_Bee": 1}', "'Animal_Bee': expected the name as people say it"),
-    ("templates.json", '{"default": "no place"}', "'default': expected a sentence"),
-    ("templates.json", '{"default": "{} and {}"}', "'default': expected a sentence"),
-    ("templates.json", '{"default": "a {0}"}', "'default': expected a sentence"),
-    ("templates.json", '{"Animal": "a {}"}', 'no "default"'),
-    ("templates.json", "[]", "holds a list"),
-    ("templates.json", "{", "not JSON"),
-    ("Animal_prompt.json", '{"Bee": "one"}', "'Bee': expected a list of sentences"),
-    ("Animal_prompt.json", '{"Bee": []}', "'Bee': expected a list of sentences"),
-    ("Animal_prompt.json", '{"Bee": ["x", 1]}', "'Bee': expected a list of sentences"),
-    ("Animal_prompt.json", '{"Bee": ["\\ud800', "not JSON"),
-])
+@pytest.mark.parametrize(
+    "file, content, said",
+    [
+        ("names.json", '{"Animal_Bee": 1}', "'Animal_Bee': expected the name as people say it"),
+        ("templates.json", '{"default": "no place"}', "'default': expected a sentence"),
+        ("templates.json", '{"default": "{} and {}"}', "'default': expected a sentence"),
+        ("templates.json", '{"default": "a {0}"}', "'default': expected a sentence"),
+        ("templates.json", '{"Animal": "a {}"}', 'no "default"'),
+        ("templates.json", "[]", "holds a list"),
+        ("templates.json", "{", "not JSON"),
+        ("Animal_prompt.json", '{"Bee": "one"}', "'Bee': expected a list of sentences"),
+        ("Animal_prompt.json", '{"Bee": []}', "'Bee': expected a list of sentences"),
+        ("Animal_prompt.json", '{"Bee": ["x", 1]}', "'Bee': expected a list of sentences"),
+        ("Animal_prompt.json", '{"Bee": ["\\ud800', "not JSON"),
+    ],
+)
 def test_a_file_of_another_form_is_one_clear_error(folder, file, content, said):
     (folder / file).write_text(content)
     with pytest.raises(TaskError, match=said) as raised:
@@ -63,13 +84,24 @@ def test_a_file_of_another_form_is_one_clear_error(folder, file, content, said):
 LONG = "very " * 90
 
 
-@pytest.mark.parametrize("classes, own, spoken, said", [
-    (["Animal_Bee"], f"A bee is {LONG}small.", "bee",
-     r"Animal_prompt.json: class 'Animal_Bee': text of 97 tokens is too long for a context of 77: it begins 'A bee is very very [very ]*'; shorten it$"),
-    (["Animal_Ant", f"Animal_{LONG}Bee".replace(" ", "_")], "A bee.", "bee",
-     r"templates.json: class 'Animal_very[_very]*': text of 9\d tokens is .*: it begins 'a very [very ]*'; shorten the template, or give the class a shorter name in .*names.json$"),
-    (["Animal_Bee"], "A bee.", f"{LONG}bee", r"templates.json: class 'Animal_Bee': text of 9\d tokens is too long"),
-])
+@pytest.mark.parametrize(
+    "classes, own, spoken, said",
+    [
+        (
+            ["Animal_Bee"],
+            f"A bee is {LONG}small.",
+            "bee",
+            r"Animal_prompt.json: class 'Animal_Bee': text of 97 tokens is too long for a context of 77: it begins 'A bee is very very [very ]*'; shorten it$",
+        ),
+        (
+            ["Animal_Ant", f"Animal_{LONG}Bee".replace(" ", "_")],
+            "A bee.",
+            "bee",
+            r"templates.json: class 'Animal_very[_very]*': text of 9\d tokens is .*: it begins 'a very [very ]*'; shorten the template, or give the class a shorter name in .*names.json$",
+        ),
+        (["Animal_Bee"], "A bee.", f"{LONG}bee", r"templates.json: class 'Animal_Bee': text of 9\d tokens is too long"),
+    ],
+)
 def test_a_sentence_that_is_too_long_is_said_with_its_file_and_class(folder, classes, own, spoken, said):
     (folder / "Animal_prompt.json").write_text(json.dumps({"Bee": ["A bee hums.", own]}))
     (folder / "names.json").write_text(json.dumps({"Animal_Bee": spoken}))
@@ -93,9 +125,11 @@ CLASSES = data.read_classes(PROJECT / "Dataset" / "classes_b.txt")
 
 def own(file):
     """The entries of a file in prompts/, whose keys must be distinct, in valid UTF-8."""
+
     def distinct(pairs):
         assert len(dict(pairs)) == len(pairs), f"{file}: a key stands twice"
         return dict(pairs)
+
     return json.loads((prompts.FOLDER / file).read_bytes().decode("utf-8"), object_pairs_hook=distinct)
 
 
@@ -116,11 +150,17 @@ def test_sentences_are_many_short_and_of_their_class(group):
     spoken = own("names.json")
     for words, sentences in own(f"{group}_prompt.json").items():
         assert len(sentences) >= 10, words
-        name = [part for part in plain(spoken.get(f"{group}_{words.replace(' ', '_')}", words)).split() if part not in ("pair", "of", "from", "the", "a")]
+        name = [
+            part
+            for part in plain(spoken.get(f"{group}_{words.replace(' ', '_')}", words)).split()
+            if part not in ("pair", "of", "from", "the", "a")
+        ]
         for sentence in sentences:
             tokenizer.tokenize([sentence])  # raises above 77 tokens
             assert sentence == sentence.strip() and sentence.endswith("."), sentence
-            assert 2 * sum(part[: max(3, len(part) - 1)] in plain(sentence) for part in name) >= len(name), f"{words} is not named: {sentence}"
+            assert 2 * sum(part[: max(3, len(part) - 1)] in plain(sentence) for part in name) >= len(name), (
+                f"{words} is not named: {sentence}"
+            )
         openings = Counter(" ".join(plain(sentence).split()[:3]) for sentence in sentences)
         assert max(openings.values()) <= len(sentences) / 2, f"{words}: {openings.most_common(1)}"
 
@@ -132,7 +172,10 @@ def test_no_sentence_stands_twice_nor_serves_two_classes_but_for_the_name():
             names = {plain(words), plain(spoken.get(f"{group}_{words.replace(' ', '_')}", words))}
             for sentence in sentences:
                 for form in {plain(sentence), *(plain(sentence).replace(name, "#") for name in names)}:
-                    assert seen.setdefault(form, (group, words, sentence)) == (group, words, sentence), (sentence, seen[form])
+                    assert seen.setdefault(form, (group, words, sentence)) == (group, words, sentence), (
+                        sentence,
+                        seen[form],
+                    )
 
 
 def test_names_are_said_as_people_say_them():
@@ -141,8 +184,16 @@ def test_names_are_said_as_people_say_them():
     templates = prompts.read_templates()
     cars = [name for name in CLASSES if name.startswith("Stanford-Cars_")]
     assert all(re.match(r"(19|20)\d\d ", spoken[name]) for name in cars)
-    mended = ("Caltech-101_Faces_easy", "Thu-dog_Shiba_Dog", "Thu-dog_Brabancon_griffo", "Thu-dog_chinese_rural_dog", "Thu-dog_teddy",
-              "Thu-dog_Black_sable", "Caltech-101_water_lilly", "Caltech-101_cougar_face")
+    mended = (
+        "Caltech-101_Faces_easy",
+        "Thu-dog_Shiba_Dog",
+        "Thu-dog_Brabancon_griffo",
+        "Thu-dog_chinese_rural_dog",
+        "Thu-dog_teddy",
+        "Thu-dog_Black_sable",
+        "Caltech-101_water_lilly",
+        "Caltech-101_cougar_face",
+    )
     assert all(spoken[name].lower() != prompts.split_group(name, templates)[1].lower() for name in mended)
     for name in set(CLASSES) - set(spoken):  # the label itself is good
         assert "lilly" not in name and not name.endswith(("Dog", "_side", "_easy"))

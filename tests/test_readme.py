@@ -1,4 +1,5 @@
 """What the READMEs say: their Python runs, their options are those of the scripts, and both say the same."""
+
 import os
 import re
 import subprocess
@@ -30,7 +31,14 @@ test, test_labels, test_names = unit(4, 8), np.arange(4) % 3, np.array(list("qrs
 
 
 def python(code, folder):
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, env={**os.environ, "PYTHONPATH": str(PROJECT)}, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def test_its_python_on_photographs_runs(trained):

@@ -1,4 +1,5 @@
 """extract_feature.py stopped at any moment, started again, run twice at once, on changed inputs and on full disks."""
+
 import json
 import os
 import random
@@ -61,8 +62,26 @@ def outputs(folder):
 
 def drive(work, *arguments, moment=-1, number=0, output="output", check=True):
     """One run of extract_feature.py as above: its exit code and what it said."""
-    done = subprocess.run([sys.executable, "-c", DRIVEN, str(moment), str(int(number)), work / "encoded.log", "--batch-size", str(BATCH), "--output", output, *arguments],
-                          cwd=work, env={**os.environ, "PYTHONPATH": str(PROJECT)}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            DRIVEN,
+            str(moment),
+            str(int(number)),
+            work / "encoded.log",
+            "--batch-size",
+            str(BATCH),
+            "--output",
+            output,
+            *arguments,
+        ],
+        cwd=work,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert not check or done.returncode == 0, done.stderr
     return done
 
@@ -101,7 +120,11 @@ def stopped_and_resumed(work, undisturbed, kills):
 
 def test_stopped_by_any_signal_it_goes_on_to_the_same_bytes(work, undisturbed):
     rng = random.Random(1)
-    stopped_and_resumed(work, undisturbed, [(rng.randrange(4, 14), number) for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)])
+    stopped_and_resumed(
+        work,
+        undisturbed,
+        [(rng.randrange(4, 14), number) for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)],
+    )
 
 
 @pytest.mark.slow
@@ -125,8 +148,14 @@ def photographs(folder, n):
 
 def killed_from_outside(work, data, seconds, number):
     """Start a run with reading processes and send it a signal after so many seconds; whether it was still at work."""
-    process = subprocess.Popen([sys.executable, "-c", DRIVEN, "-1", "0", work / "encoded.log", "--data", data], cwd=work,
-                               env={**os.environ, "PYTHONPATH": str(PROJECT)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVEN, "-1", "0", work / "encoded.log", "--data", data],
+        cwd=work,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -200,13 +229,28 @@ def test_rows_of_the_real_size_do_not_depend_on_their_place_or_company():
     from jclip import weights
     from jclip.model import build_model
 
-    a = weights.Architecture(embed_dim=512, image_resolution=224, patch_size=32, vision_width=768, vision_layers=12, vision_heads=12, context_length=77,
-                             vocab_size=49408, text_width=512, text_layers=12, text_heads=8)
+    a = weights.Architecture(
+        embed_dim=512,
+        image_resolution=224,
+        patch_size=32,
+        vision_width=768,
+        vision_layers=12,
+        vision_heads=12,
+        context_length=77,
+        vocab_size=49408,
+        text_width=512,
+        text_layers=12,
+        text_heads=8,
+    )
     rng, jt = np.random.default_rng(0), runtime.jittor()
-    model = build_model({name: rng.normal(0, 0.02, shape).astype(np.float32) for name, shape in weights.expected_shapes(a).items()})
+    model = build_model(
+        {name: rng.normal(0, 0.02, shape).astype(np.float32) for name, shape in weights.expected_shapes(a).items()}
+    )
     pixels = normalised(rng.integers(0, 256, (40, 224, 224, 3), np.uint8))
     with jt.no_grad():
-        rows = np.concatenate([model.encode_image(jt.array(pixels[:32])).numpy(), model.encode_image(jt.array(pixels[8:])).numpy()[-8:]])
+        rows = np.concatenate(
+            [model.encode_image(jt.array(pixels[:32])).numpy(), model.encode_image(jt.array(pixels[8:])).numpy()[-8:]]
+        )
         for _ in range(5):
             chosen = rng.integers(0, 40, 32)
             np.testing.assert_array_equal(model.encode_image(jt.array(pixels[chosen])).numpy(), rows[chosen])
@@ -271,13 +315,22 @@ def a_test_photograph_more(work):
 
 
 # what is changed, and how many rows are encoded for it; None where the choice of the shots changes with it
-CHANGES = {"nothing": (lambda work: None, [], 0), "touched": (lambda work: os.utime(work / "Dataset/TestSetB/image_5.jpg"), [], 1),
-           "weights": (other_weights, [], ALL), "prompts": (another_sentence, [], 1), "class list": (another_class, [], 1),
-           "test photograph": (another_test_photograph, [], 1), "training photograph": (another_val_photograph, [], None),
-           "test list": (a_test_photograph_more, [], 1), "views": (lambda work: None, ["--views", "plain,flip,jitter,crop:2"], 20),
-           "fewer views": (lambda work: None, ["--views", "plain,flip"], 0), "shots": (lambda work: None, ["--shots", 2], None),
-           "seed": (lambda work: None, ["--seed", 2], VIEWS), "batch size": (lambda work: None, ["--batch-size", 8], TRAIN + TEST + VIEWS),
-           "--force": (lambda work: None, ["--force"], ALL)}
+CHANGES = {
+    "nothing": (lambda work: None, [], 0),
+    "touched": (lambda work: os.utime(work / "Dataset/TestSetB/image_5.jpg"), [], 1),
+    "weights": (other_weights, [], ALL),
+    "prompts": (another_sentence, [], 1),
+    "class list": (another_class, [], 1),
+    "test photograph": (another_test_photograph, [], 1),
+    "training photograph": (another_val_photograph, [], None),
+    "test list": (a_test_photograph_more, [], 1),
+    "views": (lambda work: None, ["--views", "plain,flip,jitter,crop:2"], 20),
+    "fewer views": (lambda work: None, ["--views", "plain,flip"], 0),
+    "shots": (lambda work: None, ["--shots", 2], None),
+    "seed": (lambda work: None, ["--seed", 2], VIEWS),
+    "batch size": (lambda work: None, ["--batch-size", 8], TRAIN + TEST + VIEWS),
+    "--force": (lambda work: None, ["--force"], ALL),
+}
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -313,7 +366,9 @@ def test_a_trial_costs_nothing_of_what_was_there(work, extract):
 def test_every_photograph_is_looked_up_once(extract, monkeypatch):
     """Also those that are first read to choose the shots by, and then kept."""
     asked, rows = [], store.Store.rows
-    monkeypatch.setattr(store.Store, "rows", lambda self, keys, compute: asked.extend(keys) or rows(self, keys, compute))
+    monkeypatch.setattr(
+        store.Store, "rows", lambda self, keys, compute: asked.extend(keys) or rows(self, keys, compute)
+    )
     extract()
     assert len(asked) == len(set(asked)) == ALL
 
@@ -343,7 +398,9 @@ def test_killed_while_writing_the_files_belong_together_or_are_refused(tmp_path,
         folder.mkdir()
         rows = np.eye(4, dtype=np.float32)
         meta = {"selection_sha256": selection}
-        artifacts.write(folder / "support.npz", artifacts.Support(rows[:2, None], np.arange(2), np.array(list(names[:2])), meta))
+        artifacts.write(
+            folder / "support.npz", artifacts.Support(rows[:2, None], np.arange(2), np.array(list(names[:2])), meta)
+        )
         artifacts.write(folder / "val.npz", artifacts.Split(rows[2:], np.arange(2), np.array(list(names[2:])), meta))
         artifacts.write(folder / "text.npz", artifacts.Text(rows, np.array(list("wxyz")), 100.0))
     code = """
@@ -373,20 +430,32 @@ a.write_together(content)
     else:
         names = [*found[1].names, *(found[2].names if len(found) == 3 else [])]
         assert len(set(names)) == len(names)
-        assert len(found) == 3 or found[1].meta["selection_sha256"] == "2"  # without a val.npz it can only be the new choice
+        assert (
+            len(found) == 3 or found[1].meta["selection_sha256"] == "2"
+        )  # without a val.npz it can only be the new choice
 
 
 # ---- two runs at once ----
 
 
 def test_of_two_runs_into_one_folder_one_says_so_and_stops(work):
-    runs = [subprocess.Popen([sys.executable, PROJECT / "extract_feature.py"], cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    runs = [
+        subprocess.Popen(
+            [sys.executable, PROJECT / "extract_feature.py"],
+            cwd=work,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
     said = [process.communicate(timeout=100)[1] for process in runs]
     assert sorted(process.returncode for process in runs) == [0, 1, 1]
     for process, errors in zip(runs, said):
         if process.returncode:
             assert [line for line in errors.splitlines() if line.startswith("error: ")] == [
-                "error: output: another run is at work in it; wait until it has ended, or name another folder with --output"]
+                "error: output: another run is at work in it; wait until it has ended, or name another folder with --output"
+            ]
 
 
 @contextmanager
@@ -452,7 +521,11 @@ def test_a_full_disk_is_one_line_and_leaves_old_results(work, extract, capfd, si
     try:
         assert extract_feature.main(["--output", "small"]) == 1
         errors = capfd.readouterr().err
-        assert errors.splitlines()[-1].startswith("error: small/") and errors.endswith(": No space left on device\n") and "Traceback" not in errors
+        assert (
+            errors.splitlines()[-1].startswith("error: small/")
+            and errors.endswith(": No space left on device\n")
+            and "Traceback" not in errors
+        )
         assert not list((work / "small").glob("*.npz")) and not list((work / "small").glob("**/.*.part"))
     finally:
         subprocess.run(["umount", "--lazy", work / "small"], check=True)
@@ -484,8 +557,19 @@ runtime.jittor()  # which writes files of its own
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 sys.exit(extract_feature.main(["--views", "plain"]))  # whose rows are all there
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=trained, env={**os.environ, "PYTHONPATH": str(PROJECT)}, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].endswith(": File too large") and "Traceback" not in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=trained,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (
+        done.returncode == 1
+        and done.stderr.splitlines()[-1].endswith(": File too large")
+        and "Traceback" not in done.stderr
+    )
     assert (trained / "output/test.npz").read_bytes() == before
 
 
@@ -496,15 +580,23 @@ def test_result_and_zip_are_of_one_run_or_none_is_written(trained, monkeypatch, 
         assert predict.main(["--result", "small/result.txt"]) == 0
         before = {path.name: path.read_bytes() for path in (trained / "small").iterdir()}
         capfd.readouterr()
-        assert predict.main(["--result", "small/result.txt", "--topk", "2"]) == 1  # old and new do not fit beside each other
+        assert (
+            predict.main(["--result", "small/result.txt", "--topk", "2"]) == 1
+        )  # old and new do not fit beside each other
         assert capfd.readouterr().err.endswith(": No space left on device\n")
         assert {path.name: path.read_bytes() for path in (trained / "small").iterdir()} == before and len(before) == 2
     finally:
         subprocess.run(["umount", "--lazy", trained / "small"], check=True)
 
 
-@pytest.mark.parametrize("main, arguments, named", [(extract_feature.main, [], "output/.lock"), (train_adapter.main, ["--method", "tip"], "output/"),
-                                                    (predict.main, ["--result", "output/r.txt"], "output/r.txt")])
+@pytest.mark.parametrize(
+    "main, arguments, named",
+    [
+        (extract_feature.main, [], "output/.lock"),
+        (train_adapter.main, ["--method", "tip"], "output/"),
+        (predict.main, ["--result", "output/r.txt"], "output/r.txt"),
+    ],
+)
 def test_a_folder_that_cannot_be_written_is_one_line(trained, monkeypatch, capfd, main, arguments, named):
     monkeypatch.chdir(trained)
     mounted(trained / "output", "--bind", trained / "output")
@@ -523,8 +615,14 @@ def test_memory_does_not_grow_with_the_number_of_photographs(work, tmp_path_fact
     for n in (2000, 20000):
         data = photographs(tmp_path_factory.mktemp("data"), n * 4 // 5)
         code = "import re, sys, extract_feature; code = extract_feature.main(sys.argv[1:]); print(re.search(r'VmHWM:\\s+([0-9]+)', open('/proc/self/status').read())[1]); sys.exit(code)"
-        done = subprocess.run([sys.executable, "-c", code, "--data", data, "--output", str(n), "--select", "first"], cwd=work, env={**os.environ, "PYTHONPATH": str(PROJECT)},
-                              capture_output=True, text=True, timeout=900)
+        done = subprocess.run(
+            [sys.executable, "-c", code, "--data", data, "--output", str(n), "--select", "first"],
+            cwd=work,
+            env={**os.environ, "PYTHONPATH": str(PROJECT)},
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
         assert done.returncode == 0, done.stderr
         peaks[n] = int(done.stdout.split()[-1])
     print(peaks)

@@ -1,4 +1,5 @@
 """Jittor is imported, and the device chosen, on machines of all sorts; each in a process of its own."""
+
 import os
 import stat
 import subprocess
@@ -11,8 +12,17 @@ from jclip import runtime
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=600,
-                          env={**{k: v for k, v in os.environ.items() if k not in ("nvcc_path", "use_mpi", "use_parallel_op_compiler")}, **environment})
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={
+            **{k: v for k, v in os.environ.items() if k not in ("nvcc_path", "use_mpi", "use_parallel_op_compiler")},
+            **environment,
+        },
+    )
 
 
 @pytest.fixture
@@ -31,14 +41,19 @@ def test_importing_jclip_does_not_import_jittor():
 
 
 def test_half_a_cuda_and_a_broken_mpi_do_not_stop_it(broken_tools):
-    done = python("from jclip import runtime; assert runtime.use('auto') == 'cpu'; import jittor as jt; print(jt.ones((2, 2)).numpy().sum())", PATH=broken_tools)
+    done = python(
+        "from jclip import runtime; assert runtime.use('auto') == 'cpu'; import jittor as jt; print(jt.ones((2, 2)).numpy().sum())",
+        PATH=broken_tools,
+    )
     assert done.stdout.strip() == "4.0", done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("Jittor")]
     assert len(said) == 1 and "computes on the CPU" in said[0] and "no CUDA: " in said[0]
 
 
 def test_jittor_may_be_imported_between_jclip_and_the_first_use(broken_tools):
-    done = python("import jclip; import jittor; from jclip import runtime; print(runtime.use('auto'))", PATH=broken_tools)
+    done = python(
+        "import jclip; import jittor; from jclip import runtime; print(runtime.use('auto'))", PATH=broken_tools
+    )
     assert done.stdout.strip() == "cpu", done.stderr
 
 
@@ -50,7 +65,9 @@ def test_what_the_user_has_set_is_left_alone():
 
 @pytest.mark.parametrize("set_by_the_user, threads", [({}, "0"), ({"use_parallel_op_compiler": "3"}, "3")])
 def test_kernels_are_compiled_one_after_another_unless_the_user_asks(set_by_the_user, threads):
-    done = python("from jclip import runtime; print(runtime.jittor().flags.use_parallel_op_compiler)", **set_by_the_user)
+    done = python(
+        "from jclip import runtime; print(runtime.jittor().flags.use_parallel_op_compiler)", **set_by_the_user
+    )
     assert done.stdout.strip() == threads, done.stderr
 
 
@@ -93,7 +110,9 @@ def test_cuda_that_is_switched_off_is_not_looked_for(untouched):
     assert "conv_opt" not in os.environ
 
 
-@pytest.mark.parametrize("nvcc, left", [("/user/cuda/bin/nvcc", "/user/cuda/bin/nvcc"), ("~/.cache/jclip/cuda/key/bin/nvcc", "")])
+@pytest.mark.parametrize(
+    "nvcc, left", [("/user/cuda/bin/nvcc", "/user/cuda/bin/nvcc"), ("~/.cache/jclip/cuda/key/bin/nvcc", "")]
+)
 def test_nvcc_that_cannot_be_used_is_left_where_it_is_the_users(untouched, nvcc, left):
     """The other is of the process that has started this one, and has not hidden the GPU, as this one has."""
     untouched.setattr(runtime, "cuda_problem", lambda: "the NVIDIA driver finds no GPU")
@@ -123,17 +142,27 @@ print(runtime.use({device!r}, {precision!r}), jt.flags.use_cuda)
 """
 
 
-@pytest.mark.parametrize("device, precision, has_cuda, problem, chosen, line", [
-    ("auto", "float32", 1, "", "cuda 1", "Jittor 1.3.11.0 computes on NVIDIA H100 80GB HBM3 (CUDA 13.0, float32)"),
-    ("cuda", "half", 1, "", "cuda 1", "Jittor 1.3.11.0 computes on NVIDIA H100 80GB HBM3 (CUDA 13.0, half)"),
-    ("cpu", "float32", 1, "", "cpu 0", "Jittor 1.3.11.0 computes on the CPU ("),
-    ("auto", "float32", 0, "no nvcc", "cpu 0", "; no CUDA: no nvcc"),
-    ("auto", "float32", 0, "", "cpu 0", "; no CUDA: switched off by nvcc_path"),
-    ("cpu", "half", 1, "", "", "--precision half needs CUDA; run with --precision float32"),
-    ("auto", "half", 0, "no nvcc", "", "--precision half needs CUDA, and there is none: no nvcc; run with --precision float32"),
-    ("cuda", "half", 0, "no nvcc", "", "CUDA cannot be used here: no nvcc; run with --device cpu"),
-    ("cpu", "double", 0, "", "", "unknown precision 'double'; expected one of float32, half"),
-])
+@pytest.mark.parametrize(
+    "device, precision, has_cuda, problem, chosen, line",
+    [
+        ("auto", "float32", 1, "", "cuda 1", "Jittor 1.3.11.0 computes on NVIDIA H100 80GB HBM3 (CUDA 13.0, float32)"),
+        ("cuda", "half", 1, "", "cuda 1", "Jittor 1.3.11.0 computes on NVIDIA H100 80GB HBM3 (CUDA 13.0, half)"),
+        ("cpu", "float32", 1, "", "cpu 0", "Jittor 1.3.11.0 computes on the CPU ("),
+        ("auto", "float32", 0, "no nvcc", "cpu 0", "; no CUDA: no nvcc"),
+        ("auto", "float32", 0, "", "cpu 0", "; no CUDA: switched off by nvcc_path"),
+        ("cpu", "half", 1, "", "", "--precision half needs CUDA; run with --precision float32"),
+        (
+            "auto",
+            "half",
+            0,
+            "no nvcc",
+            "",
+            "--precision half needs CUDA, and there is none: no nvcc; run with --precision float32",
+        ),
+        ("cuda", "half", 0, "no nvcc", "", "CUDA cannot be used here: no nvcc; run with --device cpu"),
+        ("cpu", "double", 0, "", "", "unknown precision 'double'; expected one of float32, half"),
+    ],
+)
 def test_what_is_chosen_and_said(device, precision, has_cuda, problem, chosen, line):
     done = python(FAKE_JITTOR.format(**locals()))
     assert done.stdout.strip() == chosen and line in done.stderr.splitlines()[-1], done.stderr
@@ -143,7 +172,10 @@ def test_what_is_chosen_and_said(device, precision, has_cuda, problem, chosen, l
 def test_half_precision_needs_the_tensor_cores_of_its_kernels():
     done = python(FAKE_JITTOR.format(device="auto", precision="half", has_cuda=1, problem="").replace(", 90,", ", 75,"))
     assert done.returncode == 1 and not done.stdout
-    assert "needs a GPU of compute capability 8.0, NVIDIA H100 80GB HBM3 has 7.5; run with --precision float32" in done.stderr
+    assert (
+        "needs a GPU of compute capability 8.0, NVIDIA H100 80GB HBM3 has 7.5; run with --precision float32"
+        in done.stderr
+    )
 
 
 def test_the_first_use_is_told_apart_by_what_the_core_was_linked_with(tmp_path, monkeypatch):
@@ -153,7 +185,9 @@ def test_the_first_use_is_told_apart_by_what_the_core_was_linked_with(tmp_path, 
     nvcc = "/cache/key/bin/nvcc"
     assert not runtime._core_is_compiled("") and not runtime._core_is_compiled(nvcc)
     (core / "cu13.0.88_sm_90").mkdir(parents=True)
-    (core / "cu13.0.88_sm_90" / command).write_text('g++ -DHAS_CUDA -I"/cache/key/include" -lcudart -L"/cache/key/lib64"')
+    (core / "cu13.0.88_sm_90" / command).write_text(
+        'g++ -DHAS_CUDA -I"/cache/key/include" -lcudart -L"/cache/key/lib64"'
+    )
     assert not runtime._core_is_compiled("") and runtime._core_is_compiled(nvcc)
     assert not runtime._core_is_compiled("/cache/other key/bin/nvcc")
     (core / command).write_text("g++")
@@ -168,7 +202,8 @@ def unstartable(tmp_path):
     (tmp_path / "site/jittor").mkdir(parents=True)
     (tmp_path / "site/jittor/__init__.py").write_text(
         "import os, types\nif os.environ['nvcc_path']:\n    os.abort()\n"
-        "__version__, has_cuda, flags = '1.3.11.0', 0, types.SimpleNamespace(use_cuda=0)\n")
+        "__version__, has_cuda, flags = '1.3.11.0', 0, types.SimpleNamespace(use_cuda=0)\n"
+    )
     core = tmp_path / ".cache/jittor/jt/g++/py/os/cpu/7b6b/jclip_cuda/cu13.0.88_sm_90/jittor_core.so.key"
     core.parent.mkdir(parents=True)  # its core was compiled; it is the import that fails
     core.write_text(f'g++ -DHAS_CUDA -L"{nvcc.parents[1]}/lib64"')
@@ -181,7 +216,8 @@ def test_where_jittor_does_not_start_with_cuda_it_computes_on_the_cpu_and_says_w
     if again:
         with open(f"{unstartable['HOME']}/.cache/jclip/cuda/key-failed-13.0", "w") as file:
             file.write("what the compilers said")
-    done = python(f"""
+    done = python(
+        f"""
 import os
 os.environ["nvcc_path"] = ""
 from jclip import cuda, runtime
@@ -191,16 +227,25 @@ cuda.first_gpu = lambda: cuda.Gpu("NVIDIA H100", 90, (13, 0))
 runtime._cuda.cache_clear()
 runtime.prepare()
 print(runtime.use({device!r}))
-""", **unstartable)
+""",
+        **unstartable,
+    )
     log = f"{unstartable['HOME']}/.cache/jclip/cuda/key-failed-13.0"
     words = "does not start with it" if not again else "has not started with it before"
-    assert f"Jittor {words}, {log} says why; delete {os.path.dirname(log)} to try again" in done.stderr.splitlines()[-1], done.stderr
+    assert (
+        f"Jittor {words}, {log} says why; delete {os.path.dirname(log)} to try again" in done.stderr.splitlines()[-1]
+    ), done.stderr
     assert line in done.stderr.splitlines()[-1] and os.path.exists(log)
 
 
-@pytest.mark.parametrize("device, message", [("cuda", "CUDA cannot be used here: no NVIDIA driver; run with --device cpu"), ("gpu", "unknown device 'gpu'")])
+@pytest.mark.parametrize(
+    "device, message",
+    [("cuda", "CUDA cannot be used here: no NVIDIA driver; run with --device cpu"), ("gpu", "unknown device 'gpu'")],
+)
 def test_a_device_that_is_not_there_is_one_clear_error(device, message):
-    done = python(f"from jclip import runtime; runtime.cuda_problem = lambda: 'no NVIDIA driver'\nruntime.use({device!r})")
+    done = python(
+        f"from jclip import runtime; runtime.cuda_problem = lambda: 'no NVIDIA driver'\nruntime.use({device!r})"
+    )
     assert done.returncode == 1 and message in done.stderr.splitlines()[-1]
 
 
@@ -211,7 +256,9 @@ def test_no_compiler_is_one_clear_error():
 
 @pytest.mark.parametrize("first", ["jclip", "jclip, jittor", "jittor, jclip"])
 def test_ctrl_c_and_killed_children_act_as_in_any_python(first):
-    done = python(f"import {first}" + """
+    done = python(
+        f"import {first}"
+        + """
 import os, signal, subprocess
 from jclip import runtime
 runtime.use("cpu")
@@ -221,7 +268,10 @@ try:
     [None for _ in range(10**7)]
 except KeyboardInterrupt:
     print("interrupted")
-""", nvcc_path="", use_mpi="0")
+""",
+        nvcc_path="",
+        use_mpi="0",
+    )
     assert done.stdout.strip() == "interrupted", done.stderr
 
 

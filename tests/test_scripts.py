@@ -1,4 +1,5 @@
 """The four scripts, one after the other, as a user runs them, on drawn photographs and a tiny CLIP of random weights."""
+
 import json
 import shutil
 import subprocess
@@ -14,12 +15,18 @@ from fewshot import artifacts
 from tip_adapter_utils import predict_logits
 from jclip import weights
 
+
 def test_from_photographs_to_a_result_twice_the_same(work, run):
     results = []
     for _ in range(2):
         for script in ("extract_feature.py", "train_adapter.py", "predict.py"):
             done = run(script, cwd=work)
-        results.append({name: (work / name).read_bytes() for name in ("result.txt", "result.zip", "output/adapter.npz", "output/support.npz", "output/test.npz")})
+        results.append(
+            {
+                name: (work / name).read_bytes()
+                for name in ("result.txt", "result.zip", "output/adapter.npz", "output/support.npz", "output/test.npz")
+            }
+        )
         shutil.rmtree(work / "output")
     assert results[0] == results[1]
     lines = [line.split() for line in results[0]["result.txt"].decode().splitlines()]
@@ -38,14 +45,25 @@ def test_what_extraction_writes(extracted):
     test = artifacts.read(output / "test.npz", artifacts.Split)
     artifacts.check_together(text, support, val, test)
     assert text.names.tolist() == CLASSES and text.scale == pytest.approx(50, rel=1e-5)
-    assert support.features.shape == (20, 4, 32) and np.bincount(support.labels, minlength=6).tolist() == [4, 4, 4, 0, 4, 4]
+    assert support.features.shape == (20, 4, 32) and np.bincount(support.labels, minlength=6).tolist() == [
+        4,
+        4,
+        4,
+        0,
+        4,
+        4,
+    ]
     assert len(val.names) == 15 and not set(val.names) & set(support.names)
     assert test.names.tolist() == [f"image_{i}.jpg" for i in range(1, 14)] and (test.labels == -1).all()
     assert support.meta["weights_sha256"] == weights.sha256(output.parent / "ViT-B-32.pkl")
     different = np.linalg.norm(support.features[:, :1] - support.features[:, 1:], axis=2)
     assert (different > 1e-4).all()  # every view differs from the plain photograph
     said = done.stderr
-    assert "1 of 6 classes have no sentences of their own" in said and "Stanford-Cars_Volvo_C30" in said and "match no class" in said
+    assert (
+        "1 of 6 classes have no sentences of their own" in said
+        and "Stanford-Cars_Volvo_C30" in said
+        and "match no class" in said
+    )
 
 
 def test_features_are_those_of_the_library(extracted, contest):
@@ -66,11 +84,30 @@ def test_features_are_those_of_the_library(extracted, contest):
 
 
 def test_options_of_extraction(work, run):
-    run("extract_feature.py", "--shots", 2, "--select", "first", "--views", "plain,crop:2", "--max-train", 5, "--max-val", 1, "--batch-size", 3, "--output", "deep/er", cwd=work)
+    run(
+        "extract_feature.py",
+        "--shots",
+        2,
+        "--select",
+        "first",
+        "--views",
+        "plain,crop:2",
+        "--max-train",
+        5,
+        "--max-val",
+        1,
+        "--batch-size",
+        3,
+        "--output",
+        "deep/er",
+        cwd=work,
+    )
     support = artifacts.read(work / "deep/er/support.npz", artifacts.Support)
     val = artifacts.read(work / "deep/er/val.npz", artifacts.Split)
     assert support.features.shape == (10, 3, 32) and support.meta["views"] == ["plain", "crop", "crop"]
-    assert np.bincount(val.labels, minlength=6).tolist() == [1, 1, 1, 0, 1, 1] and not set(val.names) & set(support.names)
+    assert np.bincount(val.labels, minlength=6).tolist() == [1, 1, 1, 0, 1, 1] and not set(val.names) & set(
+        support.names
+    )
     run("extract_feature.py", "--shots", 7, "--output", "deep/er", cwd=work)
     assert not (work / "deep/er/val.npz").exists()  # the old one held today's shots
 
@@ -86,7 +123,11 @@ def test_labelled_folders_and_the_figures(work, run, tmp_path):
     done = run("predict.py", cwd=work)
     figures = json.loads((work / "output/metrics.json").read_text())
     assert figures["test"]["n"] == 12 and f"top-1 {figures['test']['top1']:.1%}" in done.stdout
-    assert figures["test"]["top1"] >= 0.75 and figures["val"]["n"] == 3 and set(figures["test"]["per_class"]) == {"red thing", "green thing", "blue thing"}
+    assert (
+        figures["test"]["top1"] >= 0.75
+        and figures["val"]["n"] == 3
+        and set(figures["test"]["per_class"]) == {"red thing", "green thing", "blue thing"}
+    )
     first = (work / "result.txt").read_text().splitlines()[0]
     assert first.startswith("blue thing/0.png ") and len(first.rsplit(" ", 3)[1:]) == 3  # three classes, so no five
 
@@ -95,9 +136,16 @@ def test_photographs_from_the_command_line(trained, run):
     draw(trained / "red.png", 0, 200)
     done = run("predict.py", "red.png", cwd=trained)
     lines = done.stdout.splitlines()
-    adapter, test = artifacts.read(trained / "output/adapter.npz", artifacts.Adapter), artifacts.read(trained / "output/test.npz", artifacts.Split)
+    adapter, test = (
+        artifacts.read(trained / "output/adapter.npz", artifacts.Adapter),
+        artifacts.read(trained / "output/test.npz", artifacts.Split),
+    )
     alike = test.names.tolist().index("image_6.jpg")  # drawn in the same colour
-    assert lines[0] == "red.png" and adapter.names[predict_logits(adapter, test.features[[alike]]).argmax()] == lines[1].split("%")[1].strip() and len(lines) == 6
+    assert (
+        lines[0] == "red.png"
+        and adapter.names[predict_logits(adapter, test.features[[alike]]).argmax()] == lines[1].split("%")[1].strip()
+        and len(lines) == 6
+    )
     shares = [float(line.split("%")[0]) for line in lines[1:]]
     assert shares == sorted(shares, reverse=True) and sum(shares) <= 100.3
     done = run("predict.py", "Dataset/TestSetB", "red.png", "--topk", 1, cwd=trained)
@@ -139,27 +187,80 @@ def of_another_width(content, meta):
         content[name] = content[name][:, :8] / np.linalg.norm(content[name][:, :8], axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("harm, script, arguments, said", [
-    (lambda f: (f / "Dataset").unlink(), "extract_feature.py", [], "Dataset does not exist"),
-    (lambda f: (f / "ViT-B-32.pkl").unlink(), "extract_feature.py", [], "no weights at ViT-B-32.pkl; .*convert_weights.py"),
-    (lambda f: None, "extract_feature.py", ["--split", "A"], "expected classes.txt"),
-    (lambda f: None, "extract_feature.py", ["--output", "ViT-B-32.pkl"], "ViT-B-32.pkl: File exists"),
-    (lambda f: shutil.rmtree(f / "output"), "train_adapter.py", [], "no output/text.npz; run extract_feature.py"),
-    (lambda f: (f / "output/adapter.npz").unlink(), "predict.py", [], "no output/adapter.npz; run train_adapter.py"),
-    (lambda f: (f / "output/test.npz").write_bytes(b"PK"), "predict.py", [], "output/test.npz: damaged"),
-    (lambda f: spoil(f / "output/test.npz", of_other_weights), "predict.py", [], "made from different weights"),
-    (lambda f: spoil(f / "output/val.npz", of_other_weights), "train_adapter.py", [], "made from different weights"),
-    (lambda f: spoil(f / "output/val.npz", lambda c, m: m.update(selection_sha256="other")), "train_adapter.py", [], "made from different selection"),
-    (lambda f: spoil(f / "output/adapter.npz", of_other_weights), "predict.py", ["Dataset/TestSetB"], "trained on features of other weights"),
-    (lambda f: None, "predict.py", ["absent.jpg"], "absent.jpg: no such photograph"),
-    (lambda f: (f / "x.jpg").write_text("no picture"), "predict.py", ["x.jpg"], "x.jpg: cannot be read as a photograph"),
-    (lambda f: spoil(f / "output/adapter.npz", of_another_width), "predict.py", ["Dataset/TestSetB"], "features of width 8, ViT-B-32.pkl makes 32"),
-    (lambda f: spoil(f / "output/test.npz", lambda c, m: m.update(unreadable=["x.jpg"])), "predict.py", [], "unreadable in meta"),
-    (lambda f: spoil(f / "output/test.npz", lambda c, m: m.update(unreadable={"x\ny": "broken"})), "predict.py", [], "unreadable in meta"),
-    (lambda f: None, "predict.py", ["--result", "no/where.txt"], "no/"),
-    (lambda f: (f / "ViT-B-32.pkl").unlink(), "predict.py", ["Dataset/TestSetB", "--classes", "cat," + "very " * 80], "87 tokens.*shorten the name in --classes"),
-    (lambda f: (f / "output/metrics.json").write_text("{"), "predict.py", ["--result", "r.txt"], ""),
-])
+@pytest.mark.parametrize(
+    "harm, script, arguments, said",
+    [
+        (lambda f: (f / "Dataset").unlink(), "extract_feature.py", [], "Dataset does not exist"),
+        (
+            lambda f: (f / "ViT-B-32.pkl").unlink(),
+            "extract_feature.py",
+            [],
+            "no weights at ViT-B-32.pkl; .*convert_weights.py",
+        ),
+        (lambda f: None, "extract_feature.py", ["--split", "A"], "expected classes.txt"),
+        (lambda f: None, "extract_feature.py", ["--output", "ViT-B-32.pkl"], "ViT-B-32.pkl: File exists"),
+        (lambda f: shutil.rmtree(f / "output"), "train_adapter.py", [], "no output/text.npz; run extract_feature.py"),
+        (
+            lambda f: (f / "output/adapter.npz").unlink(),
+            "predict.py",
+            [],
+            "no output/adapter.npz; run train_adapter.py",
+        ),
+        (lambda f: (f / "output/test.npz").write_bytes(b"PK"), "predict.py", [], "output/test.npz: damaged"),
+        (lambda f: spoil(f / "output/test.npz", of_other_weights), "predict.py", [], "made from different weights"),
+        (
+            lambda f: spoil(f / "output/val.npz", of_other_weights),
+            "train_adapter.py",
+            [],
+            "made from different weights",
+        ),
+        (
+            lambda f: spoil(f / "output/val.npz", lambda c, m: m.update(selection_sha256="other")),
+            "train_adapter.py",
+            [],
+            "made from different selection",
+        ),
+        (
+            lambda f: spoil(f / "output/adapter.npz", of_other_weights),
+            "predict.py",
+            ["Dataset/TestSetB"],
+            "trained on features of other weights",
+        ),
+        (lambda f: None, "predict.py", ["absent.jpg"], "absent.jpg: no such photograph"),
+        (
+            lambda f: (f / "x.jpg").write_text("no picture"),
+            "predict.py",
+            ["x.jpg"],
+            "x.jpg: cannot be read as a photograph",
+        ),
+        (
+            lambda f: spoil(f / "output/adapter.npz", of_another_width),
+            "predict.py",
+            ["Dataset/TestSetB"],
+            "features of width 8, ViT-B-32.pkl makes 32",
+        ),
+        (
+            lambda f: spoil(f / "output/test.npz", lambda c, m: m.update(unreadable=["x.jpg"])),
+            "predict.py",
+            [],
+            "unreadable in meta",
+        ),
+        (
+            lambda f: spoil(f / "output/test.npz", lambda c, m: m.update(unreadable={"x\ny": "broken"})),
+            "predict.py",
+            [],
+            "unreadable in meta",
+        ),
+        (lambda f: None, "predict.py", ["--result", "no/where.txt"], "no/"),
+        (
+            lambda f: (f / "ViT-B-32.pkl").unlink(),
+            "predict.py",
+            ["Dataset/TestSetB", "--classes", "cat," + "very " * 80],
+            "87 tokens.*shorten the name in --classes",
+        ),
+        (lambda f: (f / "output/metrics.json").write_text("{"), "predict.py", ["--result", "r.txt"], ""),
+    ],
+)
 def test_a_mistake_is_one_line_and_exit_code_1(trained, run, harm, script, arguments, said):
     import re
 
@@ -187,18 +288,32 @@ def test_a_sheet_needs_the_test_photographs_alone_and_costs_no_result(work, trai
 
 
 def test_rows_of_one_name_have_a_line_each(trained, run):
-    spoil(trained / "output/test.npz", lambda content, meta: content.update(names=np.array(["1.jpg", "2.jpg"])[np.arange(13) % 2]))
+    spoil(
+        trained / "output/test.npz",
+        lambda content, meta: content.update(names=np.array(["1.jpg", "2.jpg"])[np.arange(13) % 2]),
+    )
     run("predict.py", cwd=trained)
-    assert sorted(line.split()[0] for line in (trained / "result.txt").read_text().splitlines()) == ["1.jpg"] * 7 + ["2.jpg"] * 6
+    assert (
+        sorted(line.split()[0] for line in (trained / "result.txt").read_text().splitlines())
+        == ["1.jpg"] * 7 + ["2.jpg"] * 6
+    )
 
 
 def test_it_works_without_a_stdout(trained):
-    done = subprocess.run(f"'{sys.executable}' '{PROJECT / 'predict.py'}' >&-", shell=True, cwd=trained, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        f"'{sys.executable}' '{PROJECT / 'predict.py'}' >&-", shell=True, cwd=trained, stderr=subprocess.PIPE, text=True
+    )
     assert (done.returncode, done.stderr) == (0, "") and (trained / "result.txt").exists()
 
 
 def test_who_has_seen_enough_of_it_may_go(trained):
-    process = subprocess.Popen([sys.executable, PROJECT / "predict.py", *["Dataset/TestSetB"] * 200], cwd=trained, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, PROJECT / "predict.py", *["Dataset/TestSetB"] * 200],
+        cwd=trained,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout.readline() == "Dataset/TestSetB/image_1.jpg\n"
     process.stdout.close()  # as `| head -1` does
     said = process.stderr.read()
@@ -211,13 +326,31 @@ def test_a_broken_photograph_is_named(work, contest, run):
     broken = work / "Dataset/TrainSet/Animal_Bee/3.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
     done = run("extract_feature.py", "--strict", cwd=work, check=False)
-    assert done.returncode == 1 and "TrainSet/Animal_Bee/3.jpg: cannot be read as a photograph" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 1
+        and "TrainSet/Animal_Bee/3.jpg: cannot be read as a photograph" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
-@pytest.mark.parametrize("script, arguments", [("extract_feature.py", ["--shots", "0"]), ("extract_feature.py", ["--select", "best"]), ("train_adapter.py", ["--method", "magic"]),
-                                               ("predict.py", ["--classes", "cat"]), ("predict.py", ["x.jpg", "--classes", "cat,cat"]),
-                                               ("predict.py", ["x.jpg", "--classes", ""]), ("predict.py", ["--sheet", "x.pdf"]), ("extract_feature.py", ["--views", "flip"]),
-                                               ("extract_feature.py", ["--seed", "-1"]), ("train_adapter.py", ["--seed", "5000000000"]), ("predict.py", ["--topk", "x"]), ("predict.py", ["--result", "r.zip"]), ("train_adapter.py", ["--lr", "-1"])])
+@pytest.mark.parametrize(
+    "script, arguments",
+    [
+        ("extract_feature.py", ["--shots", "0"]),
+        ("extract_feature.py", ["--select", "best"]),
+        ("train_adapter.py", ["--method", "magic"]),
+        ("predict.py", ["--classes", "cat"]),
+        ("predict.py", ["x.jpg", "--classes", "cat,cat"]),
+        ("predict.py", ["x.jpg", "--classes", ""]),
+        ("predict.py", ["--sheet", "x.pdf"]),
+        ("extract_feature.py", ["--views", "flip"]),
+        ("extract_feature.py", ["--seed", "-1"]),
+        ("train_adapter.py", ["--seed", "5000000000"]),
+        ("predict.py", ["--topk", "x"]),
+        ("predict.py", ["--result", "r.zip"]),
+        ("train_adapter.py", ["--lr", "-1"]),
+    ],
+)
 def test_wrong_arguments_end_with_2(run, tmp_path, script, arguments):
     assert run(script, *arguments, cwd=tmp_path, check=False).returncode == 2
 
@@ -235,5 +368,7 @@ def test_real_photographs(shared, tiny_weights, tmp_path, run):
     run("predict.py", cwd=tmp_path)
     lines = [line.split() for line in (tmp_path / "result.txt").read_text().splitlines()]
     names = [line.split()[0] for line in (shared / "data/photos/truth.txt").read_text().splitlines()]
-    assert [line[0] for line in lines] == sorted(names, key=lambda name: int(name.split("_")[1].split(".")[0])) and len(lines) == 198
+    assert [line[0] for line in lines] == sorted(names, key=lambda name: int(name.split("_")[1].split(".")[0])) and len(
+        lines
+    ) == 198
     assert all(len(set(line[1:])) == 5 and set(map(int, line[1:])) <= set(range(22)) for line in lines)

@@ -21,7 +21,10 @@ def test_right_and_wrong_are_marked(photos):
     right = sheet.contact_sheet([sheet.Shown(photos[0], guesses, "bear")])
     wrong = sheet.contact_sheet([sheet.Shown(photos[0], guesses, "bee")])
     unknown = sheet.contact_sheet([sheet.Shown(photos[0], guesses, None)])
-    assert [[holds(picture, colour) for colour in (sheet.RIGHT, sheet.WRONG)] for picture in (right, unknown)] == [[True, False], [False, False]]
+    assert [[holds(picture, colour) for colour in (sheet.RIGHT, sheet.WRONG)] for picture in (right, unknown)] == [
+        [True, False],
+        [False, False],
+    ]
     assert holds(wrong, sheet.WRONG)
     assert unknown.height < right.height  # no line for what nobody knows
 
@@ -34,7 +37,9 @@ def test_the_font_has_the_letters_of_the_truth_too(photos, monkeypatch):
 
 
 def test_any_shape_and_any_name_fits(photos):
-    shown = [sheet.Shown(photo, [(name, 1.0), ("", 0.0)], None) for photo in photos for name in ("a" * 200, "汉字 " * 40)]
+    shown = [
+        sheet.Shown(photo, [(name, 1.0), ("", 0.0)], None) for photo in photos for name in ("a" * 200, "汉字 " * 40)
+    ]
     picture = sheet.contact_sheet(shown)
     assert picture.width == 5 * (sheet.PHOTO[0] + 2 * sheet.MARGIN)
     edge = np.asarray(picture)[:, sheet.PHOTO[0] + sheet.MARGIN + 5 : sheet.PHOTO[0] + 2 * sheet.MARGIN]

@@ -1,4 +1,5 @@
 """The store of feature rows: what is kept, what is computed anew, what a damaged part does."""
+
 import os
 import signal
 import subprocess
@@ -68,10 +69,19 @@ def test_no_keys_no_rows(tmp_path):
     assert Store(tmp_path, WIDTH).rows([], Computing([])).shape == (0, WIDTH)
 
 
-@pytest.mark.parametrize("harm", [lambda content: content[:-1], lambda content: b"", lambda content: content + b"\0",
-                                  lambda content: content[:200] + bytes([content[200] ^ 1]) + content[201:], lambda content: b"\x93NUMPY no array",
-                                  lambda content: content.replace(b"(10,)", b"(10,("), lambda content: b"PK\x03\x04" + content[4:],
-                                  lambda content: content.replace(b"(10,), }" + b" " * 12, b"(" + b"9" * 14 + b",), }")])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda content: content[:-1],
+        lambda content: b"",
+        lambda content: content + b"\0",
+        lambda content: content[:200] + bytes([content[200] ^ 1]) + content[201:],
+        lambda content: b"\x93NUMPY no array",
+        lambda content: content.replace(b"(10,)", b"(10,("),
+        lambda content: b"PK\x03\x04" + content[4:],
+        lambda content: content.replace(b"(10,), }" + b" " * 12, b"(" + b"9" * 14 + b",), }"),
+    ],
+)
 def test_of_a_damaged_part_the_rows_are_computed_anew(tmp_path, chunked, harm):
     rows_of(Store(tmp_path, WIDTH), range(30))
     damaged = sorted(tmp_path.glob("*.npy"))[1]
@@ -85,7 +95,9 @@ def test_of_a_damaged_part_the_rows_are_computed_anew(tmp_path, chunked, harm):
 
 def test_rows_of_another_width_are_no_rows(tmp_path):
     rows_of(Store(tmp_path, WIDTH), range(3))
-    assert Store(tmp_path, WIDTH + 1).rows(keys(range(3)), lambda places: [(places, np.ones((3, WIDTH + 1), np.float32))]).shape == (3, WIDTH + 1)
+    assert Store(tmp_path, WIDTH + 1).rows(
+        keys(range(3)), lambda places: [(places, np.ones((3, WIDTH + 1), np.float32))]
+    ).shape == (3, WIDTH + 1)
 
 
 def test_without_spare_rows_tidying_leaves_what_was_asked_for_in_whole_parts(tmp_path, chunked, monkeypatch):
@@ -133,7 +145,9 @@ def test_of_more_spare_rows_than_there_is_room_for_the_parts_written_first_go(tm
     rows_of(opened, [0, 1, 10])
     opened.tidy()  # spare: 10 of another width, 10 of the third part, 9 of the second, 8 of the first
     assert sum(len(np.load(path)) for path in tmp_path.iterdir()) == 3 + 20
-    assert rows_of(Store(tmp_path, WIDTH), [0, 1, 10, *range(20, 30)]) == [] and rows_of(Store(tmp_path, WIDTH), [2, 11]) == [2, 11]
+    assert rows_of(Store(tmp_path, WIDTH), [0, 1, 10, *range(20, 30)]) == [] and rows_of(
+        Store(tmp_path, WIDTH), [2, 11]
+    ) == [2, 11]
 
 
 def test_tidying_what_is_tidy_changes_nothing(tmp_path, chunked):
@@ -173,4 +187,6 @@ store.Store(sys.argv[1], {WIDTH}).rows(keys, lambda places: [(places, np.float32
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=PROJECT)
     assert done.returncode == -signal.SIGKILL
     on_disk = moment // 2 * 10
-    assert rows_of(Store(tmp_path, WIDTH), range(40)) == list(range(on_disk, 40)) and not [name for name in os.listdir(tmp_path) if name.endswith(".part")]
+    assert rows_of(Store(tmp_path, WIDTH), range(40)) == list(range(on_disk, 40)) and not [
+        name for name in os.listdir(tmp_path) if name.endswith(".part")
+    ]

@@ -29,11 +29,15 @@ def test_first_takes_the_first_and_random_draws_by_the_seed():
 
 
 def test_kmeans_takes_one_of_each_kind():
-    kinds = np.repeat(np.eye(3, 8, dtype=np.float32), 4, axis=0) + 0.01 * np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)
+    kinds = np.repeat(np.eye(3, 8, dtype=np.float32), 4, axis=0) + 0.01 * np.random.default_rng(0).normal(
+        size=(12, 8)
+    ).astype(np.float32)
     chosen = support.choose(np.zeros(12, int), 3, "kmeans", 1, kinds)
     assert (chosen // 4).tolist() == [0, 1, 2]
     centres = kinds.reshape(3, 4, 8).mean(axis=1)
-    assert chosen.tolist() == [4 * k + np.linalg.norm(kinds[4 * k : 4 * k + 4] - centres[k], axis=1).argmin() for k in range(3)]
+    assert chosen.tolist() == [
+        4 * k + np.linalg.norm(kinds[4 * k : 4 * k + 4] - centres[k], axis=1).argmin() for k in range(3)
+    ]
 
 
 def test_copies_of_one_photograph_still_give_the_shots_without_a_warning():
@@ -46,7 +50,9 @@ def test_copies_of_one_photograph_still_give_the_shots_without_a_warning():
 def test_one_class_does_not_change_what_is_drawn_of_another():
     more = np.append(LABELS, [1, 1, 1])
     kept = support.choose(more, 2, "random", 1)
-    assert [row for row in kept if more[row] != 1] == [row for row in support.choose(LABELS, 2, "random", 1) if LABELS[row] != 1]
+    assert [row for row in kept if more[row] != 1] == [
+        row for row in support.choose(LABELS, 2, "random", 1) if LABELS[row] != 1
+    ]
 
 
 def test_a_cap_bounds_each_class():
@@ -57,4 +63,6 @@ def test_a_cap_bounds_each_class():
 
 def test_no_photographs_give_no_shots():
     none = np.zeros(0, np.int64)
-    assert support.choose(none, 4, "kmeans", 1, np.zeros((0, 8))).tolist() == support.looked_at(none, 3, 1).tolist() == []
+    assert (
+        support.choose(none, 4, "kmeans", 1, np.zeros((0, 8))).tolist() == support.looked_at(none, 3, 1).tolist() == []
+    )

@@ -1,4 +1,5 @@
 """The method: its formula, fine-tuning against the published code, the search against the plain loop, who judges whom."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -35,11 +36,15 @@ def silent(text):
 
 
 def make_support(rng, labels, views=1):
-    return Support(unit_rows(rng, len(labels), views, WIDTH), np.array(labels), np.array([f"shot {i}" for i in range(len(labels))]))
+    return Support(
+        unit_rows(rng, len(labels), views, WIDTH), np.array(labels), np.array([f"shot {i}" for i in range(len(labels))])
+    )
 
 
 def make_val(rng, labels):
-    return Split(unit_rows(rng, len(labels), WIDTH), np.array(labels), np.array([f"val {i}" for i in range(len(labels))]))
+    return Split(
+        unit_rows(rng, len(labels), WIDTH), np.array(labels), np.array([f"val {i}" for i in range(len(labels))])
+    )
 
 
 @pytest.fixture
@@ -59,7 +64,12 @@ def jt():
 
 
 def test_the_formula_term_by_term(rng):
-    f, w, k, v = unit_rows(rng, 3, 4), unit_rows(rng, 2, 4), unit_rows(rng, 5, 4), np.eye(2, dtype=np.float32)[[0, 1, 1, 0, 1]]
+    f, w, k, v = (
+        unit_rows(rng, 3, 4),
+        unit_rows(rng, 2, 4),
+        unit_rows(rng, 5, 4),
+        np.eye(2, dtype=np.float32)[[0, 1, 1, 0, 1]],
+    )
     logits = tip.tip_logits(100.0 * f @ w.T, f @ k.T, v, 1.5, 4.0)
     for i in range(3):
         for c in range(2):
@@ -107,9 +117,22 @@ def test_keys_after_each_epoch_are_those_of_the_published_code_in_pytorch(case, 
     golden = np.load(GOLDEN / "tip_adapter_f.npz")
     features, labels, after = (golden[f"{case}_{name}"] for name in ("features", "labels", "after"))
     keys, values = tip.cache(features, labels, len(golden["text"]))
-    found = list(tip.fine_tune(features.reshape(-1, features.shape[2]), labels.repeat(features.shape[1]), golden["text"], golden["scale"].item(),
-                               keys, values, golden["alpha"].item(), golden["beta"].item(), epochs=len(after),
-                               lr=golden[f"{case}_lr"].item(), seed=golden["seed"].item(), device="cpu"))
+    found = list(
+        tip.fine_tune(
+            features.reshape(-1, features.shape[2]),
+            labels.repeat(features.shape[1]),
+            golden["text"],
+            golden["scale"].item(),
+            keys,
+            values,
+            golden["alpha"].item(),
+            golden["beta"].item(),
+            epochs=len(after),
+            lr=golden[f"{case}_lr"].item(),
+            seed=golden["seed"].item(),
+            device="cpu",
+        )
+    )
     assert np.abs(after[0] - keys).max() > 1e-3  # else nothing would be tested
     np.testing.assert_allclose([epoch.keys.numpy() for epoch in found], after, atol=1e-5)
 
@@ -124,16 +147,32 @@ def test_divergence_is_an_error(rng, jt):
 
 def plain_loop(features, labels, text, scale, keys, values, alphas, betas):
     zero_shot, affinity = scale * (features @ text.T), features @ keys.T
-    return np.array([[np.count_nonzero(tip.tip_logits(zero_shot, affinity, values, alpha, beta).argmax(axis=1) == labels)
-                      for alpha in alphas] for beta in betas])
+    return np.array(
+        [
+            [
+                np.count_nonzero(tip.tip_logits(zero_shot, affinity, values, alpha, beta).argmax(axis=1) == labels)
+                for alpha in alphas
+            ]
+            for beta in betas
+        ]
+    )
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), classes=st.integers(1, 6), shots=st.integers(1, 12), rows=st.integers(1, 60),
-       scale=st.sampled_from([1.0, 5.0, 100.0]))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    classes=st.integers(1, 6),
+    shots=st.integers(1, 12),
+    rows=st.integers(1, 60),
+    scale=st.sampled_from([1.0, 5.0, 100.0]),
+)
 def test_the_search_counts_what_the_plain_loop_counts(seed, classes, shots, rows, scale):
     rng = np.random.default_rng(seed)
-    features, text, keys = sign_rows(rng, rows), sign_rows(rng, classes), unit_rows(rng, shots, WIDTH).astype(np.float64)
+    features, text, keys = (
+        sign_rows(rng, rows),
+        sign_rows(rng, classes),
+        unit_rows(rng, shots, WIDTH).astype(np.float64),
+    )
     text[-1] = text[0]  # told apart by the cache, or by the tie rule alone
     values = np.eye(classes)[rng.integers(0, max(1, classes - 1), shots)]  # the last class has no shots
     arguments = features, rng.integers(0, classes, rows), text, scale, keys, values, [0.0, *tip.ALPHAS], tip.BETAS[::25]
@@ -142,16 +181,25 @@ def test_the_search_counts_what_the_plain_loop_counts(seed, classes, shots, rows
 
 def test_of_equal_classes_the_lowest_label_wins(rng):
     same, key = sign_rows(rng, 1).repeat(3, axis=0), sign_rows(rng, 1).repeat(3, axis=0)
-    right = tip.count_right(sign_rows(rng, 3), np.array([0, 1, 2]), same, 100.0, key, np.eye(3), [0.0, 0.5, 9.0], [1.0, 7.0])
+    right = tip.count_right(
+        sign_rows(rng, 3), np.array([0, 1, 2]), same, 100.0, key, np.eye(3), [0.0, 0.5, 9.0], [1.0, 7.0]
+    )
     assert (right == 1).all()
 
 
 def test_of_equally_good_settings_the_first_is_taken(rng):
     text = make_text(rng, 3)
-    val = Split(text.features, np.arange(3), np.array(["a", "b", "c"]))  # zero-shot is right in all, and any cache of the true rows
+    val = Split(
+        text.features, np.arange(3), np.array(["a", "b", "c"])
+    )  # zero-shot is right in all, and any cache of the true rows
     support = Support(text.features[:, None], np.arange(3), val.names)
     _, chosen = tip.train("tip", text, support, val, Settings())
-    assert (chosen["alpha"], chosen["beta"], chosen["top1"], chosen["zero_shot_top1"]) == (tip.ALPHAS[0], tip.BETAS[0], 1, 1)
+    assert (chosen["alpha"], chosen["beta"], chosen["top1"], chosen["zero_shot_top1"]) == (
+        tip.ALPHAS[0],
+        tip.BETAS[0],
+        1,
+        1,
+    )
 
 
 def test_settings_whose_affinities_overflow_are_never_right(rng):
@@ -163,7 +211,9 @@ def test_settings_whose_affinities_overflow_are_never_right(rng):
 
 def test_the_search_agrees_with_the_plain_loop_on_real_features(shared):
     task = np.load(shared / "data/features/cars_4.npz")
-    text, keys, rows = (task[name].astype(np.float64) for name in ("text", "train_features", "val_features"))  # in float32, rounding decides a few rows
+    text, keys, rows = (
+        task[name].astype(np.float64) for name in ("text", "train_features", "val_features")
+    )  # in float32, rounding decides a few rows
     values = np.eye(len(text))[task["train_labels"]]
     arguments = rows, task["val_labels"], text, 100.0, keys, values, tip.ALPHAS[::3], tip.BETAS[::40]
     np.testing.assert_array_equal(tip.count_right(*arguments), plain_loop(*arguments))
@@ -178,9 +228,13 @@ def test_a_shot_left_out_is_never_in_the_cache_that_it_judges(rng):
     assert len(judged) == 4 and how == "leaving one shot a class out in turn"
     left_out = []
     for trial in judged:
-        rows = [i for row in trial.features for i in np.flatnonzero((support.features[:, 0] == row).all(axis=1))]  # judges by view 0
+        rows = [
+            i for row in trial.features for i in np.flatnonzero((support.features[:, 0] == row).all(axis=1))
+        ]  # judges by view 0
         assert len(rows) == len(trial.features) and set(rows) == set(np.flatnonzero(~trial.shots))
-        assert support.labels[rows].tolist() == trial.labels.tolist() and len(set(trial.labels)) == len(rows)  # one a class
+        assert support.labels[rows].tolist() == trial.labels.tolist() and len(set(trial.labels)) == len(
+            rows
+        )  # one a class
         assert set(support.labels[trial.shots]) == {0, 1, 2}  # something is left of each class
         left_out += rows
     assert sorted(left_out) == [0, 1, 2, 4, 5, 6]  # each in turn, but for the only shot of class 1
@@ -200,7 +254,12 @@ def test_shots_without_a_pattern_are_not_recognised_when_left_out(method, rng, r
 def test_validation_rows_judge_all_shots_and_unknown_ones_do_not_count(rng):
     support, val = make_support(rng, [0, 0, 1]), make_val(rng, [1, -1, 0])
     (trial,), how = tip.trials(support, val)
-    assert trial.shots.all() and len(trial.shots) == 3 and trial.labels.tolist() == [1, 0] and how == "on 2 validation rows"
+    assert (
+        trial.shots.all()
+        and len(trial.shots) == 3
+        and trial.labels.tolist() == [1, 0]
+        and how == "on 2 validation rows"
+    )
     assert (trial.features == val.features[[0, 2]]).all()
     assert tip.trials(support, make_val(rng, [-1, -1]))[1] == tip.trials(support, None)[1]
 
@@ -227,7 +286,9 @@ def keys_by_epoch(monkeypatch):
         for epoch in range(1, epochs + 1):
             ran.append(epoch)
             found = keys * (1 if epoch == 3 else -1)
-            right = validation and np.count_nonzero((scale * validation[0] @ text.T + alpha * (validation[0] @ found.T) @ values).argmax(1) == validation[1])
+            right = validation and np.count_nonzero(
+                (scale * validation[0] @ text.T + alpha * (validation[0] @ found.T) @ values).argmax(1) == validation[1]
+            )
             yield tip.Epoch(found.view(Keys), right)
 
     monkeypatch.setattr(tip, "fine_tune", fine_tune)
@@ -246,7 +307,9 @@ def test_without_validation_rows_all_shots_are_trained_up_to_the_chosen_epoch(rn
     of_class = unit_rows(rng, 8, 1, WIDTH)
     support = Support(of_class.repeat(2, axis=0), np.arange(8).repeat(2), np.array([f"shot {i}" for i in range(16)]))
     adapter, chosen = tip.train("tip-f", silent(make_text(rng, 8)), support, None, Settings(epochs=5))
-    assert chosen["epoch"] == 3 and keys_by_epoch[10:] == [1, 2, 3] * 3  # two trials of five epochs, again up to the third; then all
+    assert (
+        chosen["epoch"] == 3 and keys_by_epoch[10:] == [1, 2, 3] * 3
+    )  # two trials of five epochs, again up to the third; then all
     assert len(adapter.keys) == 16
 
 
@@ -256,7 +319,9 @@ def test_a_class_without_shots_lives_from_its_text(rng, jt):
         for judges in (val, None):
             adapter, _ = tip.train(method, text, support, judges, Settings(epochs=2))
             assert not adapter.values[:, [1, 2]].any()
-            np.testing.assert_allclose(tip.predict_logits(adapter, val.features)[:, 1:3], 100 * val.features @ text.features[1:3].T, atol=1e-4)
+            np.testing.assert_allclose(
+                tip.predict_logits(adapter, val.features)[:, 1:3], 100 * val.features @ text.features[1:3].T, atol=1e-4
+            )
 
 
 @pytest.mark.parametrize("method", ["tip", "tip-f"])
@@ -279,18 +344,28 @@ def shotless_task(names):
 
     labels, judged = np.repeat(np.arange(7), 2), np.repeat(np.arange(7), 6)
     text = Text(near(np.arange(10), 0.25), np.array(names), 20.0, {"groups": [name.split("_")[0] for name in names]})
-    return (text, Support(near(labels, 0.2)[:, None], labels, names_of(labels)), Split(near(judged, 0.3), judged, names_of(judged)))
+    return (
+        text,
+        Support(near(labels, 0.2)[:, None], labels, names_of(labels)),
+        Split(near(judged, 0.3), judged, names_of(judged)),
+    )
 
 
 def names_of(rows):
     return np.array([f"{i}.jpg" for i in range(len(rows))])
 
 
-@pytest.mark.parametrize("names, parts", [
-    ([f"a_{i}" for i in range(10)], [[0, 4], [1, 5], [2, 6], [3]]),  # missing classes of a kind that has shots
-    ([f"{'abbbcccddd'[i]}_{i}" for i in range(10)], [[0], [1, 2, 3], [4, 5, 6]]),  # a group of its own, as the contest's cars
-    ([f"{'aaaaaaaddd'[i]}_{i}" for i in range(10)], []),  # nothing to learn from how a group is missed
-])
+@pytest.mark.parametrize(
+    "names, parts",
+    [
+        ([f"a_{i}" for i in range(10)], [[0, 4], [1, 5], [2, 6], [3]]),  # missing classes of a kind that has shots
+        (
+            [f"{'abbbcccddd'[i]}_{i}" for i in range(10)],
+            [[0], [1, 2, 3], [4, 5, 6]],
+        ),  # a group of its own, as the contest's cars
+        ([f"{'aaaaaaaddd'[i]}_{i}" for i in range(10)], []),  # nothing to learn from how a group is missed
+    ],
+)
 def test_where_classes_lack_shots_the_choice_is_judged_by_hiding_others(names, parts):
     """The chosen pair is the best of those with which hidden classes keep 0.9 of their zero-shot accuracy: all pairs are tried here."""
     text, support, val = shotless_task(names)
@@ -313,7 +388,9 @@ def test_where_classes_lack_shots_the_choice_is_judged_by_hiding_others(names, p
 
     base, new = accuracies(chosen["alpha"], chosen["beta"])
     zero_shot = (zero_logits.argmax(axis=1) == val.labels).mean()
-    assert (chosen["base_top1"], chosen["new_top1"], chosen["zero_shot_top1"]) == tuple(map(pytest.approx, (base, new, zero_shot)))
+    assert (chosen["base_top1"], chosen["new_top1"], chosen["zero_shot_top1"]) == tuple(
+        map(pytest.approx, (base, new, zero_shot))
+    )
     assert new >= 0.9 * zero_shot
     for alpha in tip.ALPHAS:
         for beta in tip.BETAS[::7]:
@@ -328,7 +405,11 @@ def test_hidden_classes_are_held_to_their_own_zero_shot_accuracy():
     _, plain = tip.train("tip", text, support, val, Settings())
     for like, label in ((9, 9), (8, 9)):
         rows = text.features[[like] * 100]
-        more = Split(np.concatenate([val.features, rows]), np.concatenate([val.labels, [label] * 100]), names_of(np.arange(100 + len(val.labels))))
+        more = Split(
+            np.concatenate([val.features, rows]),
+            np.concatenate([val.labels, [label] * 100]),
+            names_of(np.arange(100 + len(val.labels))),
+        )
         judged = tip.trials(support, more).judged
         _, chosen = tip.train("tip", text, support, more, Settings())
         assert judged[0].labels.tolist() == more.labels.tolist() and chosen["new_top1"] >= 0.9 * plain["zero_shot_top1"]
@@ -336,7 +417,10 @@ def test_hidden_classes_are_held_to_their_own_zero_shot_accuracy():
 
 def test_with_fewer_classes_than_parts_none_is_hidden_for_nothing():
     text, support, val = shotless_task([f"a_{i}" for i in range(10)])
-    assert [part.tolist() for part in tip._to_hide(text, Support(support.features[:4], support.labels[:4], support.names[:4]))] == [[0], [1]]
+    assert [
+        part.tolist()
+        for part in tip._to_hide(text, Support(support.features[:4], support.labels[:4], support.names[:4]))
+    ] == [[0], [1]]
 
 
 def test_hiding_keeps_classes_without_shots_from_being_swallowed():
@@ -348,5 +432,7 @@ def test_hiding_keeps_classes_without_shots_from_being_swallowed():
         adapter, _ = tip.train("tip", text, support, val, Settings())
         return (tip.predict_logits(adapter, rows).argmax(axis=1) == kinds).mean()
 
-    by_group = Text(text.features, text.names, text.scale, {"groups": ["a"] * 7 + ["d"] * 3})  # nothing hidden: the published choice
+    by_group = Text(
+        text.features, text.names, text.scale, {"groups": ["a"] * 7 + ["d"] * 3}
+    )  # nothing hidden: the published choice
     assert kept(text) > kept(by_group) + 0.1

@@ -1,4 +1,5 @@
 """train_adapter.py as a user runs it: in a process of its own, on files between the stages."""
+
 from __future__ import annotations
 
 import csv
@@ -23,12 +24,17 @@ def write_task(folder, shots=3, validation=True, weights=WEIGHTS):
     rng = np.random.default_rng(5)
     unit = lambda rows: (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
     text, centre = unit(rng.normal(size=(4, 32))), rng.normal(size=(4, 32))
-    near = lambda labels, *shape: unit(centre[labels].reshape(len(labels), *[1] * (len(shape) - 1), 32) + 0.7 * rng.normal(size=(len(labels), *shape)))
+    near = lambda labels, *shape: unit(
+        centre[labels].reshape(len(labels), *[1] * (len(shape) - 1), 32) + 0.7 * rng.normal(size=(len(labels), *shape))
+    )
     names = lambda what, n: np.array([f"{what}/{i}.jpg" for i in range(n)], np.str_)
     of_shots, of_val = np.arange(4).repeat(shots), np.arange(4).repeat(10)
     folder.mkdir(exist_ok=True)
     artifacts.write(folder / "text.npz", Text(text, np.array(CLASSES), 10.0, {**WEIGHTS, "prompts_sha256": "12"}))
-    artifacts.write(folder / "support.npz", Support(near(of_shots, 2, 32), of_shots, names("shot", len(of_shots)), {**weights, "select": "kmeans"}))
+    artifacts.write(
+        folder / "support.npz",
+        Support(near(of_shots, 2, 32), of_shots, names("shot", len(of_shots)), {**weights, "select": "kmeans"}),
+    )
     if validation:
         artifacts.write(folder / "val.npz", Split(near(of_val, 32), of_val, names("val", 40), WEIGHTS))
 
@@ -50,7 +56,10 @@ def test_without_a_word_it_is_the_blend(task, run):
     assert list(figures["val"]["beside"]) == ["zero-shot", "tip", "gda"]
     for name in ("zero-shot", "tip", "gda", "blend"):
         assert any(line.split()[:1] == [name] for line in out.splitlines())
-    assert figures["val"]["top1"] > figures["val"]["beside"]["zero-shot"]["top1"] and 0 <= figures["val"]["calibration_error"] < 0.5
+    assert (
+        figures["val"]["top1"] > figures["val"]["beside"]["zero-shot"]["top1"]
+        and 0 <= figures["val"]["calibration_error"] < 0.5
+    )
 
 
 def test_figures_stand_in_a_table_too(task, run):
@@ -59,14 +68,27 @@ def test_figures_stand_in_a_table_too(task, run):
     val = figures_of(task)["val"]
     assert [row["name"] for row in rows if row["scope"] == "class"] == CLASSES
     assert float(rows[0]["top1"]) == val["top1"] and rows[0] | {"top1": "", "top5": ""} == {
-        "split": "val", "method": "tip", "scope": "all", "name": "", "n": "40", "top1": "", "top5": ""}
-    assert sum(pair["n"] for pair in val["confused"]) == round(40 * (1 - val["top1"])) and all(pair["is"] != pair["taken_for"] for pair in val["confused"])
+        "split": "val",
+        "method": "tip",
+        "scope": "all",
+        "name": "",
+        "n": "40",
+        "top1": "",
+        "top5": "",
+    }
+    assert sum(pair["n"] for pair in val["confused"]) == round(40 * (1 - val["top1"])) and all(
+        pair["is"] != pair["taken_for"] for pair in val["confused"]
+    )
 
 
 def test_seeds_repeat_with_other_shots(task, run):
     out = run("train_adapter.py", "--method", "zero-shot", "--seeds", 3, cwd=task).stdout
     seeds = figures_of(task)["seeds"]
-    assert [one["seed"] for one in seeds] == [1, 2, 3] and all(one["n"] == 40 for one in seeds) and len({one["top1"] for one in seeds}) > 1
+    assert (
+        [one["seed"] for one in seeds] == [1, 2, 3]
+        and all(one["n"] == 40 for one in seeds)
+        and len({one["top1"] for one in seeds}) > 1
+    )
     mean = 100 * np.mean([one["top1"] for one in seeds])
     assert f"3 draws of shots: top-1 {mean:.2f} ± " in out
 
@@ -84,7 +106,9 @@ def test_refit_takes_the_validation_rows_as_shots(task, run):
 
 def test_settings_that_a_method_has_no_use_for_are_said_and_not_recorded(task, run):
     done = run("train_adapter.py", "--method", "gda", "--epochs", 4, cwd=task)
-    assert done.stderr == "--epochs and --lr are for --method tip-f; gda goes without\n" and "epochs" not in figures_of(task)
+    assert done.stderr == "--epochs and --lr are for --method tip-f; gda goes without\n" and "epochs" not in figures_of(
+        task
+    )
     run("train_adapter.py", "--method", "tip-f", "--epochs", 4, cwd=task)
     assert figures_of(task)["epochs"] == 4 and figures_of(task)["lr"] == 0.001
 
@@ -110,8 +134,14 @@ def test_a_method_end_to_end(task, run, method):
 def test_the_adapter_says_what_made_it(task, run):
     run("train_adapter.py", "--method", "tip", "--seed", 9, cwd=task)
     meta = artifacts.read(task / "output/adapter.npz", Adapter).meta
-    assert meta["weights_sha256"] == WEIGHTS["weights_sha256"] and meta["prompts_sha256"] == "12" and meta["select"] == "kmeans"
-    assert meta["training"]["method"] == "tip" and meta["training"]["seed"] == 9 and "alpha" in meta["training"]["chosen"]
+    assert (
+        meta["weights_sha256"] == WEIGHTS["weights_sha256"]
+        and meta["prompts_sha256"] == "12"
+        and meta["select"] == "kmeans"
+    )
+    assert (
+        meta["training"]["method"] == "tip" and meta["training"]["seed"] == 9 and "alpha" in meta["training"]["chosen"]
+    )
 
 
 @pytest.mark.parametrize("method", ["blend", "tip-f"])
@@ -131,9 +161,15 @@ def test_the_epoch_is_one_of_twenty(task, run):
 @pytest.mark.parametrize("method", ["blend", "tip", "tip-f"])
 def test_without_validation_shots_are_left_out_in_turn(tmp_path, run, method):
     write_task(tmp_path / "output", validation=False)
-    out = run("train_adapter.py", "--method", method, *(["--epochs", 3] if method == "tip-f" else []), cwd=tmp_path).stdout
+    out = run(
+        "train_adapter.py", "--method", method, *(["--epochs", 3] if method == "tip-f" else []), cwd=tmp_path
+    ).stdout
     chosen = figures_of(tmp_path)["chosen"]
-    assert chosen["how"] == "leaving one shot a class out in turn" and chosen["rows"] == 12 and chosen["top1"] > chosen["zero_shot_top1"]
+    assert (
+        chosen["how"] == "leaving one shot a class out in turn"
+        and chosen["rows"] == 12
+        and chosen["top1"] > chosen["zero_shot_top1"]
+    )
     assert "val" not in figures_of(tmp_path) and f"{method} {chosen['top1']:.1%} of 12" in out
 
 
@@ -178,43 +214,75 @@ def damaged(folder):
     (folder / "support.npz").write_bytes((folder / "support.npz").read_bytes()[:500])
 
 
-@pytest.mark.parametrize("spoil, arguments, message", [
-    (no_text, [], "no output/text.npz; run extract_feature.py first"),
-    (no_shots, ["--method", "tip"], "choose --method zero-shot"),
-    (other_weights, [], "different weights"),
-    (strange_label, [], "label 4, but there are 4 classes"),
-    (damaged, [], "support.npz: damaged"),
-    (lambda folder: None, ["--method", "tip-f", "--lr", "1e30"], "diverged"),
-    (lambda folder: (folder / "val.npz").unlink(), ["--refit"], "--refit learns from the validation photographs, and output/val.npz holds no labelled rows"),
-    (lambda folder: (folder / "val.npz").unlink(), ["--method", "clap", "--seeds", "2"], "--seeds 2 draws other shots from output/val.npz"),
-])
+@pytest.mark.parametrize(
+    "spoil, arguments, message",
+    [
+        (no_text, [], "no output/text.npz; run extract_feature.py first"),
+        (no_shots, ["--method", "tip"], "choose --method zero-shot"),
+        (other_weights, [], "different weights"),
+        (strange_label, [], "label 4, but there are 4 classes"),
+        (damaged, [], "support.npz: damaged"),
+        (lambda folder: None, ["--method", "tip-f", "--lr", "1e30"], "diverged"),
+        (
+            lambda folder: (folder / "val.npz").unlink(),
+            ["--refit"],
+            "--refit learns from the validation photographs, and output/val.npz holds no labelled rows",
+        ),
+        (
+            lambda folder: (folder / "val.npz").unlink(),
+            ["--method", "clap", "--seeds", "2"],
+            "--seeds 2 draws other shots from output/val.npz",
+        ),
+    ],
+)
 def test_a_mistake_is_one_line(task, run, spoil, arguments, message):
     spoil(task / "output")
     done = run("train_adapter.py", *arguments, cwd=task, check=False)
     assert "Jittor" not in done.stderr or "tip-f" in arguments  # which says on what it computes: nothing was
     lines = [line for line in done.stderr.splitlines() if not line.startswith("Jittor ")]
-    assert done.returncode == 1 and len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], done.stderr
+    assert done.returncode == 1 and len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], (
+        done.stderr
+    )
     assert not (task / "output/adapter.npz").exists() and not done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--epochs", "0"], ["--lr", "-1"], ["--lr", "nan"], ["--lr", "x"], ["--method", "magic"]])
+@pytest.mark.parametrize(
+    "arguments", [["--epochs", "0"], ["--lr", "-1"], ["--lr", "nan"], ["--lr", "x"], ["--method", "magic"]]
+)
 def test_wrong_arguments_are_exit_code_2(task, run, arguments):
     assert run("train_adapter.py", *arguments, cwd=task, check=False).returncode == 2
 
 
 # ---- real features: top-1 on test of the published code (data/features/README.md), less 0.5 points; zero-shot to 0.2 ----
 
-PUBLISHED = {("cars_4", "zero-shot"): 58.9, ("sun397_4", "zero-shot"): 63.6, ("cars_4", "tip"): 64.9, ("sun397_4", "tip"): 67.9,
-             ("cars_4", "tip-f"): 67.6, ("sun397_4", "tip-f"): 69.4, ("cars_4", "gda"): 69.7, ("sun397_4", "gda"): 70.4,
-             ("cars_4", "taskres"): 70.2, ("cars_4", "clap"): 69.4, ("cars_4", "proker"): 68.2,
-             ("cars_4", "blend"): 71.5, ("sun397_4", "blend"): 71.2}  # of the blend: what it is to reach
+PUBLISHED = {
+    ("cars_4", "zero-shot"): 58.9,
+    ("sun397_4", "zero-shot"): 63.6,
+    ("cars_4", "tip"): 64.9,
+    ("sun397_4", "tip"): 67.9,
+    ("cars_4", "tip-f"): 67.6,
+    ("sun397_4", "tip-f"): 69.4,
+    ("cars_4", "gda"): 69.7,
+    ("sun397_4", "gda"): 70.4,
+    ("cars_4", "taskres"): 70.2,
+    ("cars_4", "clap"): 69.4,
+    ("cars_4", "proker"): 68.2,
+    ("cars_4", "blend"): 71.5,
+    ("sun397_4", "blend"): 71.2,
+}  # of the blend: what it is to reach
 
 
 @pytest.mark.parametrize("name, method", PUBLISHED)
 def test_real_features_reach_the_published_figures(name, method, shared, tmp_path, run):
-    subprocess.run([sys.executable, shared / "tools/lay_out.py", shared / f"data/features/{name}.npz", tmp_path / "output"], check=True)
+    subprocess.run(
+        [sys.executable, shared / "tools/lay_out.py", shared / f"data/features/{name}.npz", tmp_path / "output"],
+        check=True,
+    )
     run("train_adapter.py", "--method", method, cwd=tmp_path)
-    adapter, test = artifacts.read(tmp_path / "output/adapter.npz", Adapter), artifacts.read(tmp_path / "output/test.npz", Split)
+    adapter, test = (
+        artifacts.read(tmp_path / "output/adapter.npz", Adapter),
+        artifacts.read(tmp_path / "output/test.npz", Split),
+    )
     labels = np.load(shared / f"data/features/{name}.npz")["test_labels"]
     top1 = 100 * (predict_logits(adapter, test.features).argmax(axis=1) == labels).mean()
     assert abs(top1 - PUBLISHED[name, method]) < 0.2 if method == "zero-shot" else top1 > PUBLISHED[name, method] - 0.5

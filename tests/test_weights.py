@@ -1,4 +1,5 @@
 """Weights in every format, each written by the program that people have it from (golden/record_weights.py); hostile and damaged ones."""
+
 import hashlib
 import io
 import os
@@ -15,7 +16,16 @@ from conftest import GOLDEN, PROJECT
 from jclip import unpickle, weights
 
 FILES = GOLDEN / "weights"
-FORMATS = ["release.pt", "nested.pth", "legacy.pt", "bfloat16.pt", "hugging_face.safetensors", "open_clip.safetensors", "jclip.pkl", "expected.npz"]
+FORMATS = [
+    "release.pt",
+    "nested.pth",
+    "legacy.pt",
+    "bfloat16.pt",
+    "hugging_face.safetensors",
+    "open_clip.safetensors",
+    "jclip.pkl",
+    "expected.npz",
+]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +53,9 @@ def test_every_format_reads_as_the_same_weights(name, expected):
 
 def test_the_release_keeps_its_float16(expected):
     state = weights.read(FILES / "release.pt")
-    assert {name: value.dtype for name, value in state.items()} == {name: value.dtype for name, value in expected.items()}
+    assert {name: value.dtype for name, value in state.items()} == {
+        name: value.dtype for name, value in expected.items()
+    }
 
 
 def test_the_format_is_told_by_content_not_by_suffix(tmp_path, expected):
@@ -54,17 +66,31 @@ def test_the_format_is_told_by_content_not_by_suffix(tmp_path, expected):
 
 def test_sizes_are_read_from_the_weights():
     a = weights.architecture(weights.read(FILES / "release.pt"))
-    assert a == weights.Architecture(embed_dim=24, image_resolution=32, patch_size=16, vision_width=64, vision_layers=1, vision_heads=1,
-                                     context_length=8, vocab_size=40, text_width=64, text_layers=1, text_heads=1)
+    assert a == weights.Architecture(
+        embed_dim=24,
+        image_resolution=32,
+        patch_size=16,
+        vision_width=64,
+        vision_layers=1,
+        vision_heads=1,
+        context_length=8,
+        vocab_size=40,
+        text_width=64,
+        text_layers=1,
+        text_heads=1,
+    )
 
 
 # name -> parameters, counted by OpenAI's own build_model in PyTorch
-@pytest.mark.parametrize("sizes, parameters", [
-    ((512, 224, 32, 768, 12, 12, 77, 49408, 512, 12, 8), 151277313),  # ViT-B/32
-    ((512, 224, 16, 768, 12, 12, 77, 49408, 512, 12, 8), 149620737),  # ViT-B/16
-    ((768, 224, 14, 1024, 24, 16, 77, 49408, 768, 12, 12), 427616513),  # ViT-L/14
-    ((768, 336, 14, 1024, 24, 16, 77, 49408, 768, 12, 12), 427944193),  # ViT-L/14@336px
-])
+@pytest.mark.parametrize(
+    "sizes, parameters",
+    [
+        ((512, 224, 32, 768, 12, 12, 77, 49408, 512, 12, 8), 151277313),  # ViT-B/32
+        ((512, 224, 16, 768, 12, 12, 77, 49408, 512, 12, 8), 149620737),  # ViT-B/16
+        ((768, 224, 14, 1024, 24, 16, 77, 49408, 768, 12, 12), 427616513),  # ViT-L/14
+        ((768, 336, 14, 1024, 24, 16, 77, 49408, 768, 12, 12), 427944193),  # ViT-L/14@336px
+    ],
+)
 def test_all_official_vision_transformers_have_their_shapes(sizes, parameters):
     a = weights.Architecture(*sizes)
     shapes = weights.expected_shapes(a)
@@ -89,21 +115,32 @@ ours, theirs = weights.read(sys.argv[1] + "/w.pkl"), weights.read(sys.argv[1] + 
 assert ours.keys() == theirs.keys() == loaded.keys()
 assert all((ours[name] == theirs[name]).all() and ours[name].shape == theirs[name].shape for name in ours)
 """
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=PROJECT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=PROJECT, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("damage, said", [
-    (lambda s: s.pop("visual.ln_pre.bias"), "missing: visual.ln_pre.bias"),
-    (lambda s: s.pop("visual.proj"), "missing: visual.proj"),
-    (lambda s: s.pop("text_projection"), "text_projection is missing"),
-    (lambda s: s.update(logit_bias=np.float32(0)), "extra: logit_bias"),
-    (lambda s: s.update({"ln_final.weight": np.ones(63, np.float32)}), r"misshapen: ln_final.weight \(63,\), expected \(64,\)"),
-    (lambda s: s.update({"ln_final.weight": np.ones(64, np.int64)}), r"not floating point: ln_final.weight \(int64\)"),
-    (lambda s: s["visual.proj"].__setitem__((3, 3), np.nan), "NaN or infinite: visual.proj"),
-    (lambda s: s["positional_embedding"].__setitem__((0, 0), -np.inf), "NaN or infinite: positional_embedding"),
-    (lambda s: [s.pop(name) for name in list(s) if ".mlp." in name], "missing: .*mlp.* and "),
-])
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (lambda s: s.pop("visual.ln_pre.bias"), "missing: visual.ln_pre.bias"),
+        (lambda s: s.pop("visual.proj"), "missing: visual.proj"),
+        (lambda s: s.pop("text_projection"), "text_projection is missing"),
+        (lambda s: s.update(logit_bias=np.float32(0)), "extra: logit_bias"),
+        (
+            lambda s: s.update({"ln_final.weight": np.ones(63, np.float32)}),
+            r"misshapen: ln_final.weight \(63,\), expected \(64,\)",
+        ),
+        (
+            lambda s: s.update({"ln_final.weight": np.ones(64, np.int64)}),
+            r"not floating point: ln_final.weight \(int64\)",
+        ),
+        (lambda s: s["visual.proj"].__setitem__((3, 3), np.nan), "NaN or infinite: visual.proj"),
+        (lambda s: s["positional_embedding"].__setitem__((0, 0), -np.inf), "NaN or infinite: positional_embedding"),
+        (lambda s: [s.pop(name) for name in list(s) if ".mlp." in name], "missing: .*mlp.* and "),
+    ],
+)
 def test_wrong_tensors_are_listed(tmp_path, expected, damage, said):
     state = {name: value.copy() for name, value in expected.items()}
     damage(state)
@@ -126,9 +163,12 @@ GELU = {HUGGING_FACE: '{"vision_config": {"hidden_act": "gelu"}}', OPEN_CLIP: '{
 @pytest.fixture
 def beside(tmp_path):
     """beside(name, config, content) -> a weights file, what `FILES` has by the name `content`, and a config in its folder."""
+
     def beside(name, config, content):
         if (name, content) == ("pytorch_model.bin", "hugging_face.safetensors"):
-            (tmp_path / name).write_bytes(pickle.dumps(weights._safetensors(FILES / content), 2))  # its names, in the older kind of file
+            (tmp_path / name).write_bytes(
+                pickle.dumps(weights._safetensors(FILES / content), 2)
+            )  # its names, in the older kind of file
         else:
             (tmp_path / name).write_bytes((FILES / content).read_bytes())
         weights.read(tmp_path / name)
@@ -139,42 +179,85 @@ def beside(tmp_path):
     return beside
 
 
-@pytest.mark.parametrize("name, content", [("model.safetensors", "hugging_face.safetensors"), ("pytorch_model.bin", "hugging_face.safetensors"), ("model.pkl", "hugging_face.safetensors")])
-@pytest.mark.parametrize("config, said", [
-    ({HUGGING_FACE: GELU[HUGGING_FACE]}, "config.json says hidden_act is gelu"),
-    ({HUGGING_FACE: '{"text_config": {"hidden_size": 64, "hidden_act": "gelu"}}'}, "hidden_act is gelu"),
-    ({HUGGING_FACE: '{"vision_config": {"hidden_size": 64, "num_attention_heads": 4}}'}, "4 heads at width 64"),
-    ({OPEN_CLIP: GELU[OPEN_CLIP]}, "quick_gelu is off"),
-])
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("model.safetensors", "hugging_face.safetensors"),
+        ("pytorch_model.bin", "hugging_face.safetensors"),
+        ("model.pkl", "hugging_face.safetensors"),
+    ],
+)
+@pytest.mark.parametrize(
+    "config, said",
+    [
+        ({HUGGING_FACE: GELU[HUGGING_FACE]}, "config.json says hidden_act is gelu"),
+        ({HUGGING_FACE: '{"text_config": {"hidden_size": 64, "hidden_act": "gelu"}}'}, "hidden_act is gelu"),
+        ({HUGGING_FACE: '{"vision_config": {"hidden_size": 64, "num_attention_heads": 4}}'}, "4 heads at width 64"),
+        ({OPEN_CLIP: GELU[OPEN_CLIP]}, "quick_gelu is off"),
+    ],
+)
 def test_a_config_that_says_what_weights_cannot_is_heeded(beside, name, content, config, said):
     with pytest.raises(jclip.ClipError, match=said):
         weights.read(beside(name, config, content))
 
 
-@pytest.mark.parametrize("name, content", [("open_clip_pytorch_model.bin", "nested.pth"), ("open_clip_pytorch_model.bin", "legacy.pt"), ("open_clip_model.safetensors", "open_clip.safetensors")])
-@pytest.mark.parametrize("config, said", [
-    ('{"model_cfg": {"vision_cfg": {"width": 64, "layers": 1}}}', "open_clip_config.json says quick_gelu is off"),
-    ('{"model_cfg": {}}', "open_clip_config.json says quick_gelu is off"),
-    ('{"model_cfg": {"quick_gelu": true, "vision_cfg": {"head_width": 32}}}', "heads of width 32"),
-    ('{"model_cfg": {"quick_gelu": true, "text_cfg": {"width": 64, "heads": 2}}}', "2 heads at width 64"),
-])
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("open_clip_pytorch_model.bin", "nested.pth"),
+        ("open_clip_pytorch_model.bin", "legacy.pt"),
+        ("open_clip_model.safetensors", "open_clip.safetensors"),
+    ],
+)
+@pytest.mark.parametrize(
+    "config, said",
+    [
+        ('{"model_cfg": {"vision_cfg": {"width": 64, "layers": 1}}}', "open_clip_config.json says quick_gelu is off"),
+        ('{"model_cfg": {}}', "open_clip_config.json says quick_gelu is off"),
+        ('{"model_cfg": {"quick_gelu": true, "vision_cfg": {"head_width": 32}}}', "heads of width 32"),
+        ('{"model_cfg": {"quick_gelu": true, "text_cfg": {"width": 64, "heads": 2}}}', "2 heads at width 64"),
+    ],
+)
 def test_open_clips_config_is_heeded_beside_its_files(beside, name, content, config, said):
     with pytest.raises(jclip.ClipError, match=said):
         weights.read(beside(name, {OPEN_CLIP: config}, content))
 
 
-@pytest.mark.parametrize("name, content, config", [
-    ("ViT-B-32.pkl", "jclip.pkl", GELU),  # in a folder with others' files
-    ("ViT-B-32.npz", "expected.npz", GELU),
-    ("ViT-B-32.pt", "release.pt", GELU),
-    ("model.safetensors", "hugging_face.safetensors", {HUGGING_FACE: '{"vision_config": {"hidden_size": 1280, "num_attention_heads": 16, "hidden_act": "gelu"}}'}),
-    ("model.pth", "nested.pth", {OPEN_CLIP: '{"model_cfg": {"vision_cfg": {"layers": 32}}}'}),
-    ("model.pth", "nested.pth", {OPEN_CLIP: '{"model_cfg": {"vision_cfg": {"patch_size": 14}}}'}),
-    ("model.safetensors", "open_clip.safetensors", {OPEN_CLIP: '{"model_cfg": {"quick_gelu": true, "vision_cfg": {"width": 64}, "text_cfg": {"width": 64, "heads": 1}}}'}),
-    ("model.safetensors", "hugging_face.safetensors", {HUGGING_FACE: '{"vision_config": {"hidden_act": "quick_gelu", "hidden_size": 64, "num_attention_heads": 1}}'}),
-    ("model.safetensors", "hugging_face.safetensors", {HUGGING_FACE: '{"vision_config": [], "model_cfg": 1}', OPEN_CLIP: "not JSON"}),
-    ("model.safetensors", "hugging_face.safetensors", {HUGGING_FACE: "[1]"}),
-])
+@pytest.mark.parametrize(
+    "name, content, config",
+    [
+        ("ViT-B-32.pkl", "jclip.pkl", GELU),  # in a folder with others' files
+        ("ViT-B-32.npz", "expected.npz", GELU),
+        ("ViT-B-32.pt", "release.pt", GELU),
+        (
+            "model.safetensors",
+            "hugging_face.safetensors",
+            {HUGGING_FACE: '{"vision_config": {"hidden_size": 1280, "num_attention_heads": 16, "hidden_act": "gelu"}}'},
+        ),
+        ("model.pth", "nested.pth", {OPEN_CLIP: '{"model_cfg": {"vision_cfg": {"layers": 32}}}'}),
+        ("model.pth", "nested.pth", {OPEN_CLIP: '{"model_cfg": {"vision_cfg": {"patch_size": 14}}}'}),
+        (
+            "model.safetensors",
+            "open_clip.safetensors",
+            {
+                OPEN_CLIP: '{"model_cfg": {"quick_gelu": true, "vision_cfg": {"width": 64}, "text_cfg": {"width": 64, "heads": 1}}}'
+            },
+        ),
+        (
+            "model.safetensors",
+            "hugging_face.safetensors",
+            {
+                HUGGING_FACE: '{"vision_config": {"hidden_act": "quick_gelu", "hidden_size": 64, "num_attention_heads": 1}}'
+            },
+        ),
+        (
+            "model.safetensors",
+            "hugging_face.safetensors",
+            {HUGGING_FACE: '{"vision_config": [], "model_cfg": 1}', OPEN_CLIP: "not JSON"},
+        ),
+        ("model.safetensors", "hugging_face.safetensors", {HUGGING_FACE: "[1]"}),
+    ],
+)
 def test_a_config_of_other_weights_or_of_the_same_model_is_no_hindrance(beside, name, content, config):
     assert set(weights.read(beside(name, config, content))) == set(np.load(FILES / "expected.npz"))
 
@@ -191,8 +274,13 @@ class Call:
 
 def hostile(tmp_path):
     touch = f"touch {tmp_path / 'harm'}"
-    return {"system": Call(os.system, touch), "popen": Call(subprocess.Popen, ["sh", "-c", touch]), "eval": Call(eval, f"__import__('os').system({touch!r})"),
-            "getattr": Call(getattr, "", "join"), "open": Call(open, str(tmp_path / "harm"), "w")}
+    return {
+        "system": Call(os.system, touch),
+        "popen": Call(subprocess.Popen, ["sh", "-c", touch]),
+        "eval": Call(eval, f"__import__('os').system({touch!r})"),
+        "getattr": Call(getattr, "", "join"),
+        "open": Call(open, str(tmp_path / "harm"), "w"),
+    }
 
 
 @pytest.mark.parametrize("attack", ["system", "popen", "eval", "getattr", "open"])
@@ -205,12 +293,26 @@ def test_a_hostile_pickle_is_refused_before_it_acts(tmp_path, attack, protocol):
     for name in ("w.pkl", "w.pt"):
         with pytest.raises(jclip.ClipError) as raised:
             weights.read(tmp_path / name)
-        assert "refused, nothing was run" in str(raised.value) or protocol == 0 and name == "w.pkl"  # no start that we know
+        assert (
+            "refused, nothing was run" in str(raised.value) or protocol == 0 and name == "w.pkl"
+        )  # no start that we know
     assert not (tmp_path / "harm").exists()
 
 
-@pytest.mark.parametrize("module, name", [("torch", "load"), ("torch.hub", "load"), ("torch.storage", "os.system"), ("numpy", "load"), ("numpy.core.multiarray", "fromfile"),
-                                          ("collections", "namedtuple"), ("__torch__x", "y"), ("jittor", "load"), ("builtins", "bytearray")])
+@pytest.mark.parametrize(
+    "module, name",
+    [
+        ("torch", "load"),
+        ("torch.hub", "load"),
+        ("torch.storage", "os.system"),
+        ("numpy", "load"),
+        ("numpy.core.multiarray", "fromfile"),
+        ("collections", "namedtuple"),
+        ("__torch__x", "y"),
+        ("jittor", "load"),
+        ("builtins", "bytearray"),
+    ],
+)
 def test_names_beside_the_allowed_ones_are_refused(module, name):
     content = b"\x80\x02c" + f"{module}\n{name}\n".encode() + b")R."
     with pytest.raises(pickle.UnpicklingError, match="refused"):
@@ -224,7 +326,18 @@ def test_a_pickle_cannot_change_what_a_later_one_meets():
     assert set(weights.read(FILES / "release.pt"))
 
 
-@pytest.mark.parametrize("offset, size, stride", [(0, (5,), (1,)), (4, (1,), (1,)), (0, (2, 2), (3, 1)), (-1, (2,), (1,)), (0, (4,), (-1,)), (0, (10**9,), (0,)), (0, (2,), ())])
+@pytest.mark.parametrize(
+    "offset, size, stride",
+    [
+        (0, (5,), (1,)),
+        (4, (1,), (1,)),
+        (0, (2, 2), (3, 1)),
+        (-1, (2,), (1,)),
+        (0, (4,), (-1,)),
+        (0, (10**9,), (0,)),
+        (0, (2,), ()),
+    ],
+)
 def test_a_tensor_beyond_its_storage_is_refused(offset, size, stride):
     with pytest.raises(pickle.UnpicklingError, match="beyond its storage"):
         unpickle._tensor(np.arange(4.0), offset, size, stride)

@@ -4,6 +4,7 @@
 
 Prints a line of JSON for each: how it ended (read, refused or worse), why, seconds, bytes of memory beyond what was used before.
 """
+
 from __future__ import annotations
 
 import encodings.cp437  # noqa: F401  imported late, and no harm: zip's encoding, UTF-8's, and a reader
@@ -30,9 +31,36 @@ from jclip.errors import ClipError  # noqa: E402
 
 SECONDS = 5  # for one file
 MEMORY = 512 << 20  # bytes beyond what the process has
-FORBIDDEN = {"exec", "compile", "import", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "os.putenv", "os.remove", "os.rename", "os.mkdir",
-             "os.rmdir", "os.chmod", "os.link", "os.symlink", "os.truncate", "subprocess.Popen", "pickle.find_class", "ctypes.dlopen", "socket.__new__",
-             "socket.connect", "socket.bind", "shutil.rmtree", "sys.settrace", "marshal.loads", "code.__new__", "function.__new__"}
+FORBIDDEN = {
+    "exec",
+    "compile",
+    "import",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "os.forkpty",
+    "os.putenv",
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+    "os.rmdir",
+    "os.chmod",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "subprocess.Popen",
+    "pickle.find_class",
+    "ctypes.dlopen",
+    "socket.__new__",
+    "socket.connect",
+    "socket.bind",
+    "shutil.rmtree",
+    "sys.settrace",
+    "marshal.loads",
+    "code.__new__",
+    "function.__new__",
+}
 
 
 class TooLong(BaseException):
@@ -51,7 +79,9 @@ class Watch:
         raise TooLong
 
     def hook(self, event: str, arguments: tuple) -> None:
-        if self.armed and (event in FORBIDDEN or event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
+        if self.armed and (
+            event in FORBIDDEN or event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        ):
             self.seen.append(f"{event} {arguments!r:.200}")
 
     def __call__(self, read: Callable) -> tuple[str, str]:
@@ -95,8 +125,15 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (address_space() + MEMORY, resource.RLIM_INFINITY))
 
 
-READERS = {"weights": weights.read, "prompts": lambda path: prompts.read(["Animal_Bear", "teapot"], path.parent), "task": lambda path: data.read_task(path.parent),
-           **{kind.__name__.lower(): lambda path, kind=kind: artifacts.read(path, kind) for kind in (artifacts.Text, artifacts.Support, artifacts.Split, artifacts.Adapter)}}
+READERS = {
+    "weights": weights.read,
+    "prompts": lambda path: prompts.read(["Animal_Bear", "teapot"], path.parent),
+    "task": lambda path: data.read_task(path.parent),
+    **{
+        kind.__name__.lower(): lambda path, kind=kind: artifacts.read(path, kind)
+        for kind in (artifacts.Text, artifacts.Support, artifacts.Split, artifacts.Adapter)
+    },
+}
 
 
 def main(arguments: list[str]) -> None:

@@ -8,6 +8,7 @@ In an environment of its own (never the project's):
 Writes beside itself clip_weights.npz (the state dict, float16 where OpenAI's release is), clip_stages.npz (inputs and
 float32 outputs of each stage), tokens.json and preprocess.npz. `clip-anytorch` carries OpenAI's code.
 """
+
 import importlib
 import io
 import json
@@ -20,18 +21,58 @@ import torch
 from PIL import Image
 
 HERE = Path(__file__).parent
-SIZES = dict(embed_dim=48, image_resolution=64, vision_layers=2, vision_width=64, vision_patch_size=16,
-             context_length=77, vocab_size=300, transformer_width=128, transformer_heads=2, transformer_layers=2)
+SIZES = dict(
+    embed_dim=48,
+    image_resolution=64,
+    vision_layers=2,
+    vision_width=64,
+    vision_patch_size=16,
+    context_length=77,
+    vocab_size=300,
+    transformer_width=128,
+    transformer_heads=2,
+    transformer_layers=2,
+)
 TEXTS = [
-    "a diagram", "a dog", "a photo of a Shiba Dog, a type of dog.", "", " \n\t ", "Crème brûlée &amp; tiramisù", "汉字 \U0001F436 日本語 한국어",
-    "they've  MIXED\tspaces", "I'm it's WE'LL you'd they'RE can't don’t", "'S 'T d'd", "&amp;lt;b&amp;gt; &nbsp;x", "<|startoftext|> hi <|EndOfText|>",
-    "naïve café ﬁne ﬀ Ａｆｕｌｌ", "İstanbul ǅ ß", "123 4567 3.14 x² ½ Ⅷ ٣", "!!!??? ... --", "\u200b zero\u00a0width \x00\x01", "\U0001F469‍\U0001F469‍\U0001F467 family",
-    "Ã©tÃ© mojibake “quotes”", "abababab aaaa bbbb", "supercalifragilisticexpialidocious antidisestablishmentarianism",
+    "a diagram",
+    "a dog",
+    "a photo of a Shiba Dog, a type of dog.",
+    "",
+    " \n\t ",
+    "Crème brûlée &amp; tiramisù",
+    "汉字 \U0001f436 日本語 한국어",
+    "they've  MIXED\tspaces",
+    "I'm it's WE'LL you'd they'RE can't don’t",
+    "'S 'T d'd",
+    "&amp;lt;b&amp;gt; &nbsp;x",
+    "<|startoftext|> hi <|EndOfText|>",
+    "naïve café ﬁne ﬀ Ａｆｕｌｌ",
+    "İstanbul ǅ ß",
+    "123 4567 3.14 x² ½ Ⅷ ٣",
+    "!!!??? ... --",
+    "\u200b zero\u00a0width \x00\x01",
+    "\U0001f469‍\U0001f469‍\U0001f467 family",
+    "Ã©tÃ© mojibake “quotes”",
+    "abababab aaaa bbbb",
+    "supercalifragilisticexpialidocious antidisestablishmentarianism",
 ]
 LONG = ["word " * 100, "a" * 400, "é" * 200]
 # (mode, width, height): both orientations, sizes below and at the resolution, an odd crop, each of Pillow's usual modes
-PICTURES = [("RGB", 100, 75), ("RGB", 75, 101), ("RGB", 64, 64), ("RGB", 64, 90), ("RGB", 20, 33), ("RGB", 301, 40), ("L", 90, 70),
-            ("P", 90, 70), ("RGBA", 70, 90), ("CMYK", 90, 71), ("1", 90, 70), ("LA", 70, 90), ("I;16", 90, 70)]
+PICTURES = [
+    ("RGB", 100, 75),
+    ("RGB", 75, 101),
+    ("RGB", 64, 64),
+    ("RGB", 64, 90),
+    ("RGB", 20, 33),
+    ("RGB", 301, 40),
+    ("L", 90, 70),
+    ("P", 90, 70),
+    ("RGBA", 70, 90),
+    ("CMYK", 90, 71),
+    ("1", 90, 70),
+    ("LA", 70, 90),
+    ("I;16", 90, 70),
+]
 
 
 def openai():
@@ -40,9 +81,13 @@ def openai():
     They want pkg_resources' `packaging`, gone from today's setuptools, and torchvision's transforms; torchvision itself
     wants operators compiled for the very torch, so its package is entered without its __init__.
     """
-    sys.modules["pkg_resources"] = types.SimpleNamespace(packaging=importlib.import_module("packaging.version") and sys.modules["packaging"])
+    sys.modules["pkg_resources"] = types.SimpleNamespace(
+        packaging=importlib.import_module("packaging.version") and sys.modules["packaging"]
+    )
     torchvision = sys.modules["torchvision"] = types.ModuleType("torchvision")
-    torchvision.__path__ = [str(Path(folder) / "torchvision") for folder in sys.path if (Path(folder) / "torchvision").is_dir()]
+    torchvision.__path__ = [
+        str(Path(folder) / "torchvision") for folder in sys.path if (Path(folder) / "torchvision").is_dir()
+    ]
     return importlib.import_module("clip.clip"), importlib.import_module("clip.model")
 
 
@@ -50,9 +95,15 @@ def picture(mode: str, width: int, height: int) -> bytes:
     """A smooth pattern with noise as a file: TIFF for CMYK, PNG for all other modes."""
     rng = np.random.default_rng([width, height])
     y, x = np.mgrid[:height, :width]
-    rgb = np.stack([128 + 100 * np.sin(x / 9), 128 + 100 * np.cos(y / 7), (x + y) % 256], -1) + rng.normal(0, 12, (height, width, 3))
+    rgb = np.stack([128 + 100 * np.sin(x / 9), 128 + 100 * np.cos(y / 7), (x + y) % 256], -1) + rng.normal(
+        0, 12, (height, width, 3)
+    )
     image = Image.fromarray(rgb.clip(0, 255).astype(np.uint8))
-    image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 200) if mode == "I;16" else image.convert(mode)
+    image = (
+        Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 200)
+        if mode == "I;16"
+        else image.convert(mode)
+    )
     file = io.BytesIO()
     image.save(file, "TIFF" if mode == "CMYK" else "PNG")
     return file.getvalue()
@@ -92,9 +143,14 @@ def record_stages(model_code) -> None:
     hooked.update({f"transformer.resblocks.{i}": block for i, block in enumerate(model.transformer.resblocks)})
     hooked.update({"visual.ln_pre": model.visual.ln_pre, "visual": model.visual, "ln_final": model.ln_final})
     for name, module in hooked.items():
-        order = (lambda x: x.transpose(0, 1)) if "resblocks" in name else (lambda x: x)  # OpenAI's blocks work on (l, n, w)
-        module.register_forward_hook(lambda module, inputs, output, name=name, order=order: stages.update({
-            f"{name}.in": order(inputs[0]).numpy().copy(), f"{name}.out": order(output).numpy().copy()}))
+        order = (
+            (lambda x: x.transpose(0, 1)) if "resblocks" in name else (lambda x: x)
+        )  # OpenAI's blocks work on (l, n, w)
+        module.register_forward_hook(
+            lambda module, inputs, output, name=name, order=order: stages.update(
+                {f"{name}.in": order(inputs[0]).numpy().copy(), f"{name}.out": order(output).numpy().copy()}
+            )
+        )
     image = torch.randn(2, 3, SIZES["image_resolution"], SIZES["image_resolution"])
     tokens = torch.zeros(4, 30, dtype=torch.long)
     for row, length in zip(tokens, (2, 9, 17, 30)):  # the end token has the highest id
@@ -102,8 +158,15 @@ def record_stages(model_code) -> None:
     with torch.inference_mode():
         per_image, per_text = model(image, tokens)
         features = model.encode_text(tokens)
-    np.savez_compressed(HERE / "clip_stages.npz", image=image.numpy(), tokens=tokens.numpy(), text_features=features.numpy(),
-                        logits_per_image=per_image.numpy(), logits_per_text=per_text.numpy(), **stages)
+    np.savez_compressed(
+        HERE / "clip_stages.npz",
+        image=image.numpy(),
+        tokens=tokens.numpy(),
+        text_features=features.numpy(),
+        logits_per_image=per_image.numpy(),
+        logits_per_text=per_text.numpy(),
+        **stages,
+    )
 
 
 if __name__ == "__main__":

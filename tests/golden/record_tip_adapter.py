@@ -10,6 +10,7 @@ so that their order does not matter) and "batches" (more rows than a batch, in t
 seed). The loop follows github.com/gaopengcuhk/Tip-Adapter, main_imagenet.py: a linear layer without bias, AdamW with
 eps 1e-4 and else PyTorch's defaults, a cosine step after each batch.
 """
+
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +55,15 @@ def main():
         features = unit_rows(rng, len(labels), views, WIDTH)
         keys = features.mean(axis=1)
         keys /= np.linalg.norm(keys, axis=1, keepdims=True)
-        after = published(features.reshape(-1, WIDTH), labels.repeat(views), made["text"], keys,
-                          np.eye(CLASSES, dtype=np.float32)[labels], lr, batch_size=256)
+        after = published(
+            features.reshape(-1, WIDTH),
+            labels.repeat(views),
+            made["text"],
+            keys,
+            np.eye(CLASSES, dtype=np.float32)[labels],
+            lr,
+            batch_size=256,
+        )
         made.update({f"{case}_features": features, f"{case}_labels": labels, f"{case}_lr": lr, f"{case}_after": after})
     np.savez(Path(__file__).parent / "tip_adapter_f.npz", **made)
 

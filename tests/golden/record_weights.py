@@ -8,6 +8,7 @@ In an environment of its own (never the project's):
 Writes into weights/ beside itself; expected.npz has what each of them must read as. Every tensor holds a pattern of its
 own, so that none can stand for another, and git can pack them.
 """
+
 import hashlib
 import importlib.util
 import pickle
@@ -19,8 +20,18 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
 OUT = Path(__file__).parent / "weights"
-SIZES = dict(embed_dim=24, image_resolution=32, vision_layers=1, vision_width=64, vision_patch_size=16,
-             context_length=8, vocab_size=40, transformer_width=64, transformer_heads=1, transformer_layers=1)
+SIZES = dict(
+    embed_dim=24,
+    image_resolution=32,
+    vision_layers=1,
+    vision_width=64,
+    vision_patch_size=16,
+    context_length=8,
+    vocab_size=40,
+    transformer_width=64,
+    transformer_heads=1,
+    transformer_layers=1,
+)
 
 
 def openai_model():
@@ -42,7 +53,9 @@ def release(model, path: Path) -> None:
     for name, value in dict(input_resolution=32, context_length=8, vocab_size=40).items():
         model.__dict__.pop(name, None)
         model.register_buffer(name, torch.tensor(value))
-    traced = torch.jit.trace(model.float(), (torch.zeros(1, 3, 32, 32), torch.zeros(1, 8, dtype=torch.long)), check_trace=False)
+    traced = torch.jit.trace(
+        model.float(), (torch.zeros(1, 3, 32, 32), torch.zeros(1, 8, dtype=torch.long)), check_trace=False
+    )
     for name, value in traced.named_parameters():
         value.data = half[name]
     traced.save(str(path))
@@ -51,16 +64,36 @@ def release(model, path: Path) -> None:
 def hugging_face(state: dict, path: Path) -> None:
     """transformers' own model, filled through its own names, saved as its save_pretrained does."""
     tower = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=1, num_attention_heads=1)
-    model = CLIPModel(CLIPConfig(text_config=dict(tower, vocab_size=40, max_position_embeddings=8), projection_dim=24,
-                                 vision_config=dict(tower, image_size=32, patch_size=16)))
+    model = CLIPModel(
+        CLIPConfig(
+            text_config=dict(tower, vocab_size=40, max_position_embeddings=8),
+            projection_dim=24,
+            vision_config=dict(tower, image_size=32, patch_size=16),
+        )
+    )
     filled = {}
     for name in model.state_dict():
-        new = name.replace("vision_model.embeddings.patch_embedding", "visual.conv1").replace("vision_model.embeddings.class_embedding", "visual.class_embedding")
-        new = new.replace("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding").replace("vision_model.pre_layrnorm", "visual.ln_pre")
-        new = new.replace("vision_model.post_layernorm", "visual.ln_post").replace("vision_model.encoder.layers", "visual.transformer.resblocks")
-        new = new.replace("text_model.embeddings.token_embedding", "token_embedding").replace("text_model.embeddings.position_embedding.weight", "positional_embedding")
-        new = new.replace("text_model.final_layer_norm", "ln_final").replace("text_model.encoder.layers", "transformer.resblocks")
-        new = new.replace("layer_norm", "ln_").replace("mlp.fc1", "mlp.c_fc").replace("mlp.fc2", "mlp.c_proj").replace("self_attn", "attn")
+        new = name.replace("vision_model.embeddings.patch_embedding", "visual.conv1").replace(
+            "vision_model.embeddings.class_embedding", "visual.class_embedding"
+        )
+        new = new.replace("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding").replace(
+            "vision_model.pre_layrnorm", "visual.ln_pre"
+        )
+        new = new.replace("vision_model.post_layernorm", "visual.ln_post").replace(
+            "vision_model.encoder.layers", "visual.transformer.resblocks"
+        )
+        new = new.replace("text_model.embeddings.token_embedding", "token_embedding").replace(
+            "text_model.embeddings.position_embedding.weight", "positional_embedding"
+        )
+        new = new.replace("text_model.final_layer_norm", "ln_final").replace(
+            "text_model.encoder.layers", "transformer.resblocks"
+        )
+        new = (
+            new.replace("layer_norm", "ln_")
+            .replace("mlp.fc1", "mlp.c_fc")
+            .replace("mlp.fc2", "mlp.c_proj")
+            .replace("self_attn", "attn")
+        )
         if new in ("visual_projection.weight", "text_projection.weight"):
             filled[name] = state[{"v": "visual.proj", "t": "text_projection"}[new[0]]].T
         elif "_proj." in new and "out_proj" not in new and "attn" in new:
@@ -74,7 +107,10 @@ def hugging_face(state: dict, path: Path) -> None:
 
 def open_clip(state: dict, path: Path) -> None:
     """The names that open_clip 3 gives a model with a separate text tower (CustomTextCLIP): OpenAI's, the text's under "text."."""
-    own = {name if name.startswith(("visual.", "logit_scale")) else f"text.{name}": value.contiguous() for name, value in state.items()}
+    own = {
+        name if name.startswith(("visual.", "logit_scale")) else f"text.{name}": value.contiguous()
+        for name, value in state.items()
+    }
     save_file({**own, "text.attn_mask": torch.full((8, 8), float("-inf")).triu_(1)}, str(path))
 
 
@@ -89,7 +125,9 @@ if __name__ == "__main__":
     model = openai_model()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     np.savez_compressed(OUT / "expected.npz", **{name: value.numpy() for name, value in state.items()})
-    torch.save({"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}}, OUT / "nested.pth")
+    torch.save(
+        {"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}}, OUT / "nested.pth"
+    )
     torch.save(state, OUT / "legacy.pt", _use_new_zipfile_serialization=False)
     torch.save({name: value.bfloat16() for name, value in state.items()}, OUT / "bfloat16.pt")
     hugging_face(state, OUT / "hugging_face.safetensors")
