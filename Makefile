@@ -4,10 +4,14 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10 python3.9; d
 	$$p -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 READY := .venv/ready
 
-.PHONY: demo test test-all clean
+.PHONY: demo lint test test-all clean
 
 demo: $(READY)
 	.venv/bin/python demo/run.py
+
+lint: $(READY)
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
 
 test: $(READY)
 	.venv/bin/python -m pytest -q

@@ -58,7 +58,8 @@ VIEWS = {"plain": plain, "flip": flip, "jitter": jitter, "crop": crop}
 
 
 def parse_views(listed: str) -> list[str]:
-    """An argparse type: ["plain", "crop", "crop"] of "plain,crop:2". Plain comes first, once; there are at most MOST_VIEWS."""
+    """An argparse type: ["plain", "crop", "crop"] of "plain,crop:2". Plain comes first, once; there are at most
+    MOST_VIEWS."""
     views: list[str] = []
     for part in map(str.strip, listed.split(",")):
         form = re.fullmatch("([a-z]+)(?::([1-9][0-9]?))?", part)

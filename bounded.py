@@ -1,7 +1,7 @@
 """Files from strangers: what a file declares is checked against the file before memory is taken for it.
 
-Zip archives, .npz and JSON; readers of `fewshot` and `jclip` stand on these. All raise one of DAMAGE; who reads names the file and
-says what to do.
+Zip archives, .npz and JSON; readers of `fewshot` and `jclip` stand on these. All raise one of DAMAGE; who reads names
+the file and says what to do.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ DAMAGE = (
     zipfile.BadZipFile,
 )
 
-# numpy's own spelling of a header, for numbers and text alone: objects and structures do not fit it, and nothing is evaluated
+# numpy's own spelling of a header, for numbers and text alone: objects and structures do not fit it, and nothing is
+# evaluated
 _HEADER = re.compile(
     r"\{'descr': '([<>|=](?:b1|[iu][1248]|f[248]|U[1-9][0-9]{0,7}))', 'fortran_order': (True|False), "
     r"'shape': \(((?:[0-9]{1,15}, ?)*(?:[0-9]{1,15})?)\),? ?\}\s*"
@@ -47,7 +48,8 @@ _HEADER = re.compile(
 
 
 def archive(file: BinaryIO) -> zipfile.ZipFile:
-    """An open zip archive whose members are stored or deflated, differ in name, and unpack to a size that fits the file's own."""
+    """An open zip archive whose members are stored or deflated, differ in name, and unpack to a size that fits the
+    file's own."""
     size = file.seek(0, 2)
     file.seek(0)
     opened = zipfile.ZipFile(file)
@@ -96,7 +98,8 @@ def _array(name: str, content: bytearray) -> np.ndarray:
     dtype, shape = np.dtype(header[1]), tuple(int(n) for n in header[3].split(",") if n.strip())
     if math.prod(shape) * dtype.itemsize != len(content) - start:
         raise ValueError(
-            f"{name}: shape {shape} of {dtype} declares {math.prod(shape) * dtype.itemsize} bytes, but {len(content) - start} are there"
+            f"{name}: shape {shape} of {dtype} declares {math.prod(shape) * dtype.itemsize} bytes, but "
+            f"{len(content) - start} are there"
         )
     if (
         dtype.kind == "U"
@@ -107,7 +110,8 @@ def _array(name: str, content: bytearray) -> np.ndarray:
 
 
 def json_value(text: str):
-    """What a JSON text holds, if it could be written again: of bounded size, depth and numbers, no key twice, no half characters."""
+    """What a JSON text holds, if it could be written again: of bounded size, depth and numbers, no key twice, no half
+    characters."""
     if len(text) > JSON_BYTES:
         raise ValueError(f"JSON of {len(text)} characters, expected at most {JSON_BYTES}")
     try:

@@ -1,7 +1,7 @@
 """CLIP weights of any usual format -> Jittor's .pkl, checked; or OpenAI's official file, downloaded first.
 
-SOURCE is a file (OpenAI's .pt archive, a torch state dict, Hugging Face's or open_clip's .safetensors, .pkl, .npz) or an
-official name: ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px. PyTorch is not needed, and nothing in the file is run.
+SOURCE is a file (OpenAI's .pt archive, a torch state dict, Hugging Face's or open_clip's .safetensors, .pkl, .npz) or
+an official name: ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px. PyTorch is not needed, and nothing in the file is run.
 """
 
 from __future__ import annotations

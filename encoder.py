@@ -1,14 +1,16 @@
-"""CLIP at work on photographs and prompts: progress bars, what cannot be read, and a store; what extract_feature and predict share."""
+"""CLIP at work on photographs and prompts: progress bars, what cannot be read, and a store; what extract_feature and
+predict share."""
 
 from __future__ import annotations
 
 import os
 import stat
 import warnings
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator, Sequence
+from typing import Callable
 
 import numpy as np
 import PIL
@@ -38,8 +40,9 @@ TRANSFORM = (
 class Encoder:
     """A model, its preprocessing and where it came from. D is the width of its features.
 
-    With a store, rows that it holds are not computed again, and batches always have the same number of rows, so that a row's
-    bits do not depend on what else was computed. With `strict`, the first photograph that cannot be read ends the work.
+    With a store, rows that it holds are not computed again, and batches always have the same number of rows, so that a
+    row's bits do not depend on what else was computed. With `strict`, the first photograph that cannot be read ends the
+    work.
     """
 
     model: object
@@ -60,8 +63,9 @@ class Encoder:
         store: Path | None = None,
         strict: bool = False,
         precision: str = "float32",
-    ) -> "Encoder":
-        """From a weights file, or an official name; raises ClipError where it, the device or the precision cannot be used.
+    ) -> Encoder:
+        """From a weights file, or an official name; raises ClipError where it, the device or the precision cannot be
+        used.
 
         batch_size : photographs at a time; features.IMAGE_BATCH says how many by default
         """
@@ -106,7 +110,8 @@ class Encoder:
         return features.prompt_ensemble(rows, [len(of_class) for of_class in sentences])
 
     def photos(self, photos: Sequence[Photo], label: str, split: str = "train") -> tuple[np.ndarray, dict[int, str]]:
-        """Unit rows of n photographs as they are, float32 (n, D), and why some, by place, cannot be read: their rows are NaN.
+        """Unit rows of n photographs as they are, float32 (n, D), and why some, by place, cannot be read: their rows
+        are NaN.
 
         label : what the progress bar says
         split : "train" or "test", which keeps their rows apart in the store: the names may be the same

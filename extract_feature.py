@@ -12,8 +12,9 @@ import argparse
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -51,7 +52,8 @@ def parse(argv) -> argparse.Namespace:
         type=augment.parse_views,
         default=augment.DEFAULT_VIEWS,
         metavar="LIST",
-        help=f"views of each shot, from {', '.join(augment.VIEWS)}; crop:7 is seven crops; plain comes first (default: {augment.DEFAULT_VIEWS})",
+        help=f"views of each shot, from {', '.join(augment.VIEWS)}; crop:7 is seven crops; plain comes first "
+        f"(default: {augment.DEFAULT_VIEWS})",
     )
     p.add_argument(
         "--select",
@@ -133,10 +135,12 @@ def extract(a, task: data.Task, worded: prompts.Prompts) -> None:
 
     computed, kept = encoder.store.tally()
     print(
-        f"{a.output}: {len(shots.names)} shots of {len(np.unique(shots.labels))} classes in {len(a.views)} views, {len(val.names) if val else 0} validation photographs"
+        f"{a.output}: {len(shots.names)} shots of {len(np.unique(shots.labels))} classes in {len(a.views)} views, "
+        f"{len(val.names) if val else 0} validation photographs"
     )
     print(
-        f"{a.output}: text of {len(task.classes)} classes and {sum(map(len, worded.sentences))} sentences, {len(task.test)} test photographs"
+        f"{a.output}: text of {len(task.classes)} classes and {sum(map(len, worded.sentences))} sentences, "
+        f"{len(task.test)} test photographs"
     )
     print(
         f"{a.output}: encoded {computed}, kept {kept} photographs, views and sentences. Next: python train_adapter.py"
@@ -144,12 +148,14 @@ def extract(a, task: data.Task, worded: prompts.Prompts) -> None:
 
 
 def read_prompts(classes: Sequence[str], folder: Path) -> prompts.Prompts:
-    """Each class's sentences, none too long for CLIP; says on stderr, once, what the prompt files lack and what in them matches no class."""
+    """Each class's sentences, none too long for CLIP; says on stderr, once, what the prompt files lack and what in them
+    matches no class."""
     read = prompts.read(classes, folder)
     check_lengths(classes, read, folder)
     if read.without:
         print(
-            f"{len(read.without)} of {len(classes)} classes have no sentences of their own in {folder} and live from their group's templates "
+            f"{len(read.without)} of {len(classes)} classes have no sentences of their own in {folder} and live from "
+            f"their group's templates "
             f"(the first: {read.without[0]})",
             file=sys.stderr,
         )
@@ -175,7 +181,8 @@ class Selection(NamedTuple):
 def train_files(
     a, task: data.Task, encoder: Encoder, made_by: dict
 ) -> tuple[artifacts.Support, artifacts.Split | None, dict[str, str]]:
-    """The shots with their views, the validation photographs if there are any, and why others, by path, cannot be read."""
+    """The shots with their views, the validation photographs if there are any, and why others, by path, cannot be
+    read."""
     chosen = select_shots(a, task, encoder)
     shots, val = ([task.train[i] for i in places] for places in (chosen.shots, chosen.val))
     made_by = {
@@ -196,7 +203,8 @@ def train_files(
 def select_shots(a, task: data.Task, encoder: Encoder) -> Selection:
     """Choose the shots and the validation photographs, and encode what is needed for it.
 
-    Where one of them turns out to be unreadable, the choice is made again without it. Raises TaskError where a class loses its last.
+    Where one of them turns out to be unreadable, the choice is made again without it. Raises TaskError where a class
+    loses its last.
     """
     labels = labels_of(task.train)
     rows = np.full((len(labels), encoder.width), np.nan, np.float32)
@@ -218,14 +226,16 @@ def select_shots(a, task: data.Task, encoder: Encoder) -> Selection:
 
 
 def encode(photos: Sequence[data.Photo], places: np.ndarray, rows: np.ndarray, encoder: Encoder) -> dict[int, str]:
-    """Put the rows of the photographs at `places` into `rows`, where they are not yet; why some, by place, cannot be read."""
+    """Put the rows of the photographs at `places` into `rows`, where they are not yet; why some, by place, cannot be
+    read."""
     absent = places[np.isnan(rows[places, 0])]
     rows[absent], failed = encoder.photos([photos[i] for i in absent], "train", "train")
     return {int(absent[i]): cause for i, cause in failed.items()}
 
 
 def readable(task: data.Task, pool: np.ndarray, unreadable: dict[int, str], folder: Path) -> np.ndarray:
-    """`pool` without the unreadable ones; where a class has lost its last, raises TaskError and leaves a report in `folder`."""
+    """`pool` without the unreadable ones; where a class has lost its last, raises TaskError and leaves a report in
+    `folder`."""
     left = np.setdiff1d(pool, list(unreadable))
     emptied = {task.train[i].label for i in unreadable} - {task.train[i].label for i in left}
     if emptied:
@@ -238,7 +248,8 @@ def readable(task: data.Task, pool: np.ndarray, unreadable: dict[int, str], fold
 
 
 def selection_sha256(a, train: Sequence[data.Photo], chosen: Selection) -> str:
-    """The same for all files of one choice, and for no others: support and validation of different choices may share photographs."""
+    """The same for all files of one choice, and for no others: support and validation of different choices may share
+    photographs."""
     kept = np.union1d(chosen.shots, chosen.val)
     return fingerprint(
         [[train[i].name, train[i].label] for i in chosen.pool],
@@ -252,7 +263,8 @@ def selection_sha256(a, train: Sequence[data.Photo], chosen: Selection) -> str:
 
 
 def test_file(photos: Sequence[data.Photo], encoder: Encoder, made_by: dict) -> tuple[artifacts.Split, dict[str, str]]:
-    """The test photographs that can be read, and why others, by path, cannot; these stand in its meta, for predict.py to give them a line, too."""
+    """The test photographs that can be read, and why others, by path, cannot; these stand in its meta, for predict.py
+    to give them a line, too."""
     rows, failed = encoder.photos(photos, "test", "test")
     well = [i for i in range(len(photos)) if i not in failed]
     meta = {

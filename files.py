@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Iterator, Sequence
 
 PART = ".part"  # of files that are not whole yet
 
@@ -38,7 +38,8 @@ def written_whole(path: Path) -> Iterator:
 
 @contextmanager
 def written_together(paths: Sequence[Path]) -> Iterator[list]:
-    """Binary files that become `paths` when the block ends well, all or none: all are on disk before the first has its name."""
+    """Binary files that become `paths` when the block ends well, all or none: all are on disk before the first has its
+    name."""
     with ExitStack() as stack:
         files = [stack.enter_context(written_whole(path)) for path in paths]
         yield files

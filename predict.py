@@ -104,7 +104,8 @@ def write_result(a) -> None:
     ]
     write_text_and_zip(a.result, "".join(lines).encode("utf-8"))
     print(
-        f"{a.result}: {len(lines)} photographs, {min(a.topk, len(adapter.names))} classes each, by {adapter.method}; the same in {zip_beside(a.result)}"
+        f"{a.result}: {len(lines)} photographs, {min(a.topk, len(adapter.names))} classes each, by {adapter.method}; "
+        f"the same in {zip_beside(a.result)}"
     )
     if unreadable:
         print(
@@ -123,7 +124,8 @@ def write_result(a) -> None:
 
 
 def prior(logits: np.ndarray, k: int) -> np.ndarray:
-    """The k classes, best first, that are likeliest of a photograph nobody has seen: by the mean probabilities of all others."""
+    """The k classes, best first, that are likeliest of a photograph nobody has seen: by the mean probabilities of all
+    others."""
     return metrics.top_classes(metrics.softmax(logits).mean(axis=0, keepdims=True), k)[0]
 
 
@@ -135,7 +137,8 @@ def draw_test_sheet(a, adapter: artifacts.Adapter, test: artifacts.Split, logits
     absent = [test.names[i] for i in rows if test.names[i] not in paths]
     if absent:
         raise TaskError(
-            f"{a.output / 'test.npz'} names {absent[0]}, which {a.data} does not hold; name the data it was made from with --data"
+            f"{a.output / 'test.npz'} names {absent[0]}, which {a.data} does not hold; name the data it was made from "
+            f"with --data"
         )
     truths = [adapter.names[test.labels[i]] if test.labels[i] >= 0 else None for i in rows]
     draw_sheet(a, [paths[test.names[i]] for i in rows], metrics.softmax(logits[rows]), adapter, truths)
@@ -216,11 +219,13 @@ def trained(a, batch_size: int) -> tuple:
     if trained_on != encoder.weights_sha256:
         raise TaskError(
             f"{path} was trained on features of other weights (SHA-256 {trained_on[:12]}…) than {a.weights} "
-            f"({encoder.weights_sha256[:12]}…); name those with --weights or run extract_feature.py and train_adapter.py again"
+            f"({encoder.weights_sha256[:12]}…); name those with --weights or run extract_feature.py and "
+            f"train_adapter.py again"
         )
     if adapter.text.shape[1] != encoder.width:
         raise TaskError(
-            f"{path} is of features of width {adapter.text.shape[1]}, {a.weights} makes {encoder.width}; name the right weights with --weights"
+            f"{path} is of features of width {adapter.text.shape[1]}, {a.weights} makes {encoder.width}; name the "
+            f"right weights with --weights"
         )
     return encoder, adapter
 

@@ -1,4 +1,5 @@
-"""Tip-Adapter: CLIP's zero-shot logits plus a cache of a few labelled photographs, and how its settings are chosen; all methods by name.
+"""Tip-Adapter: CLIP's zero-shot logits plus a cache of a few labelled photographs, and how its settings are chosen; all
+methods by name.
 
 Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022, arXiv:2207.09519;
 constants are those of the authors' code, github.com/gaopengcuhk/Tip-Adapter (main_imagenet.py, utils.py, configs/).
@@ -10,9 +11,10 @@ numpy but the fine-tuning, which imports Jittor.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Iterable, Iterator, NamedTuple, Optional, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -26,11 +28,12 @@ from methods.task import Settings, Trial, all_views, has_shots, one_hot, place_i
 
 # Where nothing can be chosen: the authors' settings for ImageNet.
 DEFAULT_ALPHA, DEFAULT_BETA = 1.17, 1.0
-# At which keys are fine-tuned. The authors take beta 1, and set an alpha from 1.17 to 5 by hand for each data set. This pair
-# was best, but for a few validation rows, on cars and scenes at 1 to 16 shots; the pair that suits untrained keys is worse.
+# At which keys are fine-tuned. The authors take beta 1, and set an alpha from 1.17 to 5 by hand for each data set. This
+# pair was best, but for a few validation rows, on cars and scenes at 1 to 16 shots; the pair that suits untrained keys
+# is worse.
 TRAIN_ALPHA, TRAIN_BETA = 4.0, 1.0
-# The authors' grid i·(top − 0.1)/steps + 0.1. Its tops they set by hand for each data set, alpha 3 to 30 and beta 7 to 30;
-# those here hold the best validation pair of cars and scenes well inside.
+# The authors' grid i·(top − 0.1)/steps + 0.1. Its tops they set by hand for each data set, alpha 3 to 30 and beta 7 to
+# 30; those here hold the best validation pair of cars and scenes well inside.
 ALPHAS = 0.1 + np.arange(20) * (10 - 0.1) / 20
 BETAS = 0.1 + np.arange(200) * (20 - 0.1) / 200
 HIDDEN = 4  # parts of the classes whose shots are hidden in turn, where some classes have none
@@ -75,7 +78,8 @@ class Cache(NamedTuple):
 
 
 def cache(features: np.ndarray, labels: np.ndarray, classes: int) -> Cache:
-    """The cache of some shots, features (N, V, D) and labels int (N,): a key is the renormalised mean of a shot's views."""
+    """The cache of some shots, features (N, V, D) and labels int (N,): a key is the renormalised mean of a shot's
+    views."""
     return Cache(shot_rows(features), one_hot(labels, classes))
 
 
@@ -87,8 +91,8 @@ def count_right(
 ) -> np.ndarray:
     """How many rows each beta and alpha classify rightly: int64 (len(betas), len(alphas)); alphas ascend.
 
-    features (M, D), labels (M,), text (C, D), scale, keys (N, D) and values as for `tip_logits`. Of classes with equal logits
-    the lowest label wins.
+    features (M, D), labels (M,), text (C, D), scale, keys (N, D) and values as for `tip_logits`. Of classes with equal
+    logits the lowest label wins.
 
     No alpha is tried: where class c is ahead of the true class by `gap` in zero-shot logits and the true class ahead by
     `lead` in the cache, the true class wins over c where alpha·lead > gap, so each row wins in one interval of alpha.
@@ -124,8 +128,8 @@ def count_right(
 def _by_place(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
     """Orders in which to add up affinities by class with slices alone: of the classes, and of the keys.
 
-    Classes come by falling number of keys; keys by their place in their class, then as the classes. So each share (start,
-    stop) of the keys, one for each place, belongs to the first classes.
+    Classes come by falling number of keys; keys by their place in their class, then as the classes. So each share
+    (start, stop) of the keys, one for each place, belongs to the first classes.
     """
     labels = values.argmax(axis=1)
     counts = np.bincount(labels, minlength=values.shape[1])
@@ -152,7 +156,8 @@ def _gap(zero_shot: np.ndarray, true) -> np.ndarray:
 class _Intervals:
     """The alphas with which each row's true class wins: alpha·lead > gap over each class, whose gap (C, rows) is given.
 
-    Divided by alpha·gap: 1/alpha is below lead/gap of all classes that are ahead, and above that of all that are behind.
+    Divided by alpha·gap: 1/alpha is below lead/gap of all classes that are ahead, and above that of all that are
+    behind.
     """
 
     def __init__(self, gap: np.ndarray, alphas: np.ndarray):
@@ -163,7 +168,8 @@ class _Intervals:
             self.alphas = -1 / alphas  # ascending, as the alphas
 
     def where(self, lead: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of each row the index of the first alpha, and of the first behind the last; none where affinities overflow."""
+        """Of each row the index of the first alpha, and of the first behind the last; none where affinities
+        overflow."""
         below = (lead * self.ahead + self.not_ahead).min(axis=0)
         above = (lead * self.behind).max(axis=0)
         first = np.searchsorted(self.alphas, -below, "left")  # behind all where it is NaN
@@ -182,9 +188,9 @@ def search(text: Text, support: Support, judged: Sequence[Trial], caches: Iterab
     """The best alpha and beta of the grid for the trials' caches, with top-1 on their rows, and zero-shot's.
 
     Best is the pair that classifies most rows rightly. Where classes have no shots, though, no row shows how those with
-    shots swallow them; then the shots of one part of the classes after the other are hidden, and only pairs count with which
-    the rows of hidden classes keep KEPT of their zero-shot accuracy. Of equally good pairs the one of the smallest beta,
-    then alpha, as in the authors' loop.
+    shots swallow them; then the shots of one part of the classes after the other are hidden, and only pairs count with
+    which the rows of hidden classes keep KEPT of their zero-shot accuracy. Of equally good pairs the one of the
+    smallest beta, then alpha, as in the authors' loop.
     """
     alphas = [0, *ALPHAS]  # 0 is zero-shot
     right, base, new, parts = 0, _Tally(), _Tally(), _to_hide(text, support)
@@ -291,10 +297,10 @@ def fine_tune(
 ) -> Iterator[Epoch]:
     """Fine-tune the keys of a cache by cross-entropy over `tip_logits`; yields an Epoch after each.
 
-    features (R, D) and labels (R,) are the rows to learn from, all views of the shots; text (C, D), scale, keys (N, D) and the
-    rest as for `tip_logits`, device as for `jclip.runtime.use`; validation has features (M, D) and labels (M,). The keys are a
-    linear layer's weight and are not renormalised. All stays on the device. Raises ClipError where the device cannot be used,
-    TaskError where the keys become NaN or infinite.
+    features (R, D) and labels (R,) are the rows to learn from, all views of the shots; text (C, D), scale, keys (N, D)
+    and the rest as for `tip_logits`, device as for `jclip.runtime.use`; validation has features (M, D) and labels (M,).
+    The keys are a linear layer's weight and are not renormalised. All stays on the device. Raises ClipError where the
+    device cannot be used, TaskError where the keys become NaN or infinite.
     """
     from jclip import runtime
 
@@ -371,7 +377,8 @@ def _with_keys(text: Text, support: Support, epoch: Epoch) -> Cache:
 
 
 def _best_epoch(text: Text, support: Support, judged: Sequence[Trial], settings: Settings) -> tuple[int, list[Cache]]:
-    """The epoch, from 1, whose keys classify most of the trials' rows rightly at the alpha and beta of training; its caches.
+    """The epoch, from 1, whose keys classify most of the trials' rows rightly at the alpha and beta of training; its
+    caches.
 
     A single trial's best keys are kept while it runs; those of several are trained again, so that memory stays flat.
     """
@@ -391,14 +398,14 @@ def _best_epoch(text: Text, support: Support, judged: Sequence[Trial], settings:
 # ---- the methods ----
 
 
-def zero_shot(text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
+def zero_shot(text: Text, support: Support, val: Split | None, settings: Settings) -> tuple[Adapter, dict]:
     """The classes' texts alone (Radford et al. 2021, arXiv:2103.00020): an empty cache."""
     return _adapter("zero-shot", text, _cache_of(text, some_of(support, slice(0))), 0.0, 0.0), {
         "how": "nothing to choose"
     }
 
 
-def tip(text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
+def tip(text: Text, support: Support, val: Split | None, settings: Settings) -> tuple[Adapter, dict]:
     """Tip-Adapter, which trains nothing: the cache as it is, alpha and beta chosen."""
     judged, how = trials(support, val)
     chosen = {"how": how, "alpha": DEFAULT_ALPHA, "beta": DEFAULT_BETA}
@@ -409,7 +416,7 @@ def tip(text: Text, support: Support, val: Optional[Split], settings: Settings) 
     return _adapter("tip", text, _cache_of(text, support), chosen["alpha"], chosen["beta"]), chosen
 
 
-def tip_f(text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
+def tip_f(text: Text, support: Support, val: Split | None, settings: Settings) -> tuple[Adapter, dict]:
     """Tip-Adapter-F: keys fine-tuned up to the best epoch, then alpha and beta chosen for them."""
     tried = trials(support, val)
     chosen, caches = {"how": tried.how, "alpha": TRAIN_ALPHA, "beta": TRAIN_BETA, "epoch": settings.epochs}, []
@@ -424,7 +431,8 @@ def _adapter(method: str, text: Text, cached: Cache, alpha: float, beta: float) 
     return Adapter(method, text.names, text.features, text.scale, *cached, alpha, beta)
 
 
-# Each takes (text, support, val or None, settings) and returns the adapter and what was chosen: "how" in words, and figures.
+# Each takes (text, support, val or None, settings) and returns the adapter and what was chosen: "how" in words, and
+# figures.
 METHODS = {
     "blend": blend,
     "zero-shot": zero_shot,
@@ -437,8 +445,9 @@ METHODS = {
 }
 
 
-def train(method: str, text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
-    """The adapter that a method of METHODS makes, and what it chose; raises TaskError where it needs shots and has none."""
+def train(method: str, text: Text, support: Support, val: Split | None, settings: Settings) -> tuple[Adapter, dict]:
+    """The adapter that a method of METHODS makes, and what it chose; raises TaskError where it needs shots and has
+    none."""
     if not len(support.labels) and method != "zero-shot":
         raise TaskError(
             f"there are no shots for {method} to learn from; give some to extract_feature.py, "

@@ -1,4 +1,5 @@
-"""Learn a classifier from features: output/text.npz, support.npz and, where there is one, val.npz -> output/adapter.npz.
+"""Learn a classifier from features: output/text.npz, support.npz and, where there is one, val.npz ->
+output/adapter.npz.
 
 Needs neither photographs nor CLIP's weights. Settings that are not given here are chosen on the validation rows or,
 where there are none, by leaving some shots of each class out in turn. Figures and choices are also written to
@@ -37,7 +38,8 @@ def parse(argv) -> argparse.Namespace:
     p.add_argument(
         "--refit",
         action="store_true",
-        help="blend: once all settings are chosen, learn from the validation rows, too; not for a task that limits the shots",
+        help="blend: once all settings are chosen, learn from the validation rows, too; not for a task that limits "
+        "the shots",
     )
     p.add_argument(
         "--seeds",
@@ -76,7 +78,8 @@ def learn(a) -> None:
     text, support, val = read_features(a.output)
     if a.refit and not labelled(val):
         raise TaskError(
-            f"--refit learns from the validation photographs, and {a.output / 'val.npz'} holds no labelled rows; leave it out"
+            f"--refit learns from the validation photographs, and {a.output / 'val.npz'} holds no labelled rows; "
+            f"leave it out"
         )
     if a.seeds > 1 and not labelled(val):
         raise TaskError(
@@ -132,7 +135,8 @@ def labelled(val) -> bool:
 
 
 def on_validation(text, support, val, adapter, settings) -> dict:
-    """{"val": figures of the adapter on validation rows, with those of other methods beside them}; empty without labelled rows."""
+    """{"val": figures of the adapter on validation rows, with those of other methods beside them}; empty without
+    labelled rows."""
     if not labelled(val):
         return {}
 
@@ -185,12 +189,14 @@ def summary(figures: dict) -> list[str]:
         )
     if "new_top1" in chosen:
         lines.append(
-            f"shots of some classes hidden in turn: top-1 {chosen['base_top1']:.1%} on the others, {chosen['new_top1']:.1%} on them"
+            f"shots of some classes hidden in turn: top-1 {chosen['base_top1']:.1%} on the others, "
+            f"{chosen['new_top1']:.1%} on them"
         )
     if "seeds" in figures:
         tops = [[100 * one[key] for one in figures["seeds"]] for key in ("top1", "top5")]
         lines.append(
-            f"{len(tops[0])} draws of shots: top-1 {np.mean(tops[0]):.2f} ± {np.std(tops[0]):.2f} %, top-5 {np.mean(tops[1]):.2f} ± {np.std(tops[1]):.2f} %"
+            f"{len(tops[0])} draws of shots: top-1 {np.mean(tops[0]):.2f} ± {np.std(tops[0]):.2f} %, top-5 "
+            f"{np.mean(tops[1]):.2f} ± {np.std(tops[1]):.2f} %"
         )
     return [*lines, f"chosen {chosen['how']}: {', '.join(choices(chosen))}"] if choices(chosen) else lines
 

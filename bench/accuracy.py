@@ -2,9 +2,9 @@
 
     python bench/accuracy.py TASK.npz ... [--methods blend,tip-f] [--seeds 3] [--write docs/accuracy.md]
 
-A task holds train_features (N, D), val_features, test_features with their labels, and text (C, D), all of unit norm. Methods see
-the training and validation rows; test labels are looked at once, for the figures. Methods that draw at random are run with
-several seeds. With --write the tables replace those of the file, between its marks.
+A task holds train_features (N, D), val_features, test_features with their labels, and text (C, D), all of unit norm.
+Methods see the training and validation rows; test labels are looked at once, for the figures. Methods that draw at
+random are run with several seeds. With --write the tables replace those of the file, between its marks.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import tip_adapter_utils as tip  # noqa: E402
-from fewshot import metrics  # noqa: E402
-from fewshot.artifacts import Split, Support, Text  # noqa: E402
-from methods.task import some_of  # noqa: E402
+import tip_adapter_utils as tip
+from fewshot import metrics
+from fewshot.artifacts import Split, Support, Text
+from methods.task import some_of
 
 DRAWING = ("tip-f", "taskres", "clap")  # methods that depend on the seed
 HIDING = ("zero-shot", "tip", "tip-f", "gda", "blend")
@@ -33,7 +33,7 @@ class Task(NamedTuple):
     name: str
     text: Text
     support: Support
-    val: Optional[Split]
+    val: Split | None
     test: Split
 
 
@@ -60,9 +60,7 @@ def main():
     if a.write:
         text = a.write.read_text(encoding="utf-8")
         for name, table in tables.items():
-            text = re.sub(
-                rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda found: found[1] + table + found[2], text, flags=re.S
-            )
+            text = re.sub(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", table.replace("\\", r"\\"), text, flags=re.S)
         a.write.write_text(text, encoding="utf-8")
 
 
@@ -88,7 +86,8 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def compare(tasks: list[Task], methods: list[str], seeds: int) -> str:
-    """A row a task, a column a method: top-1 (± its standard deviation over seeds) / top-5; and the seconds, in the mean."""
+    """A row a task, a column a method: top-1 (± its standard deviation over seeds) / top-5; and the seconds, in the
+    mean."""
     lines = ["| task | " + " | ".join(methods) + " |\n", "|---" * (len(methods) + 1) + "|\n"]
     means, seconds = [], {method: [] for method in methods}
     for task in tasks:
@@ -160,7 +159,8 @@ def new_classes(case: tuple[Task, np.ndarray], methods: list[str]) -> str:
         alone = (logits.argmax(axis=1) == task.test.labels)[~is_new]
         base, without = 100 * right[~is_new].mean(), 100 * right[is_new].mean()
         lines.append(
-            f"| {method} | {base:.1f} | {100 * alone.mean():.1f} | {without:.1f} | {2 * base * without / (base + without):.1f} | {100 * right.mean():.1f} |\n"
+            f"| {method} | {base:.1f} | {100 * alone.mean():.1f} | {without:.1f} | "
+            f"{2 * base * without / (base + without):.1f} | {100 * right.mean():.1f} |\n"
         )
         print(lines[-1], end="", flush=True)
     return "".join(lines)

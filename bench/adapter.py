@@ -2,8 +2,8 @@
 
     python bench/adapter.py OUTPUT --torch PYTHON [--rounds 3]
 
-OUTPUT holds text.npz, support.npz and val.npz; PYTHON is the interpreter of an environment with PyTorch. The published loop runs
-once (minutes), the rest takes turns. Both sides' answers are printed.
+OUTPUT holds text.npz, support.npz and val.npz; PYTHON is the interpreter of an environment with PyTorch. The published
+loop runs once (minutes), the rest takes turns. Both sides' answers are printed.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python bench/cuda.py --torch PYTHON [--photos FOLDER] [--features TASK.npz] [--only images,files] [--rounds 7]
 
-PYTHON is the interpreter of an environment with PyTorch for CUDA; OpenAI's code runs there, in float32 (without TF32) and, as "half", as it
-loads on CUDA by itself. FOLDER holds photographs, for the row of files; TASK.npz is a few-shot task as bench/accuracy.py reads
-it. Weights are random, of ViT-B/32 in the release format, made here. A row that fails says so in one line. With `--device cpu` and small
-sizes all of it runs without a GPU, for a try.
+PYTHON is the interpreter of an environment with PyTorch for CUDA; OpenAI's code runs there, in float32 (without TF32)
+and, as "half", as it loads on CUDA by itself. FOLDER holds photographs, for the row of files; TASK.npz is a few-shot
+task as bench/accuracy.py reads it. Weights are random, of ViT-B/32 in the release format, made here. A row that fails
+says so in one line. With `--device cpu` and small sizes all of it runs without a GPU, for a try.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-
 from worker import HERE, SETUP, Worker, in_turn
 
 sys.path.insert(0, str(HERE.parent))
@@ -65,7 +64,8 @@ def main():
 
 
 class Bench:
-    """The settings, a temporary folder, and both sides, which start when they are needed and again where a row has ended them."""
+    """The settings, a temporary folder, and both sides, which start when they are needed and again where a row has
+    ended them."""
 
     def __init__(self, settings: argparse.Namespace, folder: Path):
         self.settings, self.folder, self.device = settings, folder, settings.device
@@ -143,10 +143,7 @@ def line(what: str, ours: str = "", theirs: str = "", ratio: float | None = None
 
 def machine(bench: Bench) -> None:
     """The card, the driver, the versions and the date, and the table's head."""
-    if bench.device == "cuda":
-        card = smi("name,driver_version,memory.total,clocks.sm")
-    else:
-        card = "no GPU"
+    card = smi("name,driver_version,memory.total,clocks.sm") if bench.device == "cuda" else "no GPU"
     versions = ", ".join(worker.ask("version")[1] for worker in bench.sides())
     print(f"{card}; {os.cpu_count()} cores; {versions}; {datetime.date.today()}", flush=True)
     print("| work | this program | PyTorch | ratio | note |")
@@ -182,12 +179,14 @@ def tower(bench: Bench, name: str, n: int, precision: str) -> None:
         f"{n / ours:.0f}/s",
         f"{n / theirs:.0f}/s",
         theirs / ours,
-        f"{own / ours / 1e12:.1f} TFLOP/s, {own / ours / ceiling:.0%} of the ceiling; PyTorch {whole / theirs / 1e12:.1f}, {whole / theirs / ceiling:.0%}",
+        f"{own / ours / 1e12:.1f} TFLOP/s, {own / ours / ceiling:.0%} of the ceiling; PyTorch "
+        f"{whole / theirs / 1e12:.1f}, {whole / theirs / ceiling:.0%}",
     )
 
 
 def flops(name: str, all_of_last: bool) -> int:
-    """Floating-point operations for an image: products and attention; of the last block everything, or what the class token needs."""
+    """Floating-point operations for an image: products and attention; of the last block everything, or what the class
+    token needs."""
     features, resolution, layers, width, patch = SIZES[name]
     tokens = (resolution // patch) ** 2 + 1
     mixing = (
@@ -222,7 +221,8 @@ def texts(bench: Bench) -> None:
 
 
 def files(bench: Bench) -> None:
-    """JPEG files to features, beside the tower alone and the readers alone. Rates do not count the start of the readers."""
+    """JPEG files to features, beside the tower alone and the readers alone. Rates do not count the start of the
+    readers."""
     if not bench.settings.photos:
         raise ValueError("needs --photos FOLDER")
     n, ours, times = bench.settings.files, bench.sides()[0], bench.settings.times
@@ -263,6 +263,7 @@ def files(bench: Bench) -> None:
 def written(sources: Path, n: int, folder: Path) -> Path:
     """n JPEGs of 500 x 375 and quality 90, each a file of its own; up to 60 are different pictures."""
     from extraction import written
+
     from fewshot.data import photographs
 
     found = photographs(sources)[:60]
@@ -358,7 +359,8 @@ def fine_tuning(bench: Bench, task: str, folder: Path) -> None:
 
 
 def memory(bench: Bench) -> None:
-    """The GPU's memory that is in use after batches of rising size, above what was before the process; both keep what they had."""
+    """The GPU's memory that is in use after batches of rising size, above what was before the process; both keep what
+    they had."""
     bench.sides()  # writes the model
     bench.end()
     for precision in bench.precisions:
@@ -378,7 +380,8 @@ def memory(bench: Bench) -> None:
 
 
 def used() -> int:
-    """MB of the GPU's memory in use, by all processes, once it no longer changes: it is freed some time after a process has ended."""
+    """MB of the GPU's memory in use, by all processes, once it no longer changes: it is freed some time after a process
+    has ended."""
     found = [-1, int(smi("memory.used").split()[0])]
     while found[-1] != found[-2]:
         time.sleep(1)

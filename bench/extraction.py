@@ -1,9 +1,10 @@
-"""JPEG files on disk to features in memory, as extract_feature.py makes them, against the image tower alone; and memory.
+"""JPEG files on disk to features in memory, as extract_feature.py makes them, against the image tower alone; and
+memory.
 
     python bench/extraction.py WEIGHTS FOLDER [--photos 1920] [--rounds 3]
 
-Photographs found below FOLDER are written as 500 x 375 JPEGs of quality 90 into a temporary folder. Tower and files take turns
-in one process; both read 32 at a time.
+Photographs found below FOLDER are written as 500 x 375 JPEGs of quality 90 into a temporary folder. Tower and files
+take turns in one process; both read 32 at a time.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from encoder import Encoder  # noqa: E402
-from fewshot.data import UNKNOWN, Photo, photographs  # noqa: E402
-from jclip import runtime  # noqa: E402
+from encoder import Encoder
+from fewshot.data import UNKNOWN, Photo, photographs
+from jclip import runtime
 
 BATCH = 32
 
@@ -47,7 +48,8 @@ def main():
             ratios.append(read / tower)
             print(f"tower {tower:.1f} images/s, files {read:.1f} images/s: {ratios[-1]:.0%}", flush=True)
     print(
-        f"median: files at {statistics.median(ratios):.1%} of the tower; peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB"
+        f"median: files at {statistics.median(ratios):.1%} of the tower; peak memory "
+        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB"
     )
 
 

@@ -1,9 +1,10 @@
-"""One photograph, from the start of the process to the printed answer: predict.py against the same on OpenAI's code and PyTorch.
+"""One photograph, from the start of the process to the printed answer: predict.py against the same on OpenAI's code and
+PyTorch.
 
     python bench/one_photo.py PHOTO OUTPUT --ours MODEL.pkl --theirs MODEL.pt --torch PYTHON [--rounds 5]
 
-OUTPUT holds adapter.npz; MODEL.pkl is what convert_weights.py makes of MODEL.pt. Run a second time, so that all files are in
-the system's cache and Jittor's kernels are compiled.
+OUTPUT holds adapter.npz; MODEL.pkl is what convert_weights.py makes of MODEL.pt. Run a second time, so that all files
+are in the system's cache and Jittor's kernels are compiled.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The five likeliest classes of a photograph with OpenAI's code on PyTorch: python bench/one_photo_torch.py PHOTO adapter.npz MODEL.pt"""
+"""The five likeliest classes of a photograph with OpenAI's code on PyTorch: python bench/one_photo_torch.py PHOTO
+adapter.npz MODEL.pt"""
 
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "golden"))
-from record_clip import openai  # noqa: E402
+from record_clip import openai
 
 photo, adapter, weights = sys.argv[1:]
 model, preprocess = openai()[0].load(weights, device="cpu")

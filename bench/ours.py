@@ -2,33 +2,34 @@
 
 import sys
 import time
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import tip_adapter_utils as tip  # noqa: E402
-from fewshot import artifacts  # noqa: E402
-from jclip import features, load, runtime  # noqa: E402
-from worker import serve  # noqa: E402
+from worker import serve
+
+import tip_adapter_utils as tip
+from fewshot import artifacts
+from jclip import features, load, runtime
 
 
 def version():
     return f"Jittor {runtime.jittor().__version__}, numpy {np.__version__}, Python {sys.version.split()[0]}"
 
 
-@lru_cache(maxsize=None)
+@cache
 def model(device, precision):
     return load(sys.argv[1], device, precision=precision)[0]
 
 
-@lru_cache(maxsize=None)
+@cache
 def noise(*shape):
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
-@lru_cache(maxsize=None)
+@cache
 def held(*shape):
     """The same as a Var that is on the device already."""
     x = runtime.jittor().array(noise(*shape)) + 0
@@ -40,7 +41,8 @@ def held(*shape):
 
 
 def images(n, device="cpu", precision="float32", on_device=False, times=1):
-    """`times` batches of n, from normalised pixels in the host's memory, or on the device, to features in the host's memory."""
+    """`times` batches of n, from normalised pixels in the host's memory, or on the device, to features in the host's
+    memory."""
     clip, jt = model(device, precision), runtime.jittor()
     side = clip.visual.input_resolution
     pixels = (held if on_device else noise)(n, 3, side, side)
@@ -63,14 +65,14 @@ def product(m, k, n):
 # ---- files ----
 
 
-@lru_cache(maxsize=None)
+@cache
 def photos(folder):
     from fewshot.data import UNKNOWN, Photo, photographs
 
     return [Photo(Path(folder), file.name, UNKNOWN) for file in photographs(Path(folder))]
 
 
-@lru_cache(maxsize=None)
+@cache
 def encoder(device, precision):
     from encoder import Encoder
 
@@ -84,7 +86,8 @@ def files(folder, n, device="cpu", precision="float32"):
 
 
 def decode(folder, n, workers, batch):
-    """Photographs a second that so many processes read, without a model; from the first batch on, when all have started."""
+    """Photographs a second that so many processes read, without a model; from the first batch on, when all have
+    started."""
     from encoder import Reader
     from jclip import reading
 
@@ -102,7 +105,7 @@ def decode(folder, n, workers, batch):
 # ---- the adapter ----
 
 
-@lru_cache(maxsize=None)
+@cache
 def task(folder):
     return tuple(
         artifacts.read(Path(folder) / f"{name}.npz", kind)

@@ -1,4 +1,5 @@
-"""How close jclip comes to OpenAI's code: tokens, pixels, features and logits on what bench/parity_reference.py recorded.
+"""How close jclip comes to OpenAI's code: tokens, pixels, features and logits on what bench/parity_reference.py
+recorded.
 
 python bench/parity.py OUT_DIR
 """
@@ -11,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import jclip  # noqa: E402
-from jclip import runtime  # noqa: E402
-from jclip.preprocess import pixels  # noqa: E402
+import jclip
+from jclip import runtime
+from jclip.preprocess import pixels
 
 
 def main():
@@ -40,7 +41,8 @@ def compare(what: str, found: np.ndarray, expected: np.ndarray) -> None:
     error = np.linalg.norm(found - expected, axis=1) / norm
     cosine = (found * expected).sum(axis=1) / norm / np.linalg.norm(found, axis=1)
     print(
-        f"{what:8} {len(found)} rows of width {found.shape[1]}, largest relative L2 error {error.max():.1e}, smallest cosine 1 - {1 - cosine.min():.1e}"
+        f"{what:8} {len(found)} rows of width {found.shape[1]}, largest relative L2 error {error.max():.1e}, smallest "
+        f"cosine 1 - {1 - cosine.min():.1e}"
     )
 
 

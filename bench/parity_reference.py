@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "golden"))
-from record_clip import TEXTS, openai  # noqa: E402
+from record_clip import TEXTS, openai
 
-# embed_dim, resolution, layers, width, patch of the image tower; context, vocabulary, width, heads, layers of the text tower
+# embed_dim, resolution, layers, width, patch of the image tower; context, vocabulary, width, heads, layers of the text
+# tower
 MODELS = {
     "ViT-B/32": (512, 224, 12, 768, 32, 77, 49408, 512, 8, 12),
     "ViT-B/16": (512, 224, 12, 768, 16, 77, 49408, 512, 8, 12),

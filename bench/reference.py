@@ -1,16 +1,17 @@
-"""The other side of the comparisons, on PyTorch (eager) or onnxruntime; bench/worker.py says how it is asked and what it needs.
+"""The other side of the comparisons, on PyTorch (eager) or onnxruntime; bench/worker.py says how it is asked and what
+it needs.
 
     python bench/reference.py torch|onnxruntime [MODEL.pt]
 
-The towers are OpenAI's own code; the search over alpha and beta and the fine-tuning are written after the pseudocode and
-constants of Tip-Adapter (arXiv:2207.09519 and github.com/gaopengcuhk/Tip-Adapter).
+The towers are OpenAI's own code; the search over alpha and beta and the fine-tuning are written after the pseudocode
+and constants of Tip-Adapter (arXiv:2207.09519 and github.com/gaopengcuhk/Tip-Adapter).
 """
 
 import sys
 import tempfile
 import time
 import warnings
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def make_model(path, name):
     parity_reference.save(model, Path(path))
 
 
-@lru_cache(maxsize=None)
+@cache
 def openai(device, precision):
     """OpenAI's module and the model: "half" is as their code loads it on CUDA, "float32" without TF32."""
     from record_clip import openai
@@ -51,12 +52,12 @@ def openai(device, precision):
     return clip, model.float() if precision == "float32" else model
 
 
-@lru_cache(maxsize=None)
+@cache
 def noise(*shape):
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
-@lru_cache(maxsize=None)
+@cache
 def held(device, *shape):
     return torch.from_numpy(noise(*shape)).to(device)
 
@@ -65,7 +66,8 @@ def held(device, *shape):
 
 
 def images(n, device="cpu", precision="float32", on_device=False, times=1):
-    """`times` batches of n, from normalised pixels in the host's memory, or on the device, to features in the host's memory."""
+    """`times` batches of n, from normalised pixels in the host's memory, or on the device, to features in the host's
+    memory."""
     side = openai(device, precision)[1].visual.input_resolution
     pixels = held(device, n, 3, side, side) if on_device else noise(n, 3, side, side)
     for _ in range(times):
@@ -92,7 +94,7 @@ def product(n, device, precision):
     return 2 * n**3 / float(np.median(seconds[3:]))
 
 
-@lru_cache(maxsize=None)
+@cache
 def tower(name, device, precision):
     """A function from an array, or a tensor on the device, to features in the host's memory."""
     clip, model = openai(device, precision)
@@ -128,7 +130,7 @@ def tower(name, device, precision):
 # ---- the adapter ----
 
 
-@lru_cache(maxsize=None)
+@cache
 def task(folder, device):
     """text, keys, one-hot values, views and labels of the shots, features and labels of the validation rows."""
     files = {name: np.load(Path(folder) / f"{name}.npz") for name in ("text", "support", "val")}

@@ -2,8 +2,8 @@
 
     python bench/scaling.py [WEIGHTS]
 
-Features are synthetic: classes are points on the unit sphere, rows lie around them. Each line is a process of its own, so that
-its peak memory is its own. Without WEIGHTS the image tower is left out.
+Features are synthetic: classes are points on the unit sphere, rows lie around them. Each line is a process of its own,
+so that its peak memory is its own. Without WEIGHTS the image tower is left out.
 """
 
 from __future__ import annotations

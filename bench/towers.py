@@ -1,10 +1,11 @@
-"""Images and texts a second of jclip, of OpenAI's code on PyTorch (eager, float32) and of onnxruntime, in one run on one CPU.
+"""Images and texts a second of jclip, of OpenAI's code on PyTorch (eager, float32) and of onnxruntime, in one run on
+one CPU.
 
     python bench/towers.py MODEL.pt --torch PYTHON [--batch 32] [--rounds 7]
 
 MODEL.pt comes from bench/parity_reference.py (random weights in the release format), PYTHON is the interpreter of an
-environment with PyTorch and onnxruntime. The three take turns; medians are printed, and their ratios, and how close the image
-tower comes to the matrix products it is made of.
+environment with PyTorch and onnxruntime. The three take turns; medians are printed, and their ratios, and how close the
+image tower comes to the matrix products it is made of.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from pathlib import Path
 from worker import HERE, SETUP, Worker, in_turn
 
 sys.path.insert(0, str(HERE.parent))
-from fewshot import prompts  # noqa: E402
-from fewshot.data import read_classes  # noqa: E402
+from fewshot import prompts
+from fewshot.data import read_classes
 
 CLASSES = HERE.parent / "Dataset" / "classes_b.txt"
-# (rows an image, inputs, outputs, times): the matrix products of ViT-B/32, the last block from its attention on for one row
+# (rows an image, inputs, outputs, times): the matrix products of ViT-B/32, the last block from its attention on for one
+# row
 PRODUCTS = [(49, 3072, 768, 1), (50, 768, 2304, 12), (50, 768, 768, 11), (50, 768, 3072, 11), (50, 3072, 768, 11)]
 
 
@@ -42,7 +44,8 @@ def main():
     )
     flops = sum(2 * rows * a.batch * k * n * times for rows, k, n, times in PRODUCTS)
     print(
-        f"the matrix products alone: {a.batch / limit:.1f} images/s at {flops / limit / 1e9:.0f} GFLOP/s; the tower is at {limit / seconds['jclip']:.0%} of that"
+        f"the matrix products alone: {a.batch / limit:.1f} images/s at {flops / limit / 1e9:.0f} GFLOP/s; the tower "
+        f"is at {limit / seconds['jclip']:.0%} of that"
     )
 
     worded = prompts.read(read_classes(CLASSES))

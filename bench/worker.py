@@ -51,7 +51,8 @@ def in_turn(workers: list[Worker], rounds: int, what: str, **arguments) -> dict[
 
 
 def serve(work: dict[str, Callable]) -> None:
-    """Answer the requests of a Worker on stdin; what libraries print goes to stderr. A function may return (clock, answer)."""
+    """Answer the requests of a Worker on stdin; what libraries print goes to stderr. A function may return (clock,
+    answer)."""
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         what, arguments = json.loads(line)

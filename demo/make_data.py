@@ -1,4 +1,5 @@
-"""Draw the demo's data set, in the contest's layout: 30 classes of three groups, four of them without a training photograph.
+"""Draw the demo's data set, in the contest's layout: 30 classes of three groups, four of them without a training
+photograph.
 
 python demo/make_data.py FOLDER
 """
@@ -12,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import cli  # noqa: E402
-from demo import world  # noqa: E402
+import cli
+from demo import world
 
 TRAIN, TEST = 10, 16  # photographs a class
 SHOTLESS = ("dotted square", "hollow triangle", "five crosses", "two squares")  # known by their names alone

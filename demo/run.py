@@ -2,8 +2,9 @@
 
     python demo/run.py [FOLDER]
 
-The world is new to the demo's tiny CLIP (demo/clip.npz, made by demo/train_clip.py). Signs and flocks are new company of words
-that it knows; of the things it has met neither the shapes nor the names; four classes have no training photograph.
+The world is new to the demo's tiny CLIP (demo/clip.npz, made by demo/train_clip.py). Signs and flocks are new company
+of words that it knows; of the things it has met neither the shapes nor the names; four classes have no training
+photograph.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def run(script: str, *arguments) -> None:
 
 
 def table(figures: dict[str, dict], with_shots: set[str]) -> str:
-    """Top-1 and top-5 of each method in %, over all test photographs, per group, and for classes with and without shots."""
+    """Top-1 and top-5 of each method in %, over all test photographs, per group, and for classes with and without
+    shots."""
     one = next(iter(figures.values()))
     rows = [("all", lambda f: f)]
     rows += [(group, lambda f, group=group: f["groups"][group]) for group in one["groups"]]

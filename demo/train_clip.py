@@ -2,8 +2,9 @@
 
     python demo/train_clip.py [-o demo/clip.npz]
 
-What the demo's task will ask for is never drawn here: its signs and flocks are new company of known words, its things new
-altogether, with names that the text tower never meets. The weights file's array `meta` records the command, seed and time.
+What the demo's task will ask for is never drawn here: its signs and flocks are new company of known words, its things
+new altogether, with names that the text tower never meets. The weights file's array `meta` records the command, seed
+and time.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import cli  # noqa: E402
-from demo import world  # noqa: E402
-from files import written_whole  # noqa: E402
-from jclip import runtime  # noqa: E402
-from jclip.preprocess import pixels  # noqa: E402
-from jclip.tokenizer import CONTEXT_LENGTH, END, VOCABULARY_SIZE, tokenize  # noqa: E402
-from jclip.weights import Architecture, expected_shapes  # noqa: E402
+import cli
+from demo import world
+from files import written_whole
+from jclip import runtime
+from jclip.preprocess import pixels
+from jclip.tokenizer import CONTEXT_LENGTH, END, VOCABULARY_SIZE, tokenize
+from jclip.weights import Architecture, expected_shapes
 
 HERE = Path(__file__).parent
 RESOLUTION, PATCH, WIDTH, FEATURES = 48, 8, 96, 96
@@ -80,7 +81,8 @@ def main(argv=None):
     state["token_embedding.weight"] = whole_vocabulary(state["token_embedding.weight"], known)
     minutes = (time.time() - started) / 60
     made_by = {
-        "command": f"python demo/train_clip.py --photographs {a.photographs} --steps {a.steps} --batch-size {a.batch_size} --lr {a.lr:g} --seed {a.seed}",
+        "command": f"python demo/train_clip.py --photographs {a.photographs} --steps {a.steps} --batch-size "
+        f"{a.batch_size} --lr {a.lr:g} --seed {a.seed}",
         "minutes": round(minutes, 1),
         "cores": os.cpu_count(),
         "captions": len(distinct),
@@ -96,7 +98,8 @@ def main(argv=None):
 
 
 def draw(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """n photographs of what the task will not ask for, preprocessed, float16 (n, 3, 48, 48), and their captions (n,)."""
+    """n photographs of what the task will not ask for, preprocessed, float16 (n, 3, 48, 48), and their captions
+    (n,)."""
     # spawned, not forked: the drawing processes do not share what this one has imported
     with get_context("spawn").Pool() as pool:
         drawn = list(
@@ -186,7 +189,8 @@ def architecture(vocabulary: int) -> Architecture:
 
 
 def fresh_weights(rng: np.random.Generator, vocabulary: int) -> dict[str, np.ndarray]:
-    """Where training starts: normal, narrower where more is summed (initialize_parameters in OpenAI's clip/model.py)."""
+    """Where training starts: normal, narrower where more is summed (initialize_parameters in OpenAI's
+    clip/model.py)."""
     state = {}
     for name, shape in expected_shapes(architecture(vocabulary)).items():
         if name.endswith("bias"):

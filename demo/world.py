@@ -1,7 +1,8 @@
 """A small drawn world: what its things are called, and photographs of them, in all the variety of photographs.
 
 Three kinds: signs (a shape with a pattern: "striped star"), flocks (several small shapes: "three hearts") and things
-("anchor"); and, to learn from, glyphs that mean nothing. Everything follows its seed: the same seed draws the same pixels.
+("anchor"); and, to learn from, glyphs that mean nothing. Everything follows its seed: the same seed draws the same
+pixels.
 """
 
 from __future__ import annotations
@@ -243,7 +244,8 @@ def photograph(thing: Thing, colour: str, rng: np.random.Generator, width: int, 
 
 
 def _places(rng, count: int, width: int, height: int) -> list:
-    """Centres and radii, in pixels, within the middle square that CLIP sees: one large, or several that do not touch."""
+    """Centres and radii, in pixels, within the middle square that CLIP sees: one large, or several that do not
+    touch."""
     short = min(width, height)
 
     def centre(radius: float) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import json
 import zipfile
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Optional, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -78,8 +78,8 @@ class Adapter:
     alpha: float = _array("", "f")
     beta: float = _array("", "f")
     meta: dict = field(default_factory=dict)
-    weight: Optional[np.ndarray] = _array("CD", "f", default=None, optional=True)
-    bias: Optional[np.ndarray] = _array("C", "f", default=None, optional=True)
+    weight: np.ndarray | None = _array("CD", "f", default=None, optional=True)
+    bias: np.ndarray | None = _array("C", "f", default=None, optional=True)
 
     def __post_init__(self):
         if self.weight is None:
@@ -130,7 +130,8 @@ def read(path: Path, kind: type[Artifact]) -> Artifact:
             meta = bounded.json_value(str(stored.pop("meta", "{}")))
         except bounded.DAMAGE as error:
             raise TaskError(
-                f"{path}: damaged, or not a {kind.__name__.lower()} file of this program ({str(error) or type(error).__name__}); run {MADE_BY[kind]} again"
+                f"{path}: damaged, or not a {kind.__name__.lower()} file of this program "
+                f"({str(error) or type(error).__name__}); run {MADE_BY[kind]} again"
             ) from None
     _check_meta(path, meta, kind)
     sizes: dict[str, int] = {}
@@ -162,8 +163,8 @@ def _check_meta(path: Path, meta, kind) -> None:
 def check_together(*artifacts) -> None:
     """Raise TaskError unless the artifacts, in the order of the stages, can be of one task.
 
-    They must have the same feature width, their labels must be of the classes that a Text or Adapter among them
-    names, and every fingerprint (a key of `meta` that ends in _sha256) that two of them record must be the same in both.
+    They must have the same feature width, their labels must be of the classes that a Text or Adapter among them names,
+    and every fingerprint (a key of `meta` that ends in _sha256) that two of them record must be the same in both.
     """
     for i, one in enumerate(artifacts):
         for other in artifacts[i + 1 :]:
@@ -174,12 +175,14 @@ def _check_pair(one, other) -> None:
     what, of = type(one).__name__.lower(), type(other).__name__.lower()
     if _width(one) != _width(other):
         raise TaskError(
-            f"{what} has features of width {_width(one)}, {of} of width {_width(other)}: they come from different weights; run extract_feature.py again"
+            f"{what} has features of width {_width(one)}, {of} of width {_width(other)}: they come from different "
+            f"weights; run extract_feature.py again"
         )
     for key in sorted(k for k in one.meta.keys() & other.meta.keys() if k.endswith("_sha256")):
         if one.meta[key] != other.meta[key]:
             raise TaskError(
-                f"{what} and {of} were made from different {key[: -len('_sha256')]} ({str(one.meta[key])[:12]}… and {str(other.meta[key])[:12]}…); "
+                f"{what} and {of} were made from different {key[: -len('_sha256')]} ({str(one.meta[key])[:12]}… and "
+                f"{str(other.meta[key])[:12]}…); "
                 f"run {MADE_BY[Adapter] if isinstance(one, Adapter) else MADE_BY[type(other)]} again"
             )
     if isinstance(one, (Text, Adapter)) and isinstance(other, (Support, Split)):
@@ -187,7 +190,8 @@ def _check_pair(one, other) -> None:
         wrong = other.labels[(other.labels < lowest) | (other.labels >= len(one.names))]
         if len(wrong):
             raise TaskError(
-                f"{of} holds label {wrong[0]}, but there are {len(one.names)} classes; labels go from 0 to {len(one.names) - 1}"
+                f"{of} holds label {wrong[0]}, but there are {len(one.names)} classes; labels go from 0 to "
+                f"{len(one.names) - 1}"
             )
 
 
@@ -246,7 +250,8 @@ def _arrays_of(kind) -> list:
 
 
 def _savez(file, arrays: dict[str, np.ndarray]) -> None:
-    """numpy.savez, byte for byte; but that leaves its zip open where the disk is full, which then ends in a traceback."""
+    """numpy.savez, byte for byte; but that leaves its zip open where the disk is full, which then ends in a
+    traceback."""
     with zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Iterator, NamedTuple, Sequence
+from typing import NamedTuple
 
 import bounded
 
@@ -42,8 +43,8 @@ def read_task(folder: Path, split: str = "B") -> Task:
     """The classes and photographs of a data folder; photographs are listed, not opened.
 
     Contest lists: classes_b.txt (split A: classes.txt) with lines "Animal_Bear 0", train.txt with lines
-    "TrainSet/Animal/Bear/1.jpg 0", photographs in TestSetB (TestSetA). Plain folders: train/CLASS/* and test/*.
-    A test folder's own folders, named as the classes, label what they hold. A class may have no photographs; whatever a list
+    "TrainSet/Animal/Bear/1.jpg 0", photographs in TestSetB (TestSetA). Plain folders: train/CLASS/* and test/*. A test
+    folder's own folders, named as the classes, label what they hold. A class may have no photographs; whatever a list
     names must be there. Raises TaskError for anything else.
     """
     folder = Path(folder)
@@ -55,7 +56,8 @@ def read_task(folder: Path, split: str = "B") -> Task:
         return _read_folders(folder)
     found = f"holds {', '.join(sorted(os.listdir(folder))[:5]) or 'nothing'}" if folder.is_dir() else "does not exist"
     raise TaskError(
-        f"{folder} {found}; expected {class_list.name}, train.txt and TestSet{split}/, or folders train/CLASS/* and test/*; "
+        f"{folder} {found}; expected {class_list.name}, train.txt and TestSet{split}/, or folders train/CLASS/* and "
+        f"test/*; "
         "name the data folder with --data"
     )
 
@@ -67,7 +69,8 @@ def read_test(folder: Path, classes: Sequence[str], split: str = "B") -> tuple[P
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Class names by label, from lines "name label"; labels are 0 to C - 1 in any order, names and labels all different."""
+    """Class names by label, from lines "name label"; labels are 0 to C - 1 in any order, names and labels all
+    different."""
     names: dict[int, str] = {}
     known: set[str] = set()
     for where, name, label in _lines(path):
@@ -88,7 +91,8 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 
 def photographs(path: Path) -> list[Path]:
-    """A photograph itself, or all photographs in and below a folder, sorted as a person counts; of any names, for they enter no file."""
+    """A photograph itself, or all photographs in and below a folder, sorted as a person counts; of any names, for they
+    enter no file."""
     path = Path(path)
     if path.is_dir():
         found = _images_below(path)
@@ -118,7 +122,8 @@ def _read_folders(folder: Path) -> Task:
         photos = _images_below(of_class) if of_class.is_dir() else []
         if not photos and of_class.is_dir() and any(not file.startswith(".") for file in os.listdir(of_class)):
             raise TaskError(
-                f"{of_class}: none of its files is a photograph ({', '.join(sorted(SUFFIXES))}); convert them, or leave the folder "
+                f"{of_class}: none of its files is a photograph ({', '.join(sorted(SUFFIXES))}); convert them, or "
+                f"leave the folder "
                 "empty for a class that is known by its name alone"
             )
         train += [_photo(folder, f"train/{name}/{photo}", label) for photo in photos]
@@ -144,12 +149,14 @@ def _read_list(path: Path, folder: Path, classes: int) -> tuple[Photo, ...]:
     for where, name, label in _lines(path):
         if label >= classes:
             raise TaskError(
-                f"{where}: label {label}, but there are {classes} classes (0 to {classes - 1}); mend the line or take another --split"
+                f"{where}: label {label}, but there are {classes} classes (0 to {classes - 1}); mend the line or take "
+                f"another --split"
             )
         below = PurePosixPath(name)
         if below.is_absolute() or ".." in below.parts or "\\" in name:
             raise TaskError(
-                f"{where}: {name} leads out of {folder}, or holds a backslash; expected a path below the data folder with forward slashes"
+                f"{where}: {name} leads out of {folder}, or holds a backslash; expected a path below the data folder "
+                f"with forward slashes"
             )
         name = str(below)
         if name in first:
@@ -161,7 +168,8 @@ def _read_list(path: Path, folder: Path, classes: int) -> tuple[Photo, ...]:
         where, name = again[0]
         line, label = first[name][0].rsplit(":", 1)[1], first[name][1]
         raise TaskError(
-            f"{where}: {name} stands in line {line} already, with label {label}; {len(again)} of {len(again) + len(photos)} lines "
+            f"{where}: {name} stands in line {line} already, with label {label}; {len(again)} of "
+            f"{len(again) + len(photos)} lines "
             "name a photograph once more, take them out"
         )
     _check_present(path, folder, photos, first)
@@ -181,7 +189,8 @@ def _check_present(path: Path, folder: Path, photos: list[Photo], first: dict[st
     if absent:
         some = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
         raise TaskError(
-            f"{first[absent[0]][0]}: {len(absent)} of {len(photos)} photographs are not in {folder}: {some}; put them there, or name the right "
+            f"{first[absent[0]][0]}: {len(absent)} of {len(photos)} photographs are not in {folder}: {some}; put them "
+            f"there, or name the right "
             "folder with --data, or take their lines out"
         )
 
@@ -205,7 +214,8 @@ def _test_photos(folder: Path, classes: Sequence[str]) -> tuple[Photo, ...]:
         label = labels.get(name.split("/")[0]) if "/" in name else UNKNOWN
         if label is None:
             raise TaskError(
-                f"{folder / name}: its folder is none of the {len(classes)} classes; put unlabelled photographs into {folder} itself"
+                f"{folder / name}: its folder is none of the {len(classes)} classes; put unlabelled photographs into "
+                f"{folder} itself"
             )
         photos.append(_photo(folder, name, label))
     if not photos:
@@ -219,7 +229,8 @@ def _photo(folder: Path, name: str, label: int) -> Photo:
 
 
 def _images_below(folder: Path) -> list[str]:
-    """The names, below a folder and with forward slashes, of all photographs in it and in its folders, sorted as a person counts.
+    """The names, below a folder and with forward slashes, of all photographs in it and in its folders, sorted as a
+    person counts.
 
     Links are followed; hidden files and folders are passed over.
     """
@@ -262,7 +273,8 @@ def _check_name(name: str, path: Path) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str, int]]:
-    """(place, name, label) of each line "name label" of a list; the name may hold spaces. Blank lines are passed over."""
+    """(place, name, label) of each line "name label" of a list; the name may hold spaces. Blank lines are passed
+    over."""
     try:
         content = bounded.content(path, LIST_BYTES)
     except FileNotFoundError:
@@ -280,7 +292,8 @@ def _lines(path: Path) -> Iterator[tuple[str, str, int]]:
             continue
         if NOT_IN_NAMES.search(" ".join(words)):
             raise TaskError(
-                f"{path}:{number}: {line[:60]!r} holds NUL or control characters; is it text, and not UTF-16? Save it as UTF-8"
+                f"{path}:{number}: {line[:60]!r} holds NUL or control characters; is it text, and not UTF-16? Save it "
+                f"as UTF-8"
             )
         if len(words) != 2 or not re.fullmatch("[0-9]{1,9}", words[1]) or len(line) > LINE:
             raise TaskError(

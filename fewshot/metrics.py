@@ -1,12 +1,13 @@
-"""Top-1 and top-5, over all, per group and per class; what is confused with what; how far probabilities can be trusted."""
+"""Top-1 and top-5, over all, per group and per class; what is confused with what; how far probabilities can be
+trusted."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Iterator, Sequence
 
 import numpy as np
 
@@ -52,8 +53,8 @@ def score(logits: np.ndarray, labels: np.ndarray, names: Sequence[str], groups: 
 
     Returns
     -------
-    {"n", "top1", "top5", "calibration_error", "groups": {group: {"n", "top1", "top5"}}, "per_class": {name: …}, "confused": […]}:
-    fractions of 1, None of no rows
+    {"n", "top1", "top5", "calibration_error", "groups": {group: {"n", "top1", "top5"}}, "per_class": {name: …},
+    "confused": […]}: fractions of 1, None of no rows
     """
     logits, labels = logits[labels >= 0], labels[labels >= 0]
     ranked = top_classes(logits)
@@ -79,7 +80,8 @@ def score(logits: np.ndarray, labels: np.ndarray, names: Sequence[str], groups: 
 
 
 def calibration_error(logits: np.ndarray, labels: np.ndarray) -> float | None:
-    """Expected calibration error: how far the first class's probability is from its accuracy, in the mean over BINS ranges of it.
+    """Expected calibration error: how far the first class's probability is from its accuracy, in the mean over BINS
+    ranges of it.
 
     Guo et al. 2017, arXiv:1706.04599, equation 3. logits (M, C), labels (M,); None of no rows.
     """
@@ -94,7 +96,8 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray) -> float | None:
 
 
 def confused(first: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> list[dict]:
-    """The PAIRS pairs of classes most often confused: {"is", "taken_for", "n"}, most often first; first and labels (M,)."""
+    """The PAIRS pairs of classes most often confused: {"is", "taken_for", "n"}, most often first; first and labels
+    (M,)."""
     wrong = first != labels
     pairs, counts = np.unique(np.stack([labels[wrong], first[wrong]]), axis=1, return_counts=True)
     return [

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 import bounded
 
@@ -25,8 +26,8 @@ class Prompts(NamedTuple):
 def read(classes: Sequence[str], folder: Path = FOLDER) -> Prompts:
     """The sentences of each class: its group's templates filled with its name, then those of GROUP_prompt.json.
 
-    The name is that of the class list in words, or what names.json says instead ({"Thu-dog_Shiba_Dog": "Shiba Inu"}). Raises
-    TaskError where a file of `folder` is not of its form.
+    The name is that of the class list in words, or what names.json says instead ({"Thu-dog_Shiba_Dog": "Shiba Inu"}).
+    Raises TaskError where a file of `folder` is not of its form.
     """
     templates = read_templates(folder)
     named = [split_group(name, templates) for name in classes]
@@ -52,7 +53,8 @@ def read(classes: Sequence[str], folder: Path = FOLDER) -> Prompts:
 
 
 def groups_of(artifact) -> list[str]:
-    """The group of each class of a Text or Adapter: as recorded when its text was made, else by the project's templates."""
+    """The group of each class of a Text or Adapter: as recorded when its text was made, else by the project's
+    templates."""
     recorded = artifact.meta.get("groups")
     if isinstance(recorded, list) and len(recorded) == len(artifact.names):
         return [str(group) for group in recorded]
@@ -82,7 +84,8 @@ def read_templates(folder: Path = FOLDER) -> dict[str, list[str]]:
             sentence.count("{}") != 1 or sentence.count("{") + sentence.count("}") != 2 for sentence in sentences
         ):
             raise TaskError(
-                f'{path}: {group!r}: expected a sentence or a list of them with one {{}} each, such as "a photo of a {{}}."'
+                f'{path}: {group!r}: expected a sentence or a list of them with one {{}} each, such as "a photo of a '
+                f'{{}}."'
             )
     if DEFAULT not in templates:
         raise TaskError(f'{path}: no "{DEFAULT}"; expected templates for classes without a group')

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, Sequence
+from typing import Callable
 
 import numpy as np
 
@@ -21,7 +22,9 @@ from files import remove_unfinished, written_whole
 from .errors import TaskError
 
 CHUNK = 256  # rows a part: as many as a kill can lose
-SPARE = 500_000  # rows that stay though a run did not ask for them: a trial must not cost the work of the days before; 1 GB of ViT-B/32's
+# rows that stay though a run did not ask for them: a trial must not cost the work of the days before; 1 GB of
+# ViT-B/32's
+SPARE = 500_000
 
 
 def key_of(*values) -> bytes:
@@ -87,7 +90,8 @@ class Store:
         return self.computed, sum(key in self._places for key in self.asked) - self.computed
 
     def tidy(self) -> None:
-        """Put few rows together in whole parts; of rows that were not asked for, also of other widths, SPARE stay, in the parts written last."""
+        """Put few rows together in whole parts; of rows that were not asked for, also of other widths, SPARE stay, in
+        the parts written last."""
         loose: dict[bytes, np.ndarray] = {}  # rows of parts that hold few, or others too
         old, spare = [], SPARE
         for path in sorted(self._parts(), key=lambda path: path.stat().st_mtime_ns, reverse=True):
@@ -149,7 +153,8 @@ class Store:
         return part if part.dtype.names == self.form.names else None
 
     def _fits(self, part: np.ndarray | None) -> bool:
-        """Whether a part is whole and of this store's width; models of other widths may have put theirs into the same folder."""
+        """Whether a part is whole and of this store's width; models of other widths may have put theirs into the same
+        folder."""
         return part is not None and part.dtype == self.form
 
     def _register(self, path: Path, keys: list[bytes]) -> None:

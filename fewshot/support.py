@@ -76,10 +76,11 @@ def _nearest_centres(features: np.ndarray, k: int, seed: int) -> np.ndarray:
 
 
 def redrawn(support: Support, val: Split, seed: int) -> tuple[Support, Split]:
-    """Other shots from the same photographs: as many a class, drawn with the seed from shots and labelled validation rows together.
+    """Other shots from the same photographs: as many a class, drawn with the seed from shots and labelled validation
+    rows together.
 
-    The views of a shot are drawn anew, with replacement, from those that it has beside the plain one; a photograph that was
-    a validation row has only that. What is not drawn validates.
+    The views of a shot are drawn anew, with replacement, from those that it has beside the plain one; a photograph that
+    was a validation row has only that. What is not drawn validates.
     """
     rng = np.random.default_rng(seed)
     known, views = val.labels >= 0, support.features.shape[1]

@@ -49,7 +49,8 @@ def load(name_or_path, device: str = "auto", download_root: str | None = None, p
     model : jclip.model.CLIP
     preprocess : turns a PIL image into a Var of shape (3, model.visual.input_resolution, …)
 
-    Raises ClipError for an unknown name, a file that cannot be used, a device that is not there and a precision that it does not have.
+    Raises ClipError for an unknown name, a file that cannot be used, a device that is not there and a precision that it
+    does not have.
     """
     from . import weights
     from .preprocess import Preprocess

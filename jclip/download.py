@@ -7,9 +7,9 @@ import os
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
 
 from .errors import ClipError
 from .weights import sha256
@@ -28,7 +28,8 @@ OFFICIAL = {
 
 
 def official(name: str, folder: Path = CACHE) -> Path:
-    """The official file of a model, downloaded to `folder` unless it is there; raises ClipError where it cannot be had."""
+    """The official file of a model, downloaded to `folder` unless it is there; raises ClipError where it cannot be
+    had."""
     digest, file = OFFICIAL[name]
     return download(f"{HOST}/{digest}/{file}", digest, Path(folder).expanduser() / file)
 
@@ -36,9 +37,9 @@ def official(name: str, folder: Path = CACHE) -> Path:
 def download(url: str, digest: str, target: Path) -> Path:
     """Download `url` to `target`, whose SHA-256 is `digest`.
 
-    A download that stops leaves target.part, and the next call goes on from there. The file gets its name when its hash is
-    right; a part that is complete and wrong is removed. Raises ClipError where the network or the content fails, OSError with
-    the file's name where the disk does.
+    A download that stops leaves target.part, and the next call goes on from there. The file gets its name when its hash
+    is right; a part that is complete and wrong is removed. Raises ClipError where the network or the content fails,
+    OSError with the file's name where the disk does.
     """
     if target.is_file():
         if sha256(target) == digest:
@@ -70,7 +71,8 @@ class _Stopped(Exception):
 
 @contextmanager
 def _network() -> Iterator[None]:
-    """Whatever goes wrong in the block is the network's fault: its errors are of many classes, on Python 3.9 plain OSErrors among them."""
+    """Whatever goes wrong in the block is the network's fault: its errors are of many classes, on Python 3.9 plain
+    OSErrors among them."""
     try:
         yield
     except (OSError, http.client.HTTPException) as error:

@@ -14,4 +14,5 @@ class ClipError(RuntimeError):
 
 
 class Unreadable(ClipError):
-    """An image that cannot be read; the message is the cause. Where many are read, it need not end the work on the others."""
+    """An image that cannot be read; the message is the cause. Where many are read, it need not end the work on the
+    others."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Callable, Iterable, Iterator
+from typing import Callable
 
 import numpy as np
 
@@ -44,8 +45,8 @@ def image_features(
         workers it is sent to other processes (`reading.batches` says how). What it raises is raised here.
     batch_size : images at a time; IMAGE_BATCH says how many by default
     workers : processes that read ahead; with 0 images are read here, in between
-    unreadable : where it is given, an image whose reading raises Unreadable has a row without meaning, and its place and
-        the cause are put here before its batch is yielded; nothing is raised then
+    unreadable : where it is given, an image whose reading raises Unreadable has a row without meaning, and its place
+        and the cause are put here before its batch is yielded; nothing is raised then
 
     Yields
     ------
@@ -60,7 +61,8 @@ def image_features(
         for batch in reading.batches(images, read, model.visual.input_resolution, batch_size, workers, unreadable):
             with jt.no_grad():
                 rows = model.encode_image(_pixels(_filled(batch, batch_size), device))
-            # Before the next batch is started: what is fetched from CUDA waits for all that was started, and readers with it.
+            # Before the next batch is started: what is fetched from CUDA waits for all that was started, and readers
+            # with it.
             finished = [_finished(*started.pop())] if started else []
             rows.sync()
             started.append((rows, len(batch)))
@@ -125,8 +127,8 @@ def text_features(model, texts: list[str], batch_size: int | None = None) -> Ite
 
     TEXT_BATCH says how many are computed at a time by default.
 
-    Texts of like length are computed together, because a batch costs as much as its longest text for every row. On the CPU a
-    row's bits depend on its text and on batch_size alone; on CUDA cuBLAS may round otherwise beside longer texts.
+    Texts of like length are computed together, because a batch costs as much as its longest text for every row. On the
+    CPU a row's bits depend on its text and on batch_size alone; on CUDA cuBLAS may round otherwise beside longer texts.
 
     Yields
     ------
@@ -144,7 +146,8 @@ def text_features(model, texts: list[str], batch_size: int | None = None) -> Ite
 
 
 def _filled(batch: np.ndarray, n: int) -> np.ndarray:
-    """The batch, its first row repeated until there are n: for few rows oneDNN takes other ways, which round otherwise."""
+    """The batch, its first row repeated until there are n: for few rows oneDNN takes other ways, which round
+    otherwise."""
     if len(batch) >= n:
         return batch
     try:

@@ -1,12 +1,12 @@
 """The parts of CLIP's transformer that are not matrix products, each in plain Jittor and as kernels of our own.
 
-Jittor's generated kernels make one pass over memory for each operation, on the CPU by one core. Those of kernels.h (CPU) and
-kernels.cuh (CUDA) make one pass for all, on all cores. Attention on the CPU has a gradient of its own; the others have none
-and stand in under `jittor.no_grad()` only. On CUDA, where starting an operator takes Jittor longer than running it takes
-the GPU, a whole block of the transformer is one operator.
+Jittor's generated kernels make one pass over memory for each operation, on the CPU by one core. Those of kernels.h
+(CPU) and kernels.cuh (CUDA) make one pass for all, on all cores. Attention on the CPU has a gradient of its own; the
+others have none and stand in under `jittor.no_grad()` only. On CUDA, where starting an operator takes Jittor longer
+than running it takes the GPU, a whole block of the transformer is one operator.
 
-Letters: n sequences, l positions, w width, h heads. Arrays are float32; on CUDA, what goes into matrix products and comes
-out of them may be float16, and sums are float32 all the same.
+Letters: n sequences, l positions, w width, h heads. Arrays are float32; on CUDA, what goes into matrix products and
+comes out of them may be float16, and sums are float32 all the same.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def normalise(rgb: np.ndarray, levels: np.ndarray):
 
 
 def patches(x, size: int, dtype: str = "float32"):
-    """The squares of size x size pixels that images are cut into, each as a row: what a convolution of that stride multiplies.
+    """The squares of size x size pixels that images are cut into, each as a row: what a convolution of that stride
+    multiplies.
 
     x float32 (n, 3, side, side) -> (n, (side / size)², 3·size²), in dtype
     """
@@ -52,7 +53,8 @@ def patches(x, size: int, dtype: str = "float32"):
 
 
 def tokens(patches, first, positions):
-    """The sequences that the image tower's transformer reads: the class token before the patches, and where each stands.
+    """The sequences that the image tower's transformer reads: the class token before the patches, and where each
+    stands.
 
     patches (n, l - 1, w), first (w,), positions (l, w) -> float32 (n, l, w)
     """
@@ -78,7 +80,8 @@ def layer_norm(x, weight, bias, dtype: str = "float32"):
 
 
 def quick_gelu(x, bias):
-    """z · sigmoid(1.702 z) of z = x + bias, with which OpenAI trained CLIP. Hendrycks & Gimpel, arXiv:1606.08415, section 2.
+    """z · sigmoid(1.702 z) of z = x + bias, with which OpenAI trained CLIP. Hendrycks & Gimpel, arXiv:1606.08415,
+    section 2.
 
     x (..., w), bias (w,) -> the shape and dtype of x
     """
@@ -102,9 +105,9 @@ def residual(x, branch, bias):
 def attention(qkv, bias, heads: int, causal: bool):
     """Scaled dot-product attention of every position over the positions of its sequence (over earlier ones if causal).
 
-    qkv (n, l, 3w): queries, keys and values side by side, each of `heads` heads of w / heads, and bias (3w,), which is added
-    to them -> (n, l, w) of the dtype of qkv. Vaswani et al., arXiv:1706.03762, section 3.2. On the CPU it has a first
-    derivative only; the plain way, which CUDA takes where there are gradients, has them all.
+    qkv (n, l, 3w): queries, keys and values side by side, each of `heads` heads of w / heads, and bias (3w,), which is
+    added to them -> (n, l, w) of the dtype of qkv. Vaswani et al., arXiv:1706.03762, section 3.2. On the CPU it has a
+    first derivative only; the plain way, which CUDA takes where there are gradients, has them all.
     """
     n, l, w3 = qkv.shape
     device, shape, sizes = _device(), (n, l, w3 // 3), f"in0_shape0, in0_shape1, in0_shape2 / 3, {heads}, {int(causal)}"
@@ -146,8 +149,8 @@ def block(x, rows, parameters: list, heads: int, causal: bool):
     ----------
     x : float32 (n, l, w)
     rows : int32 (n,) or None; of the n·l rows those that are wanted, one a sequence
-    parameters : weight and bias of the first layer norm, of queries, keys and values, of their projection, of the second
-        layer norm, and of the MLP's two layers, twelve Vars; the matrices' dtype is that of the products
+    parameters : weight and bias of the first layer norm, of queries, keys and values, of their projection, of the
+        second layer norm, and of the MLP's two layers, twelve Vars; the matrices' dtype is that of the products
 
     Returns
     -------
@@ -158,7 +161,8 @@ def block(x, rows, parameters: list, heads: int, causal: bool):
     n, l, w = x.shape
     taken = [] if rows is None else [rows]
     arguments = [*(f"in{i}_p" for i in range(13)), "in13_p" if taken else "nullptr", "out0_p", "out1_p"]
-    call = f"block<{w // heads}>({', '.join(arguments)}, in0_shape0, in0_shape1, in0_shape2, {heads}, {int(causal)}, {EPSILON}f)"
+    arguments += ["in0_shape0", "in0_shape1", "in0_shape2", str(heads), str(int(causal)), f"{EPSILON}f"]
+    call = f"block<{w // heads}>({', '.join(arguments)})"
     shapes = [(n, w) if taken else (n, l, w), (n * l * 5 * w,)]
     return _run(shapes, ["float32", str(parameters[2].dtype)], call, x, *parameters, *taken)[0]
 
@@ -169,7 +173,8 @@ def _device() -> str | None:
 
 
 def _run(shape, dtype, call: str, *inputs, gradient: str | None = None):
-    """A Var, or several, that a function of kernels.h or kernels.cuh fills; `gradient` fills that of the first input."""
+    """A Var, or several, that a function of kernels.h or kernels.cuh fills; `gradient` fills that of the first
+    input."""
     if jt.flags.use_cuda:
         return jt.code(shape, dtype, list(inputs), cuda_header=CUDA_SOURCE, cuda_src=f"clip::{call}; clip::check();")
     return jt.code(

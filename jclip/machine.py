@@ -1,8 +1,8 @@
 """The stack machine that pickles are programs for, without the instructions that could do harm.
 
-A pickle names functions and calls them. Here the caller's table says what a name stands for, or the file is refused before
-anything happens; nothing is ever imported, and nothing can be changed but what the pickle has built. What a file can make the
-machine do is bounded: the number of instructions, and bytes by the size of the file.
+A pickle names functions and calls them. Here the caller's table says what a name stands for, or the file is refused
+before anything happens; nothing is ever imported, and nothing can be changed but what the pickle has built. What a file
+can make the machine do is bounded: the number of instructions, and bytes by the size of the file.
 """
 
 from __future__ import annotations
@@ -152,7 +152,8 @@ class _Function:
         self.function = function
 
 
-# All that builds data in protocols 2 to 5. Not here: instances (INST, OBJ, NEWOBJ_EX), extensions, sets, text numbers, LONG4.
+# All that builds data in protocols 2 to 5. Not here: instances (INST, OBJ, NEWOBJ_EX), extensions, sets, text numbers,
+# LONG4.
 INSTRUCTION: dict[bytes, Callable[[Machine], object]] = {
     pickle.PROTO: lambda m: m.read(1),
     pickle.FRAME: lambda m: m.read(8),  # only a hint of how much to read ahead
@@ -206,7 +207,8 @@ def text(value) -> str:
 
 
 def key(value):
-    """A dict's key. Tuples are refused: hashing what a pickle nests takes for ever, or the whole stack of the process."""
+    """A dict's key. Tuples are refused: hashing what a pickle nests takes for ever, or the whole stack of the
+    process."""
     if type(value) not in (str, int):
         raise pickle.UnpicklingError(f"a {type(value).__name__} as a key")
     return value

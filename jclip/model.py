@@ -8,12 +8,12 @@ float16: layer norms, softmax, the residual that goes through the network, and t
 
 from __future__ import annotations
 
-import numpy as np
 import jittor as jt
+import numpy as np
 from jittor import nn
 
-from .errors import ClipError
 from . import kernels
+from .errors import ClipError
 from .weights import Architecture, architecture, expected_shapes
 
 
@@ -77,7 +77,8 @@ class ResidualAttentionBlock(nn.Module):
         self.ln_2 = LayerNorm(width, dtype)
 
     def execute(self, x, rows=None):
-        """x (n, l, w) -> the same shape, or (n, w) where `rows`, int32 (n,), says which of the n·l rows are wanted, one a sequence.
+        """x (n, l, w) -> the same shape, or (n, w) where `rows`, int32 (n,), says which of the n·l rows are wanted, one
+        a sequence.
 
         Behind the attention nothing passes between positions, so the others need not be computed there.
         """
@@ -111,7 +112,8 @@ class Transformer(nn.Module):
         self.resblocks = nn.Sequential(*[ResidualAttentionBlock(width, heads, causal, dtype) for _ in range(layers)])
 
     def execute(self, x, rows):
-        """x (n, l, w) -> (n, w): the rows at `rows`, int32 (n,), of all n·l, one a sequence. The last block computes no others."""
+        """x (n, l, w) -> (n, w): the rows at `rows`, int32 (n,), of all n·l, one a sequence. The last block computes no
+        others."""
         *others, last = self.resblocks
         for block in others:
             x = block(x)
@@ -235,16 +237,18 @@ def build_model(state: dict, precision: str = "float32") -> CLIP:
     return model
 
 
-# Where AVX2 is all there is, oneDNN 2.2 computes the last rows of a small product another way, which rounds otherwise; it has no
-# such rows at multiples of WHOLE. A product is small below FEW_ROWS rows, and with a matrix narrower than NARROW.
+# Where AVX2 is all there is, oneDNN 2.2 computes the last rows of a small product another way, which rounds otherwise;
+# it has no such rows at multiples of WHOLE. A product is small below FEW_ROWS rows, and with a matrix narrower than
+# NARROW.
 WHOLE, FEW_ROWS, NARROW = 24, 640, 512
 
 
 def _product(x, matrix, transposed: bool = True):
-    """x (n, ..., a) times the transpose of matrix (b, a), or matrix (a, b) as it is, in two dimensions: as oneDNN runs it on all cores.
+    """x (n, ..., a) times the transpose of matrix (b, a), or matrix (a, b) as it is, in two dimensions: as oneDNN runs
+    it on all cores.
 
-    Without gradients on the CPU, the bits of a row do not depend on where it stands, nor on the other rows. (A single image or
-    text has no others, and is not filled up.)
+    Without gradients on the CPU, the bits of a row do not depend on where it stands, nor on the other rows. (A single
+    image or text has no others, and is not filled up.)
     """
     rows, width = x.reshape(-1, x.shape[-1]), matrix.shape[0 if transposed else 1]
     if jt.flags.use_cuda and jt.flags.no_grad:  # what Jittor would find out from a broadcast, a product and a sum

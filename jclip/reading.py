@@ -1,7 +1,8 @@
-"""Images read ahead of the model, in processes of their own: Jittor holds Python's lock while it computes, so threads wait.
+"""Images read ahead of the model, in processes of their own: Jittor holds Python's lock while it computes, so threads
+wait.
 
-The pixels go through shared memory, two batches of it: what is read ahead never grows, and what passes between the processes
-is so little that no process waits for the lock of another.
+The pixels go through shared memory, two batches of it: what is read ahead never grows, and what passes between the
+processes is so little that no process waits for the lock of another.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import os
 import signal
 import threading
 from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.shared_memory import SharedMemory
-from typing import Callable, Iterable, Iterator
+from typing import Callable
 
 import numpy as np
 
@@ -62,7 +64,8 @@ def batches(
             yield from _in_turn(pool, items, np.ndarray(shape, np.uint8, memory.buf), workers, unreadable)
         except BrokenProcessPool:
             raise ClipError(
-                "a process that reads images was killed (out of memory?); run the same command again, with a smaller --batch-size"
+                "a process that reads images was killed (out of memory?); run the same command again, with a smaller "
+                "--batch-size"
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -71,7 +74,8 @@ def batches(
 
 
 def _shared(shape: tuple[int, ...]) -> SharedMemory:
-    """Shared memory of so many bytes, all of them there: where it is promised only, as in a container, writing would kill a reader."""
+    """Shared memory of so many bytes, all of them there: where it is promised only, as in a container, writing would
+    kill a reader."""
     memory, size = None, math.prod(shape)
     try:
         memory = SharedMemory(create=True, size=size)

@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +68,7 @@ def cuda_problem() -> str:
     return _build_problem or _cuda()[1]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _cuda() -> tuple[dict[str, str], str]:
     """The variables that Jittor needs for CUDA, and why there are none."""
     try:
@@ -77,7 +77,7 @@ def _cuda() -> tuple[dict[str, str], str]:
         return {}, str(problem)
 
 
-@lru_cache(maxsize=None)
+@cache
 def jittor():
     """Import Jittor, prepared; the module. Raises ClipError where it cannot be imported."""
     if "jittor" in sys.modules:
@@ -120,8 +120,8 @@ def _announce_compilation(nvcc: str) -> bool:
 def _try_cuda(nvcc: Path) -> None:
     """Start Jittor with CUDA in a process of its own, which compiles its core; where that fails, go on without CUDA.
 
-    Jittor ends its process where CUDA fails, and where it must start anew after it has compiled a part of itself. What came of
-    it is kept beside the folder that was made for this CUDA, by the version of the driver.
+    Jittor ends its process where CUDA fails, and where it must start anew after it has compiled a part of itself. What
+    came of it is kept beside the folder that was made for this CUDA, by the version of the driver.
     """
     global _build_problem
     of_driver = "{}.{}".format(*cuda.first_gpu().driver)
@@ -220,7 +220,7 @@ def _why_no_cuda() -> str:
     return cuda_problem() or "switched off by nvcc_path"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _announce(chosen: str, asked: str, precision: str) -> None:
     jt = jittor()
     if chosen == "cuda":
@@ -249,7 +249,8 @@ def _core_is_compiled(nvcc: str) -> bool:
 
 
 def _give_back_signals() -> None:
-    """Undo Jittor's signal handlers: they end the process on Ctrl-C, and when any child is killed. Python still knows those before."""
+    """Undo Jittor's signal handlers: they end the process on Ctrl-C, and when any child is killed. Python still knows
+    those before."""
     try:
         for name, default in (("SIGINT", signal.default_int_handler), ("SIGCHLD", signal.SIG_DFL)):
             if hasattr(signal, name):  # Windows has no SIGCHLD

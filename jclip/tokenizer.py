@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import html
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +69,8 @@ def clean(text: str) -> str:
     return regex.sub(r"\s+", " ", text).strip().lower()
 
 
-@lru_cache(maxsize=None)
-def _bpe() -> "BytePairEncoder":
+@cache
+def _bpe() -> BytePairEncoder:
     return BytePairEncoder(VOCABULARY)
 
 
@@ -129,7 +129,7 @@ def _joined(word: list[str], pair: tuple[str, str]) -> list[str]:
     return out
 
 
-@lru_cache(maxsize=None)
+@cache
 def _letter_of_byte() -> dict[int, str]:
     """GPT-2's reversible alphabet: printable Latin-1 bytes are themselves, the rest are letters from U+0100 on.
 

@@ -11,6 +11,7 @@ import math
 import pickle
 import struct
 import zipfile
+from functools import partial
 from io import BytesIO
 from typing import BinaryIO, Callable
 
@@ -201,20 +202,16 @@ def _names(allowance: Allowance) -> Callable:
         allowance.take(len(text))
         return text.encode("latin1")
 
-    def typed_storage(
-        content: bytes,
-    ):  # torch.storage._load_from_bytes: a storage in torch's older format, which holds no other
+    def typed_storage(content: bytes):  # torch.storage._load_from_bytes: a storage in torch's older format
         allowance.take(len(content))
-        return _read_streams(BytesIO(content), allowance, lambda *name: find(*name, own={}))
+        return _read_streams(BytesIO(content), allowance, partial(find, known=STAND_INS))  # which holds no other
 
-    def find(
-        module: str,
-        name: str,
-        own={("_codecs", "encode"): latin1, ("torch.storage", "_load_from_bytes"): typed_storage},
-    ):
+    known = {**STAND_INS, ("_codecs", "encode"): latin1, ("torch.storage", "_load_from_bytes"): typed_storage}
+
+    def find(module: str, name: str, known: dict = known):
         if module == "__torch__" or module.startswith("__torch__."):
             return Inert
-        found = own.get((module, name), STAND_INS.get((module, name)))
+        found = known.get((module, name))
         if found is None:
             raise pickle.UnpicklingError(
                 f"it names {module}.{name}, which weights have no use for; refused, nothing was run"

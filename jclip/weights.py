@@ -88,8 +88,10 @@ class Architecture:
 
     def __str__(self) -> str:
         return (
-            f"ViT of {self.vision_layers} layers, width {self.vision_width}, {self.image_resolution} px in patches of {self.patch_size}; "
-            f"text of {self.text_layers} layers, width {self.text_width}, {self.context_length} tokens; features of width {self.embed_dim}"
+            f"ViT of {self.vision_layers} layers, width {self.vision_width}, {self.image_resolution} px in patches of "
+            f"{self.patch_size}; "
+            f"text of {self.text_layers} layers, width {self.text_width}, {self.context_length} tokens; features of "
+            f"width {self.embed_dim}"
         )
 
 
@@ -97,9 +99,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """OpenAI's state dict from a file, float16 or float32 as stored.
 
     Reads OpenAI's TorchScript archive, torch state dicts (zip or older format; plain or nested), Hugging Face's and
-    open_clip's safetensors, Jittor's .pkl and .npz. Nothing in the file is run. Raises ClipError where the file is none of
-    these, damaged, of another model (a Hugging Face or open_clip config beside it is heeded), or has missing, extra, misshapen
-    or non-finite tensors, which it lists.
+    open_clip's safetensors, Jittor's .pkl and .npz. Nothing in the file is run. Raises ClipError where the file is none
+    of these, damaged, of another model (a Hugging Face or open_clip config beside it is heeded), or has missing, extra,
+    misshapen or non-finite tensors, which it lists.
     """
     path = Path(path)
     if not path.is_file():
@@ -114,7 +116,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
             ) from None
     if any(name.startswith("visual.layer1.") for name in state):
         raise ClipError(
-            f"{path}: a CLIP with a ResNet image tower; jclip has OpenAI's vision transformers only (ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px)"
+            f"{path}: a CLIP with a ResNet image tower; jclip has OpenAI's vision transformers only (ViT-B/32, "
+            f"ViT-B/16, ViT-L/14, ViT-L/14@336px)"
         )
     configs = _configs(path, state)
     state = _openai_names(path, state)
@@ -126,8 +129,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
 def architecture(state: dict[str, np.ndarray]) -> Architecture:
     """All sizes from the shapes of a state dict, as build_model in OpenAI's clip/model.py finds them.
 
-    Raises ClipError where a tensor that tells a size is missing or has another number of dimensions, and where a size is 0 or
-    beyond any use.
+    Raises ClipError where a tensor that tells a size is missing or has another number of dimensions, and where a size
+    is 0 or beyond any use.
     """
 
     def shape(name: str, ndim: int) -> tuple[int, ...]:
@@ -255,15 +258,16 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            if any(file.get_slice(name).get_dtype() == "BF16" for name in file.keys()):
+            if any(file.get_slice(name).get_dtype() == "BF16" for name in file):
                 raise ValueError("its numbers are bfloat16, which numpy lacks; save it as float16 or float32")
-            return {name: file.get_tensor(name) for name in file.keys()}
+            return {name: file.get_tensor(name) for name in file}
     except SafetensorError as error:
         raise ValueError(str(error)) from None
 
 
 def _tensors(content) -> dict[str, np.ndarray]:
-    """The state dict in what a file held: the dict itself, one nested in it, or the attributes of a TorchScript module."""
+    """The state dict in what a file held: the dict itself, one nested in it, or the attributes of a TorchScript
+    module."""
     if isinstance(content, unpickle.Inert):
         return _attributes(content)
     if not isinstance(content, dict):
@@ -283,7 +287,8 @@ def _tensors(content) -> dict[str, np.ndarray]:
 
 
 def _attributes(module: unpickle.Inert, prefix: str = "", met: set[int] | None = None) -> dict[str, np.ndarray]:
-    """The tensors of a module and of those below it, by the path to each; a module that stands in two places is met once."""
+    """The tensors of a module and of those below it, by the path to each; a module that stands in two places is met
+    once."""
     if len(prefix) > NAME_LENGTH:
         raise ValueError("modules nested deeper than any model's")
     met = {id(module)} if met is None else met
@@ -310,14 +315,16 @@ def _check_names_and_size(state: dict[str, np.ndarray], size: int) -> None:
 def _configs(path: Path, state: dict) -> list[Path]:
     """The configs beside a file that may be its own: Hugging Face's and open_clip's, unless others wrote the file.
 
-    Under OpenAI's names, .pkl and .npz are Jittor's and numpy's, and the release is OpenAI's own: none of them has a config.
+    Under OpenAI's names, .pkl and .npz are Jittor's and numpy's, and the release is OpenAI's own: none of them has a
+    config.
     """
     foreign = not _hugging_face(state) and (path.suffix in (".pkl", ".npz") or RELEASED in state)
     return [] if foreign else [path.with_name("config.json"), path.with_name(OPEN_CLIP_CONFIG)]
 
 
 def _heed(configs: list[Path], path: Path, a: Architecture) -> None:
-    """Raise a ClipError where a config of a model with these sizes says what its weights cannot: another activation, other heads."""
+    """Raise a ClipError where a config of a model with these sizes says what its weights cannot: another activation,
+    other heads."""
     for config in filter(Path.is_file, configs):
         try:
             said = bounded.json_value(bounded.content(config, bounded.JSON_BYTES).decode("utf-8"))
@@ -326,12 +333,14 @@ def _heed(configs: list[Path], path: Path, a: Architecture) -> None:
         wrong = _unlike_openai(said) if isinstance(said, dict) and _of_these_sizes(said, a) else None
         if wrong:
             raise ClipError(
-                f"{path}: {config.name} says {wrong}; jclip computes OpenAI's models only (QuickGELU, heads of width {HEAD_WIDTH})"
+                f"{path}: {config.name} says {wrong}; jclip computes OpenAI's models only (QuickGELU, heads of width "
+                f"{HEAD_WIDTH})"
             )
 
 
 def _of_these_sizes(config: dict, a: Architecture) -> bool:
-    """Whether every size that a config tells is that of the weights; else it is the config of others in the same folder."""
+    """Whether every size that a config tells is that of the weights; else it is the config of others in the same
+    folder."""
     towers = _part(config, "model_cfg") or config
     told = [
         (_part(towers, tower).get(name), getattr(a, size))

@@ -1,14 +1,16 @@
 """The default method: a blend of linear experts, whose weights make the judging rows likeliest.
 
-Experts: the zero-shot classifier; text-anchored regressions of several strengths (regression.py); Gaussian discriminants whose
-class means are shrunk towards what the classes' texts lead to expect (gaussian.py). Each is a matrix and a bias, so the blend
-is one matrix and one bias, and its probabilities are calibrated. docs/accuracy.md has what it reaches, docs/log.md what was tried.
+Experts: the zero-shot classifier; text-anchored regressions of several strengths (regression.py); Gaussian
+discriminants whose class means are shrunk towards what the classes' texts lead to expect (gaussian.py). Each is a
+matrix and a bias, so the blend is one matrix and one bias, and its probabilities are calibrated. docs/accuracy.md has
+what it reaches, docs/log.md what was tried.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import cycle
-from typing import NamedTuple, Optional, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,7 +42,8 @@ EXPERTS = (
 N_ANCHORED = 1 + len(
     STRENGTHS
 )  # of the experts, the first: those that have something to say of classes of another kind
-ANCHOR_SCALE = 1.5  # times zero-shot's classifier: what the regressions start from. 1.5 to 2 was best on held-out rows; docs/log.md
+# times zero-shot's classifier: what the regressions start from. 1.5 to 2 was best on held-out rows; docs/log.md
+ANCHOR_SCALE = 1.5
 STEP_RIDGE = 0.1  # strength of the ridge regression from texts to the regressions' steps away from them
 KIND_RIDGE = 1  # strength of the one, from texts to means, that says of what kind a class is and how noisy shots are
 KIND_QUANTILE = (
@@ -77,7 +80,7 @@ class Choice(NamedTuple):
     figures: dict  # of the judging rows; none where nothing was judged
 
 
-def blend(text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
+def blend(text: Text, support: Support, val: Split | None, settings: Settings) -> tuple[Adapter, dict]:
     """Weights, and offsets of classes without shots, chosen on judging rows; then the experts of all shots, blended."""
     tried = trials(support, val, FOLDS)
     experts = learn(text, support)
@@ -116,8 +119,9 @@ def refitted(text: Text, support: Support, val: Split, chosen: dict) -> Adapter:
 def learn(text: Text, support: Support) -> Experts:
     """The experts that shots make.
 
-    Only classes that have shots compete in the learning. A class without, but of a known kind, is given the mean, and the step
-    away from its text, that its text leads to expect. One of another kind keeps its text, and the Gaussians have nothing to say of it.
+    Only classes that have shots compete in the learning. A class without, but of a known kind, is given the mean, and
+    the step away from its text, that its text leads to expect. One of another kind keeps its text, and the Gaussians
+    have nothing to say of it.
     """
     known = has_shots(support.labels, len(text.names))
     place = np.cumsum(known) - 1  # of each known class among them
@@ -144,7 +148,8 @@ def learn(text: Text, support: Support) -> Experts:
 def _regressions(
     text: Text, support: Support, known: np.ndarray, is_alike: np.ndarray, texts: gaussian.TextMap, noise: np.ndarray
 ) -> list[Linear]:
-    """A text-anchored regression of each strength, among the known classes; the others follow their texts as far as they are alike."""
+    """A text-anchored regression of each strength, among the known classes; the others follow their texts as far as
+    they are alike."""
     start, bias = zero_shot_classifier(text)
     start = np.float32(ANCHOR_SCALE) * start
     views, labels = all_views(support)
@@ -194,7 +199,8 @@ def with_rows(support: Support, val: Split) -> Support:
 
 
 def unjudged(known: np.ndarray) -> Choice:
-    """What is taken where nothing can be judged. The Gaussians' logits have a level of their own, so they are left out where classes without shots need an offset."""
+    """What is taken where nothing can be judged. The Gaussians' logits have a level of their own, so they are left out
+    where classes without shots need an offset."""
     weights = np.array(list(DEFAULT_WEIGHTS.values()))
     if not known.all():
         weights[N_ANCHORED:] = 0
@@ -224,7 +230,8 @@ def _fewer(trial: Trial, classes: int, trials: int, seed: int) -> Trial:
 
 
 def _weights(learned: Sequence[Experts], judged: Sequence[Trial]) -> tuple[np.ndarray, dict]:
-    """Weights for the rows of classes that have shots, among those classes: the same ones in all trials, none of which loses a class.
+    """Weights for the rows of classes that have shots, among those classes: the same ones in all trials, none of which
+    loses a class.
 
     Also figures of these rows: how many there are, top-1 of the blend and of zero-shot.
     """
@@ -241,9 +248,11 @@ def _weights(learned: Sequence[Experts], judged: Sequence[Trial]) -> tuple[np.nd
 
 
 def stacked(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Weights (experts,) of at least 0 that minimise the mean cross-entropy of the weighted sum of logits (experts, M, C): convex.
+    """Weights (experts,) of at least 0 that minimise the mean cross-entropy of the weighted sum of logits (experts, M,
+    C): convex.
 
-    PRIOR holds them back, as far as few rows leave them free: where all rows are classified rightly, there is no best weight.
+    PRIOR holds them back, as far as few rows leave them free: where all rows are classified rightly, there is no best
+    weight.
     """
     from scipy.optimize import minimize
 
@@ -266,9 +275,11 @@ def stacked(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _offsets(text: Text, support: Support, judged: Sequence[Trial], weights: np.ndarray) -> tuple[float, float]:
-    """Offsets for classes without shots, of a known kind and of another, found by hiding the shots of a quarter of the classes in turn."""
+    """Offsets for classes without shots, of a known kind and of another, found by hiding the shots of a quarter of the
+    classes in turn."""
     present = np.unique(support.labels)
-    # between 1, for the harmonic mean of both accuracies, and the ratio of the classes, for accuracy over all: the former is flat in between
+    # between 1, for the harmonic mean of both accuracies, and the ratio of the classes, for accuracy over all: the
+    # former is flat in between
     share = (len(text.names) / len(present) - 1) ** 0.5
     seen: tuple[list, list] = ([], [])  # (lead, worth) of each part, with the Gaussians and without
     for part, trial in zip(range(FOLDS), cycle(judged)):
@@ -311,7 +322,8 @@ def _best_offset(lead: np.ndarray, worth: np.ndarray) -> float:
 
 
 def _bearable(learned: Sequence[Experts], judged: Sequence[Trial], weights: np.ndarray) -> float:
-    """An offset at which classes of another kind take no more than MAX_TAKEN of the judging rows from the classes that these belong to."""
+    """An offset at which classes of another kind take no more than MAX_TAKEN of the judging rows from the classes that
+    these belong to."""
     lead = [np.zeros(0)]
     for experts, trial in zip(learned, judged):
         strange = ~(experts.known | experts.is_alike)

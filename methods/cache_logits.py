@@ -1,7 +1,7 @@
 """Tip-Adapter's logits and the loss of its fine-tuning as Jittor operators, for values that are one-hot.
 
-`tip_adapter_utils.tip_logits` is the formula; a product with one-hot values, which takes most of its time, is a sum by class
-here: N numbers a row in place of N·C. Both operators have a gradient, the logits by the affinity alone.
+`tip_adapter_utils.tip_logits` is the formula; a product with one-hot values, which takes most of its time, is a sum by
+class here: N numbers a row in place of N·C. Both operators have a gradient, the logits by the affinity alone.
 
 Letters: B rows, N keys, C classes.
 """
@@ -37,8 +37,9 @@ class CacheLogits:
 
         affinity float32 (B, N), base float32 (B, C) -> float32 (B, C)
         """
-        sums = f"cache::logits<<<(out0->num + 255) / 256, 256>>>(in0_p, in1_p, in3_p, in4_p, out0_p, {self.sizes}); clip::check();"
-        slopes = f"cache::gradient<<<(out0->num + 255) / 256, 256>>>(in0_p, in2_p, dout_p, out0_p, {self.sizes}); clip::check();"
+        launch = "<<<(out0->num + 255) / 256, 256>>>"
+        sums = f"cache::logits{launch}(in0_p, in1_p, in3_p, in4_p, out0_p, {self.sizes}); clip::check();"
+        slopes = f"cache::gradient{launch}(in0_p, in2_p, dout_p, out0_p, {self.sizes}); clip::check();"
         return jt.code(
             base.shape,
             "float32",

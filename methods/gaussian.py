@@ -12,13 +12,15 @@ LEAST_VARIANCE = (
 
 
 def class_means(features: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean row of each class, float64 (classes, D), zero where it has no row; and how many rows each has, (classes,)."""
+    """Mean row of each class, float64 (classes, D), zero where it has no row; and how many rows each has,
+    (classes,)."""
     counts = np.bincount(labels, minlength=classes)
     return class_sums(features, labels, classes) / np.maximum(counts, 1)[:, None], counts
 
 
 class TextMap:
-    """Ridge regression from the texts (n, D) of some classes to rows (n, E) of theirs, both centred; Hoerl & Kennard 1970.
+    """Ridge regression from the texts (n, D) of some classes to rows (n, E) of theirs, both centred; Hoerl & Kennard
+    1970.
 
     strength : added to the eigenvalues of the texts' scatter matrix; that of 400 classes sums to about 150
     """
@@ -35,7 +37,8 @@ class TextMap:
         return (text - self.centre) @ (self.solution @ (rows - middle)).astype(np.float32) + middle
 
     def novelty(self, text: np.ndarray) -> np.ndarray:
-        """How much of each centred text the map has not seen the like of, (m,): the posterior variance of Bayesian regression."""
+        """How much of each centred text the map has not seen the like of, (m,): the posterior variance of Bayesian
+        regression."""
         centred = text - self.centre
         return self.strength * np.einsum("md,de,me->m", centred, self.inverse, centred)
 
@@ -46,7 +49,8 @@ class TextMap:
 
 
 def pooled_covariance(residuals: np.ndarray, freedom: int) -> np.ndarray:
-    """Covariance of residuals (n, D), weighed freedom/(freedom + D) against its mean variance in all directions; float32 (D, D).
+    """Covariance of residuals (n, D), weighed freedom/(freedom + D) against its mean variance in all directions;
+    float32 (D, D).
 
     freedom : of the residuals, n less the number of means that were taken off them. Ledoit & Wolf 2004 is the idea.
     """
@@ -57,7 +61,8 @@ def pooled_covariance(residuals: np.ndarray, freedom: int) -> np.ndarray:
 
 
 def discriminant(means: np.ndarray, covariance: np.ndarray) -> Linear:
-    """Log-likelihoods of the classes up to a common term: f·Σ⁻¹μ − ½μᵀΣ⁻¹μ (Fisher 1936); means (C, D), covariance (D, D)."""
+    """Log-likelihoods of the classes up to a common term: f·Σ⁻¹μ − ½μᵀΣ⁻¹μ (Fisher 1936); means (C, D), covariance (D,
+    D)."""
     weight = np.linalg.solve(covariance.astype(np.float64), means.T.astype(np.float64)).T
     return Linear(weight.astype(np.float32), (-0.5 * (weight * means).sum(axis=1)).astype(np.float32))
 
@@ -65,7 +70,8 @@ def discriminant(means: np.ndarray, covariance: np.ndarray) -> Linear:
 def within_class(
     features: np.ndarray, labels: np.ndarray, means: np.ndarray, counts: np.ndarray, expected: np.ndarray
 ) -> np.ndarray:
-    """Pooled covariance of rows (n, D) around their classes' means; where no class has two rows, around the expected ones."""
+    """Pooled covariance of rows (n, D) around their classes' means; where no class has two rows, around the expected
+    ones."""
     if counts.max() < 2:
         return pooled_covariance(features - expected[labels], len(labels))
     several = counts[labels] > 1

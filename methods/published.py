@@ -1,11 +1,12 @@
-"""Methods as their papers and their authors' code have them, to compare with: constants are theirs, choices are made on the trials.
+"""Methods as their papers and their authors' code have them, to compare with: constants are theirs, choices are made on
+the trials.
 
 Each takes (text, support, val or None, settings) and returns the adapter and what was chosen.
 """
 
 from __future__ import annotations
 
-from typing import Iterator, Optional, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -40,8 +41,9 @@ WEIGHT_DECAY = 5e-4  # the default of Dassl, the library that both are written i
 WARM_UP = 1e-5  # learning rate of the first epoch
 
 
-def gda(text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
-    """Zero-shot logits plus alpha times a Gaussian discriminant. Wang et al., ICLR 2024, arXiv:2402.04087; github.com/mrflogs/ICLR24."""
+def gda(text: Text, support: Support, val: Split | None, settings: Settings) -> tuple[Adapter, dict]:
+    """Zero-shot logits plus alpha times a Gaussian discriminant. Wang et al., ICLR 2024, arXiv:2402.04087;
+    github.com/mrflogs/ICLR24."""
     judged, how = trials(support, val)
     right = sum(
         (_gda_right(text, trial, _discriminant(text, some_of(support, trial.shots))) for trial in judged),
@@ -85,8 +87,9 @@ def _discriminant(text: Text, support: Support) -> Linear:
     )
 
 
-def proker(text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
-    """Kernel ridge regression of what zero-shot leaves: a cache whose values are solved for. Bendou et al., CVPR 2025, arXiv:2501.11175."""
+def proker(text: Text, support: Support, val: Split | None, settings: Settings) -> tuple[Adapter, dict]:
+    """Kernel ridge regression of what zero-shot leaves: a cache whose values are solved for. Bendou et al., CVPR 2025,
+    arXiv:2501.11175."""
     judged, how = trials(support, val)
     chosen = {"how": how, "beta": 5.0, "lambda": 0.1}
     if judged:
@@ -99,7 +102,8 @@ def proker(text: Text, support: Support, val: Optional[Split], settings: Setting
 
 
 def _proker_values(text: Text, keys, labels, beta: float, strengths: Sequence[float]) -> list[np.ndarray]:
-    """(K/λ + I)⁻¹ of one-hot labels less zero-shot cosines, float32 (N, C), for each λ; K the kernel exp(−β(1 − k·k'))."""
+    """(K/λ + I)⁻¹ of one-hot labels less zero-shot cosines, float32 (N, C), for each λ; K the kernel exp(−β(1 −
+    k·k'))."""
     size, axes = np.linalg.eigh(np.exp(-beta * (1 - keys @ keys.T)).astype(np.float64))
     rest = axes.T @ (one_hot(labels, len(text.names)) - keys @ text.features.T)
     return [(axes @ (rest / (size / strength + 1)[:, None])).astype(np.float32) for strength in strengths]
@@ -117,8 +121,9 @@ def _proker_right(text: Text, support: Support, trial: Trial) -> np.ndarray:
     return right
 
 
-def taskres(text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
-    """A residual, learned by Adam, on the texts. Yu et al., CVPR 2023, arXiv:2211.10277; github.com/geekyutao/TaskRes."""
+def taskres(text: Text, support: Support, val: Split | None, settings: Settings) -> tuple[Adapter, dict]:
+    """A residual, learned by Adam, on the texts. Yu et al., CVPR 2023, arXiv:2211.10277;
+    github.com/geekyutao/TaskRes."""
     rows, labels = all_views(support)
     epochs = 100 if np.bincount(support.labels).max() <= 4 else 200
     start = TEXT_NORM * text.features
@@ -144,8 +149,9 @@ def taskres(text: Text, support: Support, val: Optional[Split], settings: Settin
     }
 
 
-def clap(text: Text, support: Support, val: Optional[Split], settings: Settings) -> tuple[Adapter, dict]:
-    """Class prototypes from the texts on, pulled back by a penalty for each class as large as its zero-shot probability on its shots.
+def clap(text: Text, support: Support, val: Split | None, settings: Settings) -> tuple[Adapter, dict]:
+    """Class prototypes from the texts on, pulled back by a penalty for each class as large as its zero-shot probability
+    on its shots.
 
     Silva-Rodríguez et al., CVPR 2024, arXiv:2312.12730; github.com/jusiro/CLAP.
     """

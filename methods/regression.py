@@ -1,4 +1,5 @@
-"""Text-anchored regression: softmax regression that starts from the zero-shot classifier and is pulled back towards it."""
+"""Text-anchored regression: softmax regression that starts from the zero-shot classifier and is pulled back towards
+it."""
 
 from __future__ import annotations
 
@@ -25,8 +26,9 @@ def regressions(
     ----------
     features (n, D), labels (n,) : the rows to learn from
     anchor : (C, D), the zero-shot classifier
-    covariance : (D, D), of the noise that is added to every row, in closed form: the expected cross-entropy is at most that of
-        logits raised by ½(w_j − w_y)ᵀΣ(w_j − w_y), y being the true class (Wang et al. 2019, arXiv:1909.12220, equation 6)
+    covariance : (D, D), of the noise that is added to every row, in closed form: the expected cross-entropy is at most
+        that of logits raised by ½(w_j − w_y)ᵀΣ(w_j − w_y), y being the true class (Wang et al. 2019, arXiv:1909.12220,
+        equation 6)
     strengths : descending; each starts from the weights of the one before
     steps : of L-BFGS for each
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,13 +40,13 @@ class Trials(NamedTuple):
         return len(self.judged) == 1 and bool(self.judged[0].shots.all())
 
 
-def trials(support: Support, val: Optional[Split], most: Optional[int] = None) -> Trials:
+def trials(support: Support, val: Split | None, most: int | None = None) -> Trials:
     """The trials of a task.
 
-    The labelled validation rows judge what all shots teach. Without any, one shot a class is left out in turn and judges
-    what the others teach, by its view 0: the plain photograph, as test photographs are. With more than `most` shots a class,
-    several are left out at a time, so that there are `most` trials. A class of a single shot is never left out, for nothing
-    of it would be left; so there may be no trial at all.
+    The labelled validation rows judge what all shots teach. Without any, one shot a class is left out in turn and
+    judges what the others teach, by its view 0: the plain photograph, as test photographs are. With more than `most`
+    shots a class, several are left out at a time, so that there are `most` trials. A class of a single shot is never
+    left out, for nothing of it would be left; so there may be no trial at all.
     """
     labelled = np.zeros(0, bool) if val is None else val.labels >= 0
     if labelled.any():
@@ -87,7 +87,8 @@ def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
 
 
 def class_sums(rows: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Sum of each class's rows, (C, D) of rows (n, D) and labels (n,), zero where it has none; many times as fast as np.add.at."""
+    """Sum of each class's rows, (C, D) of rows (n, D) and labels (n,), zero where it has none; many times as fast as
+    np.add.at."""
     from scipy.sparse import csr_matrix  # predict.py need not wait for it
 
     return (

@@ -104,7 +104,8 @@ def draw(path, label, seed):
 
 @pytest.fixture(scope="session")
 def contest(tmp_path_factory, tiny_weights):
-    """A working folder with a contest layout of 7 training photographs a class and 13 test photographs, and the weights."""
+    """A working folder with a contest layout of 7 training photographs a class and 13 test photographs, and the
+    weights."""
     folder = tmp_path_factory.mktemp("contest")
     lines = []
     for label, name in enumerate(CLASSES):

@@ -1,7 +1,7 @@
 """Runs the CUDA kernels of this project on the CPU, as Jittor would launch them on a GPU: numbers only, no speed.
 
-The source that jclip/kernels.py and methods/cache_logits.py give to Jittor is compiled by g++ with cuda_on_cpu.h in place of
-nvcc; its launches become calls, and cuBLAS a loop.
+The source that jclip/kernels.py and methods/cache_logits.py give to Jittor is compiled by g++ with cuda_on_cpu.h in
+place of nvcc; its launches become calls, and cuBLAS a loop.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import ctypes
 import hashlib
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import numpy as np
 
@@ -49,7 +49,8 @@ class Emulator:
     ) -> list[np.ndarray]:
         """What `jt.code(shapes, dtypes, inputs, cuda_header=header, cuda_src=source)` computes.
 
-        It is computed twice, threads and blocks in order and backwards: where a barrier is missing, the bits may differ.
+        It is computed twice, threads and blocks in order and backwards: where a barrier is missing, the bits may
+        differ.
         """
         ins = [np.ascontiguousarray(x) for x in inputs]
         both = [

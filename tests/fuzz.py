@@ -1,9 +1,10 @@
-"""Mutated files against every reader, in a process of its own: nothing may run, hang, fill the memory or end in a traceback.
+"""Mutated files against every reader, in a process of its own: nothing may run, hang, fill the memory or end in a
+traceback.
 
     python tests/fuzz.py INPUTS [SEED]
 
-Prints, as JSON, how many mutated files each reader was given and how they ended; exit code 1 where one ended otherwise than as
-read or refused. The same numbers give the same files. test_fuzz.py runs it.
+Prints, as JSON, how many mutated files each reader was given and how they ended; exit code 1 where one ended otherwise
+than as read or refused. The same numbers give the same files. test_fuzz.py runs it.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable
 
 import numpy as np
-
 from watch import Watch, forget_peak, limit_memory, peak  # first: it finds the project
+
 from fewshot import artifacts, data, prompts
 from jclip import unpickle, weights
 
@@ -104,7 +106,8 @@ def mutated(content: bytes, others: list[bytes], rng: random.Random) -> bytes:
 
 
 def beneath(content: bytes, others: list[bytes], rng: random.Random) -> bytes:
-    """Changes below what a checksum or a length would give away: a zip's member, a signed pickle, the header of safetensors."""
+    """Changes below what a checksum or a length would give away: a zip's member, a signed pickle, the header of
+    safetensors."""
     if content.startswith(b"PK"):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}
@@ -193,7 +196,7 @@ def main(inputs: int, seed: int) -> int:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         known = list(targets(Path(folder)))
-        for name, whole, path, read in known:
+        for _, whole, path, read in known:
             path.write_bytes(whole[0])
             read()  # whole files are read; what is imported late is imported now
         forget_peak()

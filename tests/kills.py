@@ -2,9 +2,9 @@
 
     python tests/kills.py FOLDER KILLS
 
-FOLDER/output holds text.npz, support.npz and test.npz. Each run is a child that is killed (SIGKILL) at one of the calls that it makes
-from the first temporary file on; others write without end and are killed from outside. Prints, as JSON, how often each file
-was the old and the new one, and what was neither. test_kills.py runs it.
+FOLDER/output holds text.npz, support.npz and test.npz. Each run is a child that is killed (SIGKILL) at one of the calls
+that it makes from the first temporary file on; others write without end and are killed from outside. Prints, as JSON,
+how often each file was the old and the new one, and what was neither. test_kills.py runs it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import Callable
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-import predict  # noqa: E402
-import train_adapter  # noqa: E402
-from fewshot import artifacts  # noqa: E402
+import predict
+import train_adapter
+from fewshot import artifacts
 
 NEVER = 1 << 60
 FIGURES = "output/metrics.json", "output/metrics.csv"

@@ -1,4 +1,5 @@
-"""The files between the stages: what is written is read, what is wrong is refused in one line, nothing is left half-written."""
+"""The files between the stages: what is written is read, what is wrong is refused in one line, nothing is left
+half-written."""
 
 import json
 import os
@@ -9,10 +10,10 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import PROJECT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import PROJECT
 from fewshot import artifacts
 from fewshot.artifacts import Adapter, Split, Support, Text
 from fewshot.errors import TaskError
@@ -157,16 +158,21 @@ def test_files_of_different_tasks_are_refused_together(together, said):
 
 def test_a_failure_while_writing_leaves_the_old_file(tmp_path):
     (tmp_path / "a").write_text("old")
-    with pytest.raises(RuntimeError):
-        with written_whole(tmp_path / "a") as file:
-            file.write(b"new, but not all of it")
-            raise RuntimeError
+    with pytest.raises(RuntimeError), written_whole(tmp_path / "a") as file:
+        file.write(b"new, but not all of it")
+        raise RuntimeError
     assert (tmp_path / "a").read_text() == "old" and os.listdir(tmp_path) == ["a"]
 
 
 def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
     (tmp_path / "a").write_text("old")
-    code = "import os, sys; from files import written_whole\nwith written_whole(sys.argv[1]) as file: file.write(b'new' * 10**6); os.kill(os.getpid(), 9)"
+    code = """
+import os, sys
+from files import written_whole
+with written_whole(sys.argv[1]) as file:
+    file.write(b"new" * 10**6)
+    os.kill(os.getpid(), 9)
+"""
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], cwd=PROJECT)
     assert done.returncode == -signal.SIGKILL and (tmp_path / "a").read_text() == "old"
 

@@ -18,10 +18,10 @@ import ftfy
 import numpy as np
 import pytest
 import regex
+from conftest import GOLDEN, PROJECT
 from PIL import Image
 
 import jclip
-from conftest import GOLDEN, PROJECT
 from jclip import features, reading, runtime, weights
 from jclip.preprocess import normalised, pixels
 from jclip.tokenizer import clean, tokenize

@@ -1,8 +1,8 @@
 """convert_weights.py as a user runs it."""
 
 import pytest
-
 from conftest import GOLDEN
+
 from jclip import weights
 
 

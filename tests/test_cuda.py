@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from conftest import PROJECT
+
 from jclip import cuda
 
 H100 = cuda.Gpu("NVIDIA H100 80GB HBM3", 90, (13, 0))
@@ -255,7 +255,8 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch, piece, package):
     [
         (
             (13, 0),
-            "no nvcc; install the CUDA toolkit 13 or run: pip install nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-cccl "
+            "no nvcc; install the CUDA toolkit 13 or run: pip install nvidia-cuda-nvcc nvidia-cuda-runtime "
+            "nvidia-cuda-cccl "
             "nvidia-cublas nvidia-curand",
         ),
         ((12, 4), "no nvcc; install the CUDA toolkit 12"),  # pip's packages of CUDA 12 have no nvcc
@@ -289,7 +290,8 @@ def test_another_nvcc(tmp_path, monkeypatch, output, message):
             13,
             (12, 8),
             90,
-            "the NVIDIA driver supports CUDA up to 12.8, nvcc is of CUDA 13.0; install a newer driver or the CUDA toolkit 12.8",
+            "the NVIDIA driver supports CUDA up to 12.8, nvcc is of CUDA 13.0; install a newer driver or the CUDA "
+            "toolkit 12.8",
         ),
         (12, (12, 2), 90, ""),  # within a major version an older driver does
         (12, (12, 2), 100, "the NVIDIA driver supports CUDA up to 12.2"),  # but it does not compile newer PTX
@@ -453,7 +455,8 @@ def test_python_config_answers_for_this_python(tmp_path, monkeypatch, option, ex
 
 
 def test_nvcc_of_the_users_own_is_used_as_it_is(tmp_path, monkeypatch):
-    """Jittor takes what lies beside it. libcudart elsewhere does not count: Jittor would not start, where it computes well on the CPU."""
+    """Jittor takes what lies beside it. libcudart elsewhere does not count: Jittor would not start, where it computes
+    well on the CPU."""
     program = nvcc(tmp_path / "own/bin/nvcc", 12)
     monkeypatch.setenv("nvcc_path", str(program))
     for folder in ("lib", "lib64/stubs", "lib/x86_64-linux-gnu"):
@@ -552,7 +555,8 @@ extern "C" {
 cudaError_t cudaGetDeviceCount(int* count) { *count = 1; OK }
 cudaError_t cudaGetDevice(int* device) { *device = 0; OK }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
-    memset((void*)p, 0, sizeof *p); p->major = 9; p->warpSize = 32; p->multiProcessorCount = 1; p->totalGlobalMem = (size_t)8 << 30; OK
+    memset((void*)p, 0, sizeof *p); p->major = 9; p->warpSize = 32; p->multiProcessorCount = 1; p->totalGlobalMem =
+    (size_t)8 << 30; OK
 }
 cudaError_t cudaMemGetInfo(size_t* unused, size_t* all) { *unused = *all = (size_t)8 << 30; OK }
 cudaError_t cudaMalloc(void** p, size_t n) { *p = calloc(n, 1); OK }
@@ -561,10 +565,12 @@ cudaError_t cudaMallocManaged(void** p, size_t n, unsigned) { *p = calloc(n, 1);
 cudaError_t cudaFree(void* p) { free(p); OK }
 cudaError_t cudaFreeHost(void* p) { free(p); OK }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t n, cudaMemcpyKind) { memcpy(to, from, n); OK }
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n, cudaMemcpyKind, cudaStream_t) { memcpy(to, from, n); OK }
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n, cudaMemcpyKind, cudaStream_t) { memcpy(to, from, n);
+OK }
 cudaError_t cudaMemset(void* p, int value, size_t n) { memset(p, value, n); OK }
 cudaError_t cudaMemsetAsync(void* p, int value, size_t n, cudaStream_t) { memset(p, value, n); OK }
-cudaError_t cudaStreamAddCallback(cudaStream_t s, cudaStreamCallback_t f, void* x, unsigned) { f(s, cudaSuccess, x); OK }
+cudaError_t cudaStreamAddCallback(cudaStream_t s, cudaStreamCallback_t f, void* x, unsigned) { f(s, cudaSuccess, x); OK
+}
 cudaError_t cudaLaunchHostFunc(cudaStream_t, cudaHostFn_t f, void* x) { f(x); OK }
 const char* cudaGetErrorName(cudaError_t) { return ""; }
 const char* cudaGetErrorString(cudaError_t) { return ""; }
@@ -596,7 +602,8 @@ from jclip import runtime
 assert runtime.use("auto") == "cuda"
 import jittor as jt
 x = jt.ones((4, 5))
-print((x + 1).numpy().shape, jt.matmul(x, jt.ones((5, 3))).numpy().shape, x.reshape(2, 2, 5).transpose(1, 2).numpy().shape)
+print((x + 1).numpy().shape, jt.matmul(x, jt.ones((5, 3))).numpy().shape, x.reshape(2, 2, 5).transpose(1,
+2).numpy().shape)
 """
 
 

@@ -1,16 +1,17 @@
-"""The CUDA kernels against numpy in float64, computed on the CPU by tests/cuda_on_cpu.h: no GPU is needed, and none is used."""
+"""The CUDA kernels against numpy in float64, computed on the CPU by tests/cuda_on_cpu.h: no GPU is needed, and none is
+used."""
 
 import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-
 from conftest import GOLDEN
 from cuda_emulator import Emulator
+from test_kernels import WIDTHS, attention, normal
+
 from jclip import runtime
 from jclip.preprocess import LEVELS, normalised
-from test_kernels import WIDTHS, attention, normal
 
 if not shutil.which("g++"):
     pytest.skip("needs g++", allow_module_level=True)

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from conftest import PROJECT
 from PIL import Image
 
-from conftest import PROJECT
 from demo import world
 from jclip import weights
 

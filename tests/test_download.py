@@ -12,9 +12,9 @@ import threading
 from pathlib import Path
 
 import pytest
+from conftest import GOLDEN
 
 import jclip
-from conftest import GOLDEN
 from jclip import download
 
 CONTENT = bytes(range(256)) * 2000

@@ -1,4 +1,5 @@
-"""The readers on what nobody thought of: mutated real files (fuzz.py), and what hypothesis makes up. Seeded: the same inputs every time."""
+"""The readers on what nobody thought of: mutated real files (fuzz.py), and what hypothesis makes up. Seeded: the same
+inputs every time."""
 
 import io
 import json
@@ -8,11 +9,11 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import GOLDEN, PROJECT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from conftest import GOLDEN, PROJECT
 from fewshot import artifacts, data, prompts
 from fewshot.errors import TaskError
 from jclip import unpickle, weights

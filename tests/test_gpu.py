@@ -1,6 +1,7 @@
 """CUDA against the CPU and against numpy in float64; skipped where there is no GPU. docs/performance.md has the speed.
 
-Kernels are asked for all at once, so that Jittor compiles them together: `use_parallel_op_compiler=16` saves minutes on the first run.
+Kernels are asked for all at once, so that Jittor compiles them together: `use_parallel_op_compiler=16` saves minutes on
+the first run.
 """
 
 import re
@@ -10,14 +11,14 @@ import warnings
 
 import numpy as np
 import pytest
+from conftest import PROJECT
+from test_kernels import WIDTHS, normal
+from test_kernels import attention as exact_attention
 
 import jclip
 import tip_adapter_utils as tip
-from conftest import PROJECT
 from fewshot.artifacts import Split, Support, Text
 from jclip import features, runtime, weights
-from test_kernels import WIDTHS, normal
-from test_kernels import attention as exact_attention
 
 pytestmark = pytest.mark.cuda
 DTYPES = ("float32", "float16")
@@ -321,7 +322,8 @@ def script(name, *arguments, cwd, check=True):
 
 @pytest.fixture(scope="module")
 def results(world):
-    """results(device, precision) -> the five labels of each test photograph by its name, and extract_feature.py's output; each once."""
+    """results(device, precision) -> the five labels of each test photograph by its name, and extract_feature.py's
+    output; each once."""
     made = {}
 
     def extract(device, precision):
@@ -377,14 +379,18 @@ def moved(found, expected):
 def test_the_demo_gives_the_classes_of_the_cpu(results):
     first, any_of_five = moved(results("cuda"), results("cpu"))
     if any_of_five:
-        warnings.warn(f"{len(any_of_five)} of 480 photographs have another order of the five classes on CUDA")
+        warnings.warn(
+            f"{len(any_of_five)} of 480 photographs have another order of the five classes on CUDA", stacklevel=1
+        )
     assert not first
 
 
 def test_half_precision_hardly_changes_the_demo(results):
     first, any_of_five = moved(results("cuda", "half"), results("cpu"))
     warnings.warn(
-        f"half precision: {len(first)} of 480 photographs have another likeliest class, {len(any_of_five)} another order of the five"
+        f"half precision: {len(first)} of 480 photographs have another likeliest class, {len(any_of_five)} another "
+        f"order of the five",
+        stacklevel=1,
     )
     assert len(first) <= 3
 
@@ -411,10 +417,13 @@ def test_auto_takes_the_gpu_and_says_so_in_one_line():
 
 HOG = f"""
 import ctypes, sys
-driver, device, context, free, total, held = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t(), ctypes.c_uint64()
-for code in (driver.cuInit(0), driver.cuDeviceGet(ctypes.byref(device), 0), driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device),
-             driver.cuCtxSetCurrent(context), driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)),
-             driver.cuMemAlloc_v2(ctypes.byref(held), ctypes.c_size_t(free.value - {LEFT}))):
+from ctypes import byref
+driver, device, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p()
+free, total, held = ctypes.c_size_t(), ctypes.c_size_t(), ctypes.c_uint64()
+for code in (driver.cuInit(0), driver.cuDeviceGet(byref(device), 0),
+             driver.cuDevicePrimaryCtxRetain(byref(context), device),
+             driver.cuCtxSetCurrent(context), driver.cuMemGetInfo_v2(byref(free), byref(total)),
+             driver.cuMemAlloc_v2(byref(held), ctypes.c_size_t(free.value - {LEFT}))):
     assert code == 0, code
 print("holds", flush=True)
 sys.stdin.read()

@@ -1,4 +1,5 @@
-"""Files made to run something, to hang, to crash the interpreter or to fill the memory: each is refused in one line, at once.
+"""Files made to run something, to hang, to crash the interpreter or to fill the memory: each is refused in one line, at
+once.
 
 All are read in one process under watch (watch.py): what it does besides reading, its time and its memory are seen.
 """
@@ -17,8 +18,8 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
-
 from conftest import GOLDEN, PROJECT
+
 from fewshot import artifacts, prompts
 from jclip import unpickle, weights
 
@@ -136,7 +137,10 @@ def with_sizes(**changes) -> bytes:
     return npz({**EXPECTED, **{name.replace("__", "."): value for name, value in changes.items()}})
 
 
-f4 = lambda *shape: np.zeros(shape, np.float32)
+def f4(*shape):
+    return np.zeros(shape, np.float32)
+
+
 MANY = (
     b"\x80\x02}("
     + b"".join(
@@ -212,7 +216,8 @@ WEIGHTS = {  # what is wrong -> the file, what is said
     ),
     "a value of 2**60 lists": (
         P
-        + b"}(X\x01\0\0\0aK\x01X\x01\0\0\0bcnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nX\x02\0\0\0f4\x85RC\x04abcd\x86RX\x01\0\0\0c"
+        + b"}(X\x01\0\0\0aK\x01X\x01\0\0\0bcnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n"
+        + b"X\x02\0\0\0f4\x85RC\x04abcd\x86RX\x01\0\0\0c"
         + doubled(b"]", b"](##e")
         + b"u.",
         "'c' is a list, expected a tensor",
@@ -350,7 +355,10 @@ SPLIT = dict(
     meta=np.array("{}"),
 )
 TEXT = dict(features=np.eye(4, dtype=np.float32), names=np.array(list("abcd")))
-text = lambda *points: np.array(points, np.uint32).view("<U1")
+
+
+def text(*points):
+    return np.array(points, np.uint32).view("<U1")
 
 
 def meta(content: str) -> bytes:
@@ -472,7 +480,8 @@ def ended(tmp_path_factory):
     assert not (folder / "harm").exists()
     found = {arguments[line[0]]: line[1:] for line in map(json.loads, done.stdout.splitlines())}
     print(
-        f"{len(found)} hostile files, {sum(line[2] for line in found.values()):.1f} s, the longest {max(line[2] for line in found.values()):.2f} s, "
+        f"{len(found)} hostile files, {sum(line[2] for line in found.values()):.1f} s, the longest "
+        f"{max(line[2] for line in found.values()):.2f} s, "
         f"the most memory {max(line[3] for line in found.values()) >> 20} MiB"
     )
     return found, done

@@ -6,10 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-
 from conftest import PROJECT
-from fewshot import artifacts
 from test_train import write_task
+
+from fewshot import artifacts
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs fork and SIGKILL")

@@ -37,7 +37,8 @@ def rng():
 
 
 def make_task(rng, classes=12, shots=4, rows=6, noise=0.8, shotless=(), kinds=1):
-    """Classes whose photographs lie around a linear image of their texts: what the texts say can be learned from others.
+    """Classes whose photographs lie around a linear image of their texts: what the texts say can be learned from
+    others.
 
     kinds=2: the classes without shots have texts in directions of their own, and photographs about them.
     """
@@ -47,10 +48,13 @@ def make_task(rng, classes=12, shots=4, rows=6, noise=0.8, shotless=(), kinds=1)
         text[list(shotless)] = text[list(shotless)][:, ::-1]
     text = unit(text)
     centre = unit(text + 1.5 * text @ bend)
-    near = lambda labels, views: unit(
-        centre[labels][:, None] + noise * rng.normal(size=(len(labels), views, WIDTH)) / WIDTH**0.5
-    )
-    names = lambda what, n: np.array([f"{what} {i}" for i in range(n)], np.str_)
+
+    def near(labels, views):
+        return unit(centre[labels][:, None] + noise * rng.normal(size=(len(labels), views, WIDTH)) / WIDTH**0.5)
+
+    def names(what, n):
+        return np.array([f"{what} {i}" for i in range(n)], np.str_)
+
     of_shots = np.array([label for label in range(classes) if label not in shotless]).repeat(shots)
     of_val = np.array([label for label in range(classes) if label not in shotless]).repeat(rows)
     of_test = np.arange(classes).repeat(20)
@@ -162,7 +166,10 @@ def test_weights_are_the_least_of_a_convex_problem_and_not_negative(rng):
     logits = np.stack([good, harmful, rng.normal(size=(200, 5)).astype(np.float32)])
     weights = blend.stacked(logits, labels)
     assert weights[0] > 0.3 and weights[1] == 0 and weights.min() >= 0
-    value = lambda w: cross_entropy(np.tensordot(w.astype(np.float32), logits, 1), labels)[0]
+
+    def value(w):
+        return cross_entropy(np.tensordot(w.astype(np.float32), logits, 1), labels)[0]
+
     for expert, nudge in ((0, 0.2), (0, -0.2), (1, 0.2), (2, 0.2)):
         other = weights.copy()
         other[expert] += nudge
@@ -297,7 +304,8 @@ def test_a_single_class_with_shots_is_no_obstacle(rng):
 @pytest.mark.parametrize("classes, shotless", [(1, ()), (2, (1,)), (3, (1,))])
 @pytest.mark.parametrize("judges", ["val", None])
 def test_a_shot_or_two_in_all_are_no_obstacle(rng, classes, shotless, judges):
-    """One class with a shot of its own, or two that are hidden from one another: no shot differs from its class's mean."""
+    """One class with a shot of its own, or two that are hidden from one another: no shot differs from its class's
+    mean."""
     text, support, val, test = make_task(rng, classes=classes, shots=1, shotless=shotless)
     adapter, chosen = tip.train("blend", text, support, judges and val, CPU)
     assert np.isfinite(tip.predict_logits(adapter, test.features)).all() and chosen["how"].startswith(

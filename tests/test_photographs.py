@@ -1,4 +1,5 @@
-"""Photographs as they come: damaged, odd, enormous, badly named. None of them ends a run, and every test photograph has its line."""
+"""Photographs as they come: damaged, odd, enormous, badly named. None of them ends a run, and every test photograph has
+its line."""
 
 import io
 import os
@@ -11,14 +12,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import PIL
+import pytest
+from conftest import draw
 from PIL import Image
 
 import extract_feature
 import predict
 import train_adapter
-from conftest import draw
 from encoder import TRANSFORM, Encoder, Reader
 from fewshot import artifacts, data, metrics
 from fewshot.store import key_of
@@ -163,7 +164,8 @@ def test_a_file_without_permission_says_so(zoo, monkeypatch):
 @pytest.mark.parametrize("size", [(3000, 10), (10, 3000), (1, 300), (9000, 70), (26, 2700), (40000, 300)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
 def test_of_a_very_long_photograph_the_crop_is_computed_alone(monkeypatch, size, mode):
-    """With the same levels but for rounding: one level in one of a thousand pixels; 30,000 x 10 above is the same to the bit."""
+    """With the same levels but for rounding: one level in one of a thousand pixels; 30,000 x 10 above is the same to
+    the bit."""
     image = noise(*size).convert(mode)
     alone = preprocess.crop(image, 64).astype(int)
     monkeypatch.setattr(preprocess, "LONGEST", 10**9)
@@ -338,7 +340,8 @@ def test_a_class_that_loses_all_its_photographs_is_an_error(here, capfd):
     assert extract_feature.main([]) == 1
     said = capfd.readouterr().err.splitlines()[-1]
     assert said.startswith(
-        "error: class 'Animal_Bee': none of its training photographs that were looked at can be read; output/unreadable.txt"
+        "error: class 'Animal_Bee': none of its training photographs that were looked at can be read; "
+        "output/unreadable.txt"
     )
     assert len((here / "output/unreadable.txt").read_text().splitlines()) == 7 and not list(
         (here / "output").glob("*.npz")

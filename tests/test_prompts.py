@@ -4,9 +4,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from conftest import PROJECT
 
 import extract_feature
-from conftest import PROJECT
 from fewshot import data, prompts
 from fewshot.artifacts import Text
 from fewshot.errors import TaskError
@@ -91,13 +91,15 @@ LONG = "very " * 90
             ["Animal_Bee"],
             f"A bee is {LONG}small.",
             "bee",
-            r"Animal_prompt.json: class 'Animal_Bee': text of 97 tokens is too long for a context of 77: it begins 'A bee is very very [very ]*'; shorten it$",
+            r"Animal_prompt.json: class 'Animal_Bee': text of 97 tokens is too long for a context of 77: it begins 'A "
+            r"bee is very very [very ]*'; shorten it$",
         ),
         (
             ["Animal_Ant", f"Animal_{LONG}Bee".replace(" ", "_")],
             "A bee.",
             "bee",
-            r"templates.json: class 'Animal_very[_very]*': text of 9\d tokens is .*: it begins 'a very [very ]*'; shorten the template, or give the class a shorter name in .*names.json$",
+            r"templates.json: class 'Animal_very[_very]*': text of 9\d tokens is .*: it begins 'a very [very ]*'; "
+            r"shorten the template, or give the class a shorter name in .*names.json$",
         ),
         (["Animal_Bee"], "A bee.", f"{LONG}bee", r"templates.json: class 'Animal_Bee': text of 9\d tokens is too long"),
     ],

@@ -7,12 +7,12 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import PROJECT, draw
 
 import convert_weights
 import extract_feature
 import predict
 import train_adapter
-from conftest import PROJECT, draw
 
 ENGLISH, CHINESE = ((PROJECT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md"))
 SCRIPTS = {module.__name__: module for module in (convert_weights, extract_feature, train_adapter, predict)}
@@ -87,6 +87,6 @@ def test_both_have_the_same_commands_figures_and_links():
 
 def test_every_document_is_linked_and_every_link_leads_somewhere():
     for readme in (ENGLISH, CHINESE):
-        linked = {link for link in re.findall(r"\]\(((?!https:).*?)\)", readme)}
+        linked = set(re.findall(r"\]\(((?!https:).*?)\)", readme))
         assert all((PROJECT / link).exists() for link in linked)
         assert {f"docs/{path.name}" for path in (PROJECT / "docs").iterdir()} <= linked

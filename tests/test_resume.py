@@ -11,13 +11,13 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from conftest import CLASSES, PROJECT, draw
 
 import encoder
 import extract_feature
 import jclip
 import predict
 import train_adapter
-from conftest import CLASSES, PROJECT, draw
 from fewshot import artifacts, prompts, store
 from fewshot.errors import TaskError
 from jclip import features, runtime
@@ -28,8 +28,8 @@ CHUNK, BATCH = 8, 4
 SENTENCES = sum(map(len, prompts.read(CLASSES).sentences))
 TRAIN, TEST, VIEWS = 35, 13, 60  # what the contest of the tests consists of: 20 shots in 3 views besides the plain one
 ALL = SENTENCES + TRAIN + TEST + VIEWS
-# runs extract_feature.py with small chunks; writes down how many rows were encoded, and kills itself before the n-th time that
-# something is put on disk
+# runs extract_feature.py with small chunks; writes down how many rows were encoded, and kills itself before the n-th
+# time that something is put on disk
 DRIVEN = f"""
 import os, sys
 import encoder, extract_feature
@@ -167,7 +167,8 @@ def killed_from_outside(work, data, seconds, number):
 
 @pytest.mark.parametrize("n, kills", [(300, 1), pytest.param(2000, 40, marks=pytest.mark.slow)])
 def test_killed_from_outside_while_processes_read(work, n, kills, tmp_path_factory):
-    """One run after the other is killed at a random time, each going on from where the last one was; then one may end."""
+    """One run after the other is killed at a random time, each going on from where the last one was; then one may
+    end."""
     data, rng = photographs(tmp_path_factory.mktemp("data"), n), random.Random(kills)
     killed = 0
     while killed < kills:
@@ -261,8 +262,8 @@ def test_rows_of_the_real_size_do_not_depend_on_their_place_or_company():
 
 @pytest.fixture
 def extract(work, contest, extracted, monkeypatch, capfd):
-    """extract(*arguments) runs extract_feature.py here, in an own copy of the contest's data, whose features output/ has
-    already; returns (encoded, kept)."""
+    """extract(*arguments) runs extract_feature.py here, in an own copy of the contest's data, whose features output/
+    has already; returns (encoded, kept)."""
     (work / "Dataset").unlink()
     shutil.copytree(contest / "Dataset", work / "Dataset")  # with the photographs' times
     shutil.copytree(extracted[0], work / "output")
@@ -414,7 +415,8 @@ def killing(what):
             os.kill(os.getpid(), 9)
         return what(*arguments, **options)
     return run
-content = {old / "text.npz": a.read(new / "text.npz", a.Text), old / "support.npz": a.read(new / "support.npz", a.Support),
+content = {old / "text.npz": a.read(new / "text.npz", a.Text), old / "support.npz": a.read(new / "support.npz",
+a.Support),
            old / "val.npz": a.read(new / "val.npz", a.Split) if moment % 2 else None}
 os.fsync, os.replace, Path.unlink = killing(os.fsync), killing(os.replace), killing(Path.unlink)
 a.write_together(content)
@@ -454,7 +456,8 @@ def test_of_two_runs_into_one_folder_one_says_so_and_stops(work):
     for process, errors in zip(runs, said):
         if process.returncode:
             assert [line for line in errors.splitlines() if line.startswith("error: ")] == [
-                "error: output: another run is at work in it; wait until it has ended, or name another folder with --output"
+                "error: output: another run is at work in it; wait until it has ended, or name another folder with "
+                "--output"
             ]
 
 
@@ -614,7 +617,10 @@ def test_memory_does_not_grow_with_the_number_of_photographs(work, tmp_path_fact
     peaks = {}
     for n in (2000, 20000):
         data = photographs(tmp_path_factory.mktemp("data"), n * 4 // 5)
-        code = "import re, sys, extract_feature; code = extract_feature.main(sys.argv[1:]); print(re.search(r'VmHWM:\\s+([0-9]+)', open('/proc/self/status').read())[1]); sys.exit(code)"
+        code = (
+            "import re, sys, extract_feature; code = extract_feature.main(sys.argv[1:]); "
+            "print(re.search(r'VmHWM:\\s+([0-9]+)', open('/proc/self/status').read())[1]); sys.exit(code)"
+        )
         done = subprocess.run(
             [sys.executable, "-c", code, "--data", data, "--output", str(n), "--select", "first"],
             cwd=work,

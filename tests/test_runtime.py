@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-
 from conftest import PROJECT
+
 from jclip import runtime
 
 
@@ -42,7 +42,8 @@ def test_importing_jclip_does_not_import_jittor():
 
 def test_half_a_cuda_and_a_broken_mpi_do_not_stop_it(broken_tools):
     done = python(
-        "from jclip import runtime; assert runtime.use('auto') == 'cpu'; import jittor as jt; print(jt.ones((2, 2)).numpy().sum())",
+        "from jclip import runtime; assert runtime.use('auto') == 'cpu'; import jittor as jt; print(jt.ones((2, "
+        "2)).numpy().sum())",
         PATH=broken_tools,
     )
     assert done.stdout.strip() == "4.0", done.stderr

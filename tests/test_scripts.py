@@ -1,4 +1,5 @@
-"""The four scripts, one after the other, as a user runs them, on drawn photographs and a tiny CLIP of random weights."""
+"""The four scripts, one after the other, as a user runs them, on drawn photographs and a tiny CLIP of random
+weights."""
 
 import json
 import shutil
@@ -8,12 +9,12 @@ import zipfile
 
 import numpy as np
 import pytest
+from conftest import CLASSES, PROJECT, draw
 from PIL import Image
 
-from conftest import CLASSES, PROJECT, draw
 from fewshot import artifacts
-from tip_adapter_utils import predict_logits
 from jclip import weights
+from tip_adapter_utils import predict_logits
 
 
 def test_from_photographs_to_a_result_twice_the_same(work, run):
@@ -67,7 +68,8 @@ def test_what_extraction_writes(extracted):
 
 
 def test_features_are_those_of_the_library(extracted, contest):
-    """A stored row is what load, preprocess and encode_image give for the photograph; a class's, the mean of its sentences."""
+    """A stored row is what load, preprocess and encode_image give for the photograph; a class's, the mean of its
+    sentences."""
     import jclip
     from fewshot import prompts
     from jclip import features, runtime

@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-
 from conftest import PROJECT
+
 from fewshot import store
 from fewshot.store import Store, key_of
 
@@ -24,7 +24,8 @@ def keys(numbers):
 
 
 class Computing:
-    """A compute function for Store.rows that remembers which numbers it was asked for; of `blind` ones it makes no row."""
+    """A compute function for Store.rows that remembers which numbers it was asked for; of `blind` ones it makes no
+    row."""
 
     def __init__(self, numbers, batch=4, blind=()):
         self.numbers, self.batch, self.blind, self.asked = list(numbers), batch, blind, []
@@ -107,7 +108,7 @@ def test_without_spare_rows_tidying_leaves_what_was_asked_for_in_whole_parts(tmp
         rows_of(Store(tmp_path, WIDTH), [extra])
     opened = Store(tmp_path, WIDTH)
     rows_of(opened, [*range(5, 47), 103, 104])
-    before = {path for path in tmp_path.iterdir()}
+    before = set(tmp_path.iterdir())
     opened.tidy()
     sizes = sorted(len(np.load(path)) for path in tmp_path.iterdir())
     assert sizes == [4, 10, 10, 10, 10] and len(before & set(tmp_path.iterdir())) == 3  # whole parts were not touched

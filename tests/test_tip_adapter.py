@@ -1,14 +1,15 @@
-"""The method: its formula, fine-tuning against the published code, the search against the plain loop, who judges whom."""
+"""The method: its formula, fine-tuning against the published code, the search against the plain loop, who judges
+whom."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tip_adapter_utils as tip
-from conftest import GOLDEN
 from fewshot.artifacts import Split, Support, Text
 from fewshot.errors import TaskError
 from tip_adapter_utils import Settings
@@ -335,7 +336,8 @@ def unit(rows):
 
 
 def shotless_task(names):
-    """Ten classes, three of them without shots, on features that text tells apart better than the few noisy shots do."""
+    """Ten classes, three of them without shots, on features that text tells apart better than the few noisy shots
+    do."""
     rng = np.random.default_rng(3)
     kinds = unit(rng.normal(size=(10, 16)))
 
@@ -367,7 +369,8 @@ def names_of(rows):
     ],
 )
 def test_where_classes_lack_shots_the_choice_is_judged_by_hiding_others(names, parts):
-    """The chosen pair is the best of those with which hidden classes keep 0.9 of their zero-shot accuracy: all pairs are tried here."""
+    """The chosen pair is the best of those with which hidden classes keep 0.9 of their zero-shot accuracy: all pairs
+    are tried here."""
     text, support, val = shotless_task(names)
     adapter, chosen = tip.train("tip", text, support, val, Settings())
     assert [part.tolist() for part in tip._to_hide(text, support)] == parts
@@ -400,7 +403,8 @@ def test_where_classes_lack_shots_the_choice_is_judged_by_hiding_others(names, p
 
 
 def test_hidden_classes_are_held_to_their_own_zero_shot_accuracy():
-    """Validation rows of classes without shots, all right or all wrong, are none of what hidden classes have to keep."""
+    """Validation rows of classes without shots, all right or all wrong, are none of what hidden classes have to
+    keep."""
     text, support, val = shotless_task([f"a_{i}" for i in range(10)])
     _, plain = tip.train("tip", text, support, val, Settings())
     for like, label in ((9, 9), (8, 9)):

@@ -9,8 +9,8 @@ import sys
 
 import numpy as np
 import pytest
-
 from conftest import PROJECT
+
 from fewshot import artifacts
 from fewshot.artifacts import Adapter, Split, Support, Text
 from tip_adapter_utils import predict_logits
@@ -22,12 +22,19 @@ WEIGHTS = {"weights_sha256": "ab" * 32}
 def write_task(folder, shots=3, validation=True, weights=WEIGHTS):
     """A task of four classes whose photographs cluster away from their texts, so that shots help."""
     rng = np.random.default_rng(5)
-    unit = lambda rows: (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+
+    def unit(rows):
+        return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+
     text, centre = unit(rng.normal(size=(4, 32))), rng.normal(size=(4, 32))
-    near = lambda labels, *shape: unit(
-        centre[labels].reshape(len(labels), *[1] * (len(shape) - 1), 32) + 0.7 * rng.normal(size=(len(labels), *shape))
-    )
-    names = lambda what, n: np.array([f"{what}/{i}.jpg" for i in range(n)], np.str_)
+
+    def near(labels, *shape):
+        centres = centre[labels].reshape(len(labels), *[1] * (len(shape) - 1), 32)
+        return unit(centres + 0.7 * rng.normal(size=(len(labels), *shape)))
+
+    def names(what, n):
+        return np.array([f"{what}/{i}.jpg" for i in range(n)], np.str_)
+
     of_shots, of_val = np.arange(4).repeat(shots), np.arange(4).repeat(10)
     folder.mkdir(exist_ok=True)
     artifacts.write(folder / "text.npz", Text(text, np.array(CLASSES), 10.0, {**WEIGHTS, "prompts_sha256": "12"}))
@@ -180,7 +187,10 @@ def test_one_shot_a_class_without_validation_takes_the_defaults(tmp_path, run):
 
 @pytest.mark.parametrize("method", ["blend", "zero-shot", "tip"])
 def test_what_needs_no_gradients_does_not_import_jittor(task, method):
-    code = f"import sys, train_adapter; assert train_adapter.main(['--method', '{method}', '--output', '{task / 'output'}']) == 0; assert 'jittor' not in sys.modules"
+    arguments = ["--method", method, "--output", str(task / "output")]
+    code = (
+        f"import sys, train_adapter; assert train_adapter.main({arguments!r}) == 0; assert 'jittor' not in sys.modules"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT, timeout=120).returncode == 0
 
 
@@ -253,7 +263,8 @@ def test_wrong_arguments_are_exit_code_2(task, run, arguments):
     assert run("train_adapter.py", *arguments, cwd=task, check=False).returncode == 2
 
 
-# ---- real features: top-1 on test of the published code (data/features/README.md), less 0.5 points; zero-shot to 0.2 ----
+# ---- real features: top-1 on test of the published code (data/features/README.md), less 0.5 points; zero-shot to 0.2
+# ----
 
 PUBLISHED = {
     ("cars_4", "zero-shot"): 58.9,

@@ -1,4 +1,5 @@
-"""Weights in every format, each written by the program that people have it from (golden/record_weights.py); hostile and damaged ones."""
+"""Weights in every format, each written by the program that people have it from (golden/record_weights.py); hostile and
+damaged ones."""
 
 import hashlib
 import io
@@ -10,9 +11,9 @@ import zipfile
 
 import numpy as np
 import pytest
+from conftest import GOLDEN, PROJECT
 
 import jclip
-from conftest import GOLDEN, PROJECT
 from jclip import unpickle, weights
 
 FILES = GOLDEN / "weights"
@@ -162,7 +163,8 @@ GELU = {HUGGING_FACE: '{"vision_config": {"hidden_act": "gelu"}}', OPEN_CLIP: '{
 
 @pytest.fixture
 def beside(tmp_path):
-    """beside(name, config, content) -> a weights file, what `FILES` has by the name `content`, and a config in its folder."""
+    """beside(name, config, content) -> a weights file, what `FILES` has by the name `content`, and a config in its
+    folder."""
 
     def beside(name, config, content):
         if (name, content) == ("pytorch_model.bin", "hugging_face.safetensors"):
@@ -240,14 +242,16 @@ def test_open_clips_config_is_heeded_beside_its_files(beside, name, content, con
             "model.safetensors",
             "open_clip.safetensors",
             {
-                OPEN_CLIP: '{"model_cfg": {"quick_gelu": true, "vision_cfg": {"width": 64}, "text_cfg": {"width": 64, "heads": 1}}}'
+                OPEN_CLIP: '{"model_cfg": {"quick_gelu": true, "vision_cfg": {"width": 64}, "text_cfg": {"width": 64, '
+                '"heads": 1}}}'
             },
         ),
         (
             "model.safetensors",
             "hugging_face.safetensors",
             {
-                HUGGING_FACE: '{"vision_config": {"hidden_act": "quick_gelu", "hidden_size": 64, "num_attention_heads": 1}}'
+                HUGGING_FACE: '{"vision_config": {"hidden_act": "quick_gelu", "hidden_size": 64, '
+                '"num_attention_heads": 1}}'
             },
         ),
         (

@@ -1,13 +1,15 @@
-"""A reader at work under watch: what it does besides reading, how long it takes, what memory. A process of its own for a few files:
+"""A reader at work under watch: what it does besides reading, how long it takes, what memory. A process of its own for
+a few files:
 
     python tests/watch.py READER:FILE …
 
-Prints a line of JSON for each: how it ended (read, refused or worse), why, seconds, bytes of memory beyond what was used before.
+Prints a line of JSON for each: how it ended (read, refused or worse), why, seconds, bytes of memory beyond what was
+used before.
 """
 
 from __future__ import annotations
 
-import encodings.cp437  # noqa: F401  imported late, and no harm: zip's encoding, UTF-8's, and a reader
+import encodings.cp437
 import encodings.utf_8_sig  # noqa: F401
 import json
 import os
@@ -17,6 +19,7 @@ import signal
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
@@ -24,10 +27,10 @@ import safetensors  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from fewshot import artifacts, data, prompts  # noqa: E402
-from fewshot.errors import TaskError  # noqa: E402
-from jclip import weights  # noqa: E402
-from jclip.errors import ClipError  # noqa: E402
+from fewshot import artifacts, data, prompts
+from fewshot.errors import TaskError
+from jclip import weights
+from jclip.errors import ClipError
 
 SECONDS = 5  # for one file
 MEMORY = 512 << 20  # bytes beyond what the process has
@@ -143,7 +146,7 @@ def main(arguments: list[str]) -> None:
         reader, _, path = argument.partition(":")
         forget_peak()
         before, started = peak(), time.perf_counter()
-        how, why = watched(lambda: READERS[reader](Path(path)))
+        how, why = watched(partial(READERS[reader], Path(path)))
         print(json.dumps([argument, how, why, time.perf_counter() - started, peak() - before]), flush=True)
 
 

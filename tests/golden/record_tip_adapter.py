@@ -1,14 +1,15 @@
-"""Record what Tip-Adapter-F as published gives in PyTorch on a small made-up task: the golden file of test_tip_adapter.py.
+"""Record what Tip-Adapter-F as published gives in PyTorch on a small made-up task: the golden file of
+test_tip_adapter.py.
 
 In an environment of its own (never the project's):
 
     pip install torch==2.13.0 "numpy<2"
     python tests/golden/record_tip_adapter.py
 
-Writes beside itself tip_adapter_f.npz: the task, and the keys after each epoch in two cases, "whole" (all rows in one batch,
-so that their order does not matter) and "batches" (more rows than a batch, in the order that numpy's generator gives for the
-seed). The loop follows github.com/gaopengcuhk/Tip-Adapter, main_imagenet.py: a linear layer without bias, AdamW with
-eps 1e-4 and else PyTorch's defaults, a cosine step after each batch.
+Writes beside itself tip_adapter_f.npz: the task, and the keys after each epoch in two cases, "whole" (all rows in one
+batch, so that their order does not matter) and "batches" (more rows than a batch, in the order that numpy's generator
+gives for the seed). The loop follows github.com/gaopengcuhk/Tip-Adapter, main_imagenet.py: a linear layer without bias,
+AdamW with eps 1e-4 and else PyTorch's defaults, a cosine step after each batch.
 """
 
 from pathlib import Path

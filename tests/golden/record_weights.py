@@ -1,4 +1,5 @@
-"""Write one tiny CLIP in every format that people have, with the programs that make those formats: test_weights.py reads them.
+"""Write one tiny CLIP in every format that people have, with the programs that make those formats: test_weights.py
+reads them.
 
 In an environment of its own (never the project's):
 
@@ -106,7 +107,8 @@ def hugging_face(state: dict, path: Path) -> None:
 
 
 def open_clip(state: dict, path: Path) -> None:
-    """The names that open_clip 3 gives a model with a separate text tower (CustomTextCLIP): OpenAI's, the text's under "text."."""
+    """The names that open_clip 3 gives a model with a separate text tower (CustomTextCLIP): OpenAI's, the text's under
+    "text."."""
     own = {
         name if name.startswith(("visual.", "logit_scale")) else f"text.{name}": value.contiguous()
         for name, value in state.items()
