@@ -7,7 +7,7 @@ READY := .venv/ready
 .PHONY: demo lint test test-all clean
 
 demo: $(READY)
-	.venv/bin/python demo/run.py
+	.venv/bin/python -m demo.run
 
 lint: $(READY)
 	.venv/bin/ruff check

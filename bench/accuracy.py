@@ -1,6 +1,6 @@
 """Top-1 and top-5 of every method on feature tasks, and how classes without shots fare: the tables of docs/accuracy.md.
 
-    python bench/accuracy.py TASK.npz ... [--methods blend,tip-f] [--seeds 3] [--write docs/accuracy.md]
+    python -m bench.accuracy TASK.npz ... [--methods blend,tip-f] [--seeds 3] [--write docs/accuracy.md]
 
 A task holds train_features (N, D), val_features, test_features with their labels, and text (C, D), all of unit norm.
 Methods see the training and validation rows; test labels are looked at once, for the figures. Methods that draw at
@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 import tip_adapter_utils as tip
 from fewshot import metrics
 from fewshot.artifacts import Split, Support, Text

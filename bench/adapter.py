@@ -1,6 +1,6 @@
 """Choosing alpha and beta, and 20 epochs of Tip-Adapter-F, against the same in PyTorch, on the features of a task.
 
-    python bench/adapter.py OUTPUT --torch PYTHON [--rounds 3]
+    python -m bench.adapter OUTPUT --torch PYTHON [--rounds 3]
 
 OUTPUT holds text.npz, support.npz and val.npz; PYTHON is the interpreter of an environment with PyTorch. The published
 loop runs once (minutes), the rest takes turns. Both sides' answers are printed.
@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from worker import SETUP, Worker, in_turn
+from bench.worker import SETUP, Worker, in_turn
 
 
 def main():
@@ -22,8 +22,8 @@ def main():
     p.add_argument("--rounds", type=int, default=3)
     a = p.parse_args()
     ours, torch = (
-        Worker("jittor-tip-adapter", sys.executable, "ours.py"),
-        Worker("PyTorch", a.torch, "reference.py", "torch"),
+        Worker("jittor-tip-adapter", sys.executable, "ours"),
+        Worker("PyTorch", a.torch, "reference", "torch"),
     )
     task = {"folder": str(a.output.resolve())}
     seconds = in_turn([torch, ours], a.rounds, "tip_f", **task)

@@ -1,6 +1,6 @@
 """Speed on a GPU against PyTorch, both in one run and by turns: medians, the result in the host's memory each time.
 
-    python bench/cuda.py --torch PYTHON [--photos FOLDER] [--features TASK.npz] [--only images,files] [--rounds 7]
+    python -m bench.cuda --torch PYTHON [--photos FOLDER] [--features TASK.npz] [--only images,files] [--rounds 7]
 
 PYTHON is the interpreter of an environment with PyTorch for CUDA; OpenAI's code runs there, in float32 (without TF32)
 and, as "half", as it loads on CUDA by itself. FOLDER holds photographs, for the row of files; TASK.npz is a few-shot
@@ -21,10 +21,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from worker import HERE, SETUP, Worker, in_turn
 
-sys.path.insert(0, str(HERE.parent))
-CLASSES = HERE.parent / "Dataset" / "classes_b.txt"
+from bench.worker import PROJECT, SETUP, Worker, in_turn
+
+CLASSES = PROJECT / "Dataset" / "classes_b.txt"
 # features, resolution, layers, width, patch of the image tower
 SIZES = {"ViT-B/32": (512, 224, 12, 768, 32), "ViT-L/14": (768, 224, 24, 1024, 14)}
 DECODERS = (2, 4, 8, 16)  # processes that read photographs
@@ -101,8 +101,8 @@ class Bench:
 
     def start(self, model: Path) -> list[Worker]:
         return [
-            Worker("this program", sys.executable, "ours.py", model),
-            Worker("PyTorch", self.settings.torch, "reference.py", "torch", model),
+            Worker("this program", sys.executable, "ours", model),
+            Worker("PyTorch", self.settings.torch, "reference", "torch", model),
         ]
 
     def end(self) -> None:

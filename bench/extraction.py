@@ -1,7 +1,7 @@
 """JPEG files on disk to features in memory, as extract_feature.py makes them, against the image tower alone; and
 memory.
 
-    python bench/extraction.py WEIGHTS FOLDER [--photos 1920] [--rounds 3]
+    python -m bench.extraction WEIGHTS FOLDER [--photos 1920] [--rounds 3]
 
 Photographs found below FOLDER are written as 500 x 375 JPEGs of quality 90 into a temporary folder. Tower and files
 take turns in one process; both read 32 at a time.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import resource
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,7 +19,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 from encoder import Encoder
 from fewshot.data import UNKNOWN, Photo, photographs
 from jclip import runtime

@@ -34,7 +34,7 @@ bench() {
   local rows=()
   [ -d "$folder/photos" ] && rows+=(--photos "$folder/photos")
   [ -e "$folder/task.npz" ] && rows+=(--features "$folder/task.npz")
-  "$python" bench/cuda.py --torch "$work/torch" "${rows[@]}" ${BENCH:-}
+  "$python" -m bench.cuda --torch "$work/torch" "${rows[@]}" ${BENCH:-}
 }
 
 run() {

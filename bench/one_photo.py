@@ -1,7 +1,7 @@
 """One photograph, from the start of the process to the printed answer: predict.py against the same on OpenAI's code and
 PyTorch.
 
-    python bench/one_photo.py PHOTO OUTPUT --ours MODEL.pkl --theirs MODEL.pt --torch PYTHON [--rounds 5]
+    python -m bench.one_photo PHOTO OUTPUT --ours MODEL.pkl --theirs MODEL.pt --torch PYTHON [--rounds 5]
 
 OUTPUT holds adapter.npz; MODEL.pkl is what convert_weights.py makes of MODEL.pt. Run a second time, so that all files
 are in the system's cache and Jittor's kernels are compiled.
@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from worker import HERE, SETUP
+from bench.worker import PROJECT, SETUP
 
 
 def main():
@@ -32,7 +32,7 @@ def main():
     commands = {
         "predict.py": [
             sys.executable,
-            str(HERE.parent / "predict.py"),
+            str(PROJECT / "predict.py"),
             a.photo,
             "--output",
             a.output,
@@ -41,7 +41,7 @@ def main():
             "--device",
             "cpu",
         ],
-        "PyTorch": [a.torch, str(HERE / "one_photo_torch.py"), a.photo, str(Path(a.output) / "adapter.npz"), a.theirs],
+        "PyTorch": [a.torch, "-m", "bench.one_photo_torch", a.photo, str(Path(a.output) / "adapter.npz"), a.theirs],
     }
     runs = {name: [] for name in commands}
     for _ in range(a.rounds + 1):

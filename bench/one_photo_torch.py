@@ -1,15 +1,13 @@
-"""The five likeliest classes of a photograph with OpenAI's code on PyTorch: python bench/one_photo_torch.py PHOTO
+"""The five likeliest classes of a photograph with OpenAI's code on PyTorch: python -m bench.one_photo_torch PHOTO
 adapter.npz MODEL.pt"""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "golden"))
-from record_clip import openai
+from tests.golden.record_clip import openai
 
 photo, adapter, weights = sys.argv[1:]
 model, preprocess = openai()[0].load(weights, device="cpu")

@@ -1,4 +1,4 @@
-"""This project's side of the comparisons: python bench/ours.py [MODEL]; bench/worker.py says how it is asked."""
+"""This project's side of the comparisons: python -m bench.ours [MODEL]; bench/worker.py says how it is asked."""
 
 import sys
 import time
@@ -7,10 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from worker import serve
-
 import tip_adapter_utils as tip
+from bench.worker import serve
 from fewshot import artifacts
 from jclip import features, load, runtime
 

@@ -1,17 +1,15 @@
 """How close jclip comes to OpenAI's code: tokens, pixels, features and logits on what bench/parity_reference.py
 recorded.
 
-python bench/parity.py OUT_DIR
+python -m bench.parity OUT_DIR
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 import jclip
 from jclip import runtime
 from jclip.preprocess import pixels

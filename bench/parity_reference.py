@@ -3,21 +3,19 @@
 In an environment of its own (never the project's):
 
     pip install torch==2.13.0 "numpy<2" pillow ftfy regex tqdm && pip install --no-deps clip-anytorch torchvision
-    python bench/parity_reference.py OUT_DIR [--model ViT-L/14] PHOTO ...
+    python -m bench.parity_reference OUT_DIR [--model ViT-L/14] PHOTO ...
 
 Writes OUT_DIR/model.pt, whose weights are random (nothing is downloaded), and OUT_DIR/answers.npz.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "golden"))
-from record_clip import TEXTS, openai
+from tests.golden.record_clip import TEXTS, openai
 
 # embed_dim, resolution, layers, width, patch of the image tower; context, vocabulary, width, heads, layers of the text
 # tower

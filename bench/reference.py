@@ -1,7 +1,7 @@
 """The other side of the comparisons, on PyTorch (eager) or onnxruntime; bench/worker.py says how it is asked and what
 it needs.
 
-    python bench/reference.py torch|onnxruntime [MODEL.pt]
+    python -m bench.reference torch|onnxruntime [MODEL.pt]
 
 The towers are OpenAI's own code; the search over alpha and beta and the fine-tuning are written after the pseudocode
 and constants of Tip-Adapter (arXiv:2207.09519 and github.com/gaopengcuhk/Tip-Adapter).
@@ -17,9 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "tests" / "golden")]
-from worker import serve  # noqa: E402
+from bench.worker import serve
 
 TEXT_BATCH = 64  # as jclip's
 TRAIN_ALPHA, TRAIN_BETA, BATCH = 4.0, 1.0, 256
@@ -31,8 +29,8 @@ def version():
 
 def make_model(path, name):
     """Write random weights of an official architecture in OpenAI's release format."""
-    import parity_reference
-    from record_clip import openai
+    from bench import parity_reference
+    from tests.golden.record_clip import openai
 
     _, code = openai()
     torch.manual_seed(0)
@@ -44,7 +42,7 @@ def make_model(path, name):
 @cache
 def openai(device, precision):
     """OpenAI's module and the model: "half" is as their code loads it on CUDA, "float32" without TF32."""
-    from record_clip import openai
+    from tests.golden.record_clip import openai
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     clip, _ = openai()

@@ -1,6 +1,6 @@
 """How cost grows: images a second by batch, time and memory of the adapter by rows and by classes.
 
-    python bench/scaling.py [WEIGHTS]
+    python -m bench.scaling [WEIGHTS]
 
 Features are synthetic: classes are points on the unit sphere, rows lie around them. Each line is a process of its own,
 so that its peak memory is its own. Without WEIGHTS the image tower is left out.
@@ -12,11 +12,8 @@ import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 WIDTH, VIEWS = 512, 10
 BATCHES = (1, 8, 32, 128)
@@ -44,7 +41,7 @@ def main(argv):
 
 
 def again(*arguments) -> None:
-    subprocess.run([sys.executable, __file__, *map(str, arguments)], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "bench.scaling", *map(str, arguments)], check=True, stderr=subprocess.DEVNULL)
 
 
 def tower(weights: str, batch: int) -> None:

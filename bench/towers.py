@@ -1,7 +1,7 @@
 """Images and texts a second of jclip, of OpenAI's code on PyTorch (eager, float32) and of onnxruntime, in one run on
 one CPU.
 
-    python bench/towers.py MODEL.pt --torch PYTHON [--batch 32] [--rounds 7]
+    python -m bench.towers MODEL.pt --torch PYTHON [--batch 32] [--rounds 7]
 
 MODEL.pt comes from bench/parity_reference.py (random weights in the release format), PYTHON is the interpreter of an
 environment with PyTorch and onnxruntime. The three take turns; medians are printed, and their ratios, and how close the
@@ -14,13 +14,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from worker import HERE, SETUP, Worker, in_turn
-
-sys.path.insert(0, str(HERE.parent))
+from bench.worker import PROJECT, SETUP, Worker, in_turn
 from fewshot import prompts
 from fewshot.data import read_classes
 
-CLASSES = HERE.parent / "Dataset" / "classes_b.txt"
+CLASSES = PROJECT / "Dataset" / "classes_b.txt"
 # (rows an image, inputs, outputs, times): the matrix products of ViT-B/32, the last block from its attention on for one
 # row
 PRODUCTS = [(49, 3072, 768, 1), (50, 768, 2304, 12), (50, 768, 768, 11), (50, 768, 3072, 11), (50, 3072, 768, 11)]
@@ -33,8 +31,8 @@ def main():
     p.add_argument("--batch", type=int, default=32)
     p.add_argument("--rounds", type=int, default=7)
     a = p.parse_args()
-    ours = Worker("jclip", sys.executable, "ours.py", a.model)
-    workers = [ours, *(Worker(name, a.torch, "reference.py", name, a.model) for name in ("torch", "onnxruntime"))]
+    ours = Worker("jclip", sys.executable, "ours", a.model)
+    workers = [ours, *(Worker(name, a.torch, "reference", name, a.model) for name in ("torch", "onnxruntime"))]
 
     seconds = in_turn(workers, a.rounds, "images", n=a.batch)
     report(f"images, {a.batch} at a time", a.batch, seconds)

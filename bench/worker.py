@@ -1,6 +1,6 @@
 """Two sides of a comparison take turns on one machine: each is a process of its own, in an environment of its own.
 
-A side is a script that ends in `serve({"name": function, ...})`; the other end is a `Worker`.
+A side is a module of this package that ends in `serve({"name": function, ...})`; the other end is a `Worker`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Callable
 
-HERE = Path(__file__).parent
+PROJECT = Path(__file__).parent.parent
 # What the environment of the other side needs; it must not be the project's own, for PyTorch takes another numpy.
 SETUP = (
     'pip install torch==2.13.0 "numpy<2" pillow ftfy regex tqdm onnx onnxruntime\n'
@@ -24,12 +24,10 @@ SETUP = (
 class Worker:
     """A process that does work when asked."""
 
-    def __init__(self, name: str, python: str, script: str, *arguments):
-        command = [python, str(HERE / script), *map(str, arguments)]
-        self.name, self.process = (
-            name,
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True),
-        )
+    def __init__(self, name: str, python: str, side: str, *arguments):
+        command = [python, "-m", f"bench.{side}", *map(str, arguments)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.name, self.process = name, subprocess.Popen(command, cwd=PROJECT, text=True, **pipes)
 
     def ask(self, what: str, **arguments) -> tuple[float, object]:
         """The seconds that the work took in its process, and its answer."""

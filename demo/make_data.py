@@ -1,7 +1,7 @@
 """Draw the demo's data set, in the contest's layout: 30 classes of three groups, four of them without a training
 photograph.
 
-python demo/make_data.py FOLDER
+python -m demo.make_data FOLDER
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 import cli
 from demo import world
 

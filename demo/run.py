@@ -1,6 +1,6 @@
 """The whole job on a small drawn world: draws the data set, runs the three scripts, ends with a table and a picture.
 
-    python demo/run.py [FOLDER]
+    python -m demo.run [FOLDER]
 
 The world is new to the demo's tiny CLIP (demo/clip.npz, made by demo/train_clip.py). Signs and flocks are new company
 of words that it knows; of the things it has met neither the shapes nor the names; four classes have no training
@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
+import cli
+from fewshot.errors import TaskError
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-import cli  # noqa: E402
-from fewshot.errors import TaskError  # noqa: E402
 
 METHODS = {"zero-shot": "zero-shot", "tip": "Tip-Adapter", "tip-f": "Tip-Adapter-F", "blend": "blend (default)"}
 
@@ -42,21 +42,11 @@ def parse(argv) -> argparse.Namespace:
 @cli.script
 def main(argv=None):
     a = parse(argv)
+    a.folder = a.folder.absolute()
     dataset, output = a.folder / "Dataset", a.folder / "output"
-    run("demo/make_data.py", dataset)
-    run(
-        "extract_feature.py",
-        "--data",
-        dataset,
-        "--weights",
-        HERE / "clip.npz",
-        "--prompts",
-        HERE / "prompts",
-        "--output",
-        output,
-        "--device",
-        a.device,
-    )
+    run("-m", "demo.make_data", dataset)
+    clip = ["--weights", HERE / "clip.npz", "--prompts", HERE / "prompts"]
+    run("extract_feature.py", "--data", dataset, *clip, "--output", output, "--device", a.device)
     figures = {}
     for method, name in METHODS.items():
         run("train_adapter.py", "--method", method, "--output", output, "--device", a.device)
@@ -72,18 +62,18 @@ def main(argv=None):
     )
 
 
-def run(script: str, *arguments) -> None:
-    """Run one of the project's scripts, showing the command; TaskError where it fails, its own message above."""
+def run(*arguments) -> None:
+    """Run Python in the project's folder and show the command; TaskError where it fails, its own message above."""
     shown = [
         str(Path(argument).resolve().relative_to(Path.cwd()))
         if isinstance(argument, Path) and Path.cwd() in Path(argument).resolve().parents
         else str(argument)
         for argument in arguments
     ]
-    print(f"\n$ python {script} {shlex.join(shown)}", flush=True)
-    done = subprocess.run([sys.executable, str(HERE.parent / script), *map(str, arguments)])
+    print(f"\n$ python {shlex.join(shown)}", flush=True)
+    done = subprocess.run([sys.executable, *map(str, arguments)], cwd=HERE.parent)
     if done.returncode:
-        raise TaskError(f"{script} ended with exit code {done.returncode}")
+        raise TaskError(f"{shown[0]} ended with exit code {done.returncode}")
 
 
 def table(figures: dict[str, dict], with_shots: set[str]) -> str:

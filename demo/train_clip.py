@@ -1,6 +1,6 @@
 """Train the demo's tiny CLIP: the towers of jclip at 48 px, contrastively, on captioned photographs of the drawn world.
 
-    python demo/train_clip.py [-o demo/clip.npz]
+    python -m demo.train_clip [-o demo/clip.npz]
 
 What the demo's task will ask for is never drawn here: its signs and flocks are new company of known words, its things
 new altogether, with names that the text tower never meets. The weights file's array `meta` records the command, seed
@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 import cli
 from demo import world
 from files import written_whole
@@ -81,7 +80,7 @@ def main(argv=None):
     state["token_embedding.weight"] = whole_vocabulary(state["token_embedding.weight"], known)
     minutes = (time.time() - started) / 60
     made_by = {
-        "command": f"python demo/train_clip.py --photographs {a.photographs} --steps {a.steps} --batch-size "
+        "command": f"python -m demo.train_clip --photographs {a.photographs} --steps {a.steps} --batch-size "
         f"{a.batch_size} --lr {a.lr:g} --seed {a.seed}",
         "minutes": round(minutes, 1),
         "cores": os.cpu_count(),

@@ -1,7 +1,7 @@
 """Mutated files against every reader, in a process of its own: nothing may run, hang, fill the memory or end in a
 traceback.
 
-    python tests/fuzz.py INPUTS [SEED]
+    python -m tests.fuzz INPUTS [SEED]
 
 Prints, as JSON, how many mutated files each reader was given and how they ended; exit code 1 where one ended otherwise
 than as read or refused. The same numbers give the same files. test_fuzz.py runs it.
@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Callable
 
 import numpy as np
-from watch import Watch, forget_peak, limit_memory, peak  # first: it finds the project
 
 from fewshot import artifacts, data, prompts
 from jclip import unpickle, weights
+from tests.watch import Watch, forget_peak, limit_memory, peak
 
 GOLDEN = Path(__file__).parent / "golden" / "weights"
 WEIGHTS = (

@@ -1,6 +1,6 @@
 """The scripts killed while they write, at seeded moments: every file must be the old one or the new one, whole.
 
-    python tests/kills.py FOLDER KILLS
+    python -m tests.kills FOLDER KILLS
 
 FOLDER/output holds text.npz, support.npz and test.npz. Each run is a child that is killed (SIGKILL) at one of the calls
 that it makes from the first temporary file on; others write without end and are killed from outside. Prints, as JSON,
@@ -20,8 +20,6 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Callable
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 

@@ -17,11 +17,7 @@ def shown(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("demo")
     done = subprocess.run(
-        [sys.executable, str(PROJECT / "demo/run.py"), str(folder)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=900,
+        [sys.executable, "-m", "demo.run", str(folder)], cwd=PROJECT, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
     rows = {}

@@ -33,7 +33,7 @@ made_up = settings(max_examples=150, deadline=None, derandomize=True, database=N
 @pytest.mark.parametrize("inputs", [1020, pytest.param(20_400, marks=pytest.mark.slow)])
 def test_mutated_files_are_read_or_refused(inputs):
     done = subprocess.run(
-        [sys.executable, PROJECT / "tests/fuzz.py", str(inputs)], capture_output=True, text=True, timeout=1200
+        [sys.executable, "-m", "tests.fuzz", str(inputs)], cwd=PROJECT, capture_output=True, text=True, timeout=1200
     )
     print(done.stdout)
     found = json.loads(done.stdout)

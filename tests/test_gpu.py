@@ -304,7 +304,7 @@ def test_other_methods_learn_what_they_learn_on_the_cpu(method):
 def world(tmp_path_factory):
     """The demo's data set."""
     folder = tmp_path_factory.mktemp("demo")
-    script("demo/make_data.py", folder / "Dataset", cwd=folder)
+    subprocess.run([sys.executable, "-m", "demo.make_data", folder / "Dataset"], cwd=PROJECT, check=True)
     return folder
 
 

@@ -471,8 +471,9 @@ def ended(tmp_path_factory):
         (folder / f"{number}" / name).write_bytes(content)
         arguments[f"{reader}:{folder / str(number) / name}"] = what
     done = subprocess.run(
-        [sys.executable, PROJECT / "tests/watch.py", *arguments],
+        [sys.executable, "-m", "tests.watch", *arguments],
         cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
         capture_output=True,
         text=True,
         timeout=300,

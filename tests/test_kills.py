@@ -22,7 +22,11 @@ def test_a_kill_at_any_moment_leaves_whole_files(tmp_path, kills):
         artifacts.Split(rows.features[:, 0], rows.labels, np.array([f"{i}.jpg" for i in range(len(rows.labels))]), {}),
     )
     done = subprocess.run(
-        [sys.executable, PROJECT / "tests/kills.py", tmp_path, str(kills)], capture_output=True, text=True, timeout=1200
+        [sys.executable, "-m", "tests.kills", tmp_path, str(kills)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=1200,
     )
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,7 +1,7 @@
 """A reader at work under watch: what it does besides reading, how long it takes, what memory. A process of its own for
 a few files:
 
-    python tests/watch.py READER:FILE …
+    python -m tests.watch READER:FILE …
 
 Prints a line of JSON for each: how it ended (read, refused or worse), why, seconds, bytes of memory beyond what was
 used before.
@@ -24,8 +24,6 @@ from pathlib import Path
 from typing import Callable
 
 import safetensors  # noqa: F401
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from fewshot import artifacts, data, prompts
 from fewshot.errors import TaskError
