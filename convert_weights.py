@@ -10,10 +10,11 @@ import argparse
 import sys
 from pathlib import Path
 
-import cli
 import jclip
-from files import written_whole
+from fewshot import cli
+from fewshot.files import written_whole
 from jclip import weights
+from jclip.architecture import architecture_of
 
 
 def parse(argv) -> argparse.Namespace:
@@ -35,7 +36,7 @@ def main(argv=None):
     state = weights.read(source)
     with written_whole(out) as file:
         weights.write(state, file)
-    print(f"{out}: {weights.architecture(state)}; SHA-256 {weights.sha256(out)}")
+    print(f"{out}: {architecture_of(state)}; SHA-256 {weights.sha256(out)}")
 
 
 if __name__ == "__main__":

@@ -19,13 +19,12 @@ from typing import NamedTuple
 import numpy as np
 
 import augment
-import bounded
-import cli
 import jclip
-from encoder import Encoder, check_lengths
-from fewshot import artifacts, data, prompts, support
+from fewshot import artifacts, cli, data, prompts, support
+from fewshot.encoder import Encoder, check_lengths
 from fewshot.errors import TaskError
-from files import written_whole
+from fewshot.files import written_whole
+from jclip import bounded
 from jclip.features import IMAGE_BATCH
 
 FIRST = 5  # so many unreadable photographs are said, the rest is listed in a file

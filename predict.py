@@ -14,12 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-import bounded
-import cli
-import sheet
-from fewshot import artifacts, data, metrics, prompts
+from fewshot import artifacts, cli, data, prompts
 from fewshot.errors import TaskError
-from files import written_together, written_whole
+from fewshot.files import written_together, written_whole
+from jclip import bounded
+from report import metrics, sheet
 from tip_adapter_utils import predict_logits
 
 FIRST = 5  # so many unreadable photographs are said one by one
@@ -189,7 +188,7 @@ def record_test(folder: Path, figures: dict) -> None:
 
 def print_photos(a) -> None:
     """Print the classes and probabilities of the given photographs."""
-    from encoder import even
+    from fewshot.encoder import even
 
     photos = [data.Photo(Path(), str(path), data.UNKNOWN) for given in a.photos for path in data.photographs(given)]
     encoder, adapter = (zero_shot if a.classes else trained)(a, even(len(photos), BATCH))
@@ -210,7 +209,7 @@ def print_photos(a) -> None:
 
 def trained(a, batch_size: int) -> tuple:
     """An Encoder and the trained adapter; raises TaskError where they are not of one model."""
-    from encoder import Encoder
+    from fewshot.encoder import Encoder
 
     path = a.output / "adapter.npz"
     adapter = artifacts.read(path, artifacts.Adapter)
@@ -232,7 +231,7 @@ def trained(a, batch_size: int) -> tuple:
 
 def zero_shot(a, batch_size: int) -> tuple:
     """An Encoder, and an adapter without a cache for the classes of --classes."""
-    from encoder import Encoder, check_lengths
+    from fewshot.encoder import Encoder, check_lengths
 
     worded = prompts.read(a.classes)
     check_lengths(a.classes, worded, prompts.FOLDER, "shorten the name in --classes")

@@ -15,11 +15,11 @@ from dataclasses import replace
 
 import numpy as np
 
-import cli
-from fewshot import artifacts, metrics, prompts
+from fewshot import artifacts, cli, prompts
 from fewshot.errors import TaskError
 from fewshot.support import redrawn
 from methods.blend import refitted
+from report import metrics
 from tip_adapter_utils import METHODS, Settings, predict_logits, train
 
 BESIDE = ("zero-shot", "tip", "gda")  # methods that take seconds, to compare the chosen one with

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 
 import tip_adapter_utils as tip
-from fewshot import metrics
 from fewshot.artifacts import Split, Support, Text
 from methods.task import some_of
+from report import metrics
 
 DRAWING = ("tip-f", "taskres", "clap")  # methods that depend on the seed
 HIDING = ("zero-shot", "tip", "tip-f", "gda", "blend")

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from encoder import Encoder
 from fewshot.data import UNKNOWN, Photo, photographs
+from fewshot.encoder import Encoder
 from jclip import runtime
 
 BATCH = 32

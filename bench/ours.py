@@ -72,7 +72,7 @@ def photos(folder):
 
 @cache
 def encoder(device, precision):
-    from encoder import Encoder
+    from fewshot.encoder import Encoder
 
     return Encoder.load(Path(sys.argv[1]), device, precision=precision)
 
@@ -86,7 +86,7 @@ def files(folder, n, device="cpu", precision="float32"):
 def decode(folder, n, workers, batch):
     """Photographs a second that so many processes read, without a model; from the first batch on, when all have
     started."""
-    from encoder import Reader
+    from fewshot.encoder import Reader
     from jclip import reading
 
     read = started = 0

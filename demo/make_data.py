@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-import cli
 from demo import world
+from fewshot import cli
 
 TRAIN, TEST = 10, 16  # photographs a class
 SHOTLESS = ("dotted square", "hollow triangle", "five crosses", "two squares")  # known by their names alone

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-import cli
+from fewshot import cli
 from fewshot.errors import TaskError
 
 HERE = Path(__file__).parent

@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import cli
 from demo import world
-from files import written_whole
+from fewshot import cli
+from fewshot.files import written_whole
 from jclip import runtime
+from jclip.architecture import Architecture, expected_shapes
 from jclip.preprocess import pixels
 from jclip.tokenizer import CONTEXT_LENGTH, END, VOCABULARY_SIZE, tokenize
-from jclip.weights import Architecture, expected_shapes
 
 HERE = Path(__file__).parent
 RESOLUTION, PATCH, WIDTH, FEATURES = 48, 8, 96, 96

@@ -13,11 +13,11 @@ from typing import TypeVar
 
 import numpy as np
 
-import bounded
-from files import written_together
+from jclip import bounded
 
 from .data import NOT_IN_NAMES
 from .errors import TaskError
+from .files import written_together
 
 DEFAULT_SCALE = 100.0  # exp(logit_scale) of all of OpenAI's models
 NORM_TOLERANCE = 1e-2  # of a row's L2 norm; wide enough for rows that were stored as float16

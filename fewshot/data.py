@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import bounded
+from jclip import bounded
 
 from .errors import TaskError
 

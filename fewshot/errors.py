@@ -1,6 +1,6 @@
 """The one exception that fewshot raises for a user's mistake."""
 
-import bounded
+from jclip import bounded
 
 
 class TaskError(ValueError):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import bounded
+from jclip import bounded
 
 from .errors import TaskError
 

@@ -17,9 +17,8 @@ from typing import Callable
 
 import numpy as np
 
-from files import remove_unfinished, written_whole
-
 from .errors import TaskError
+from .files import remove_unfinished, written_whole
 
 CHUNK = 256  # rows a part: as many as a kill can lose
 # rows that stay though a run did not ask for them: a trial must not cost the work of the days before; 1 GB of

@@ -1,6 +1,6 @@
 """What jclip raises for a user's mistake."""
 
-import bounded
+from . import bounded
 
 
 class ClipError(RuntimeError):

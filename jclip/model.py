@@ -13,8 +13,8 @@ import numpy as np
 from jittor import nn
 
 from . import kernels
+from .architecture import Architecture, architecture_of, expected_shapes
 from .errors import ClipError
-from .weights import Architecture, architecture, expected_shapes
 
 
 class LayerNorm(nn.Module):
@@ -226,10 +226,12 @@ def build_model(state: dict, precision: str = "float32") -> CLIP:
 
     Tensors leave `state` one by one, so that memory never holds them all twice.
     """
-    a = architecture(state)
+    a = architecture_of(state)
     model = CLIP(a, DTYPES[precision])
     parameters = model.state_dict()
-    assert set(parameters) == set(expected_shapes(a)), "model.py and weights.py disagree about the parameters' names"
+    assert set(parameters) == set(expected_shapes(a)), (
+        "model.py and architecture.py disagree about the parameters' names"
+    )
     for name, parameter in parameters.items():
         # Jittor keeps the dtype of what it is given, and has no 0-d Vars.
         parameter.assign(jt.array(np.asarray(state.pop(name), str(parameter.dtype)).reshape(parameter.shape)))

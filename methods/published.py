@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fewshot.artifacts import Adapter, Split, Support, Text
 from fewshot.errors import TaskError
-from fewshot.metrics import softmax
+from report.metrics import softmax
 
 from .gaussian import class_means
 from .task import (

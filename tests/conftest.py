@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from jclip import runtime, weights
+from jclip.architecture import Architecture, expected_shapes
 
 PROJECT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
@@ -70,7 +71,7 @@ def shared():
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory):
     """Random weights with the full vocabulary, 32 px: a CLIP that knows nothing, but does all its work."""
-    a = weights.Architecture(
+    a = Architecture(
         embed_dim=32,
         image_resolution=32,
         patch_size=16,
@@ -84,7 +85,7 @@ def tiny_weights(tmp_path_factory):
         text_heads=1,
     )
     rng = np.random.default_rng(0)
-    state = {name: rng.normal(0, 0.2, shape).astype(np.float32) for name, shape in weights.expected_shapes(a).items()}
+    state = {name: rng.normal(0, 0.2, shape).astype(np.float32) for name, shape in expected_shapes(a).items()}
     state["logit_scale"] = np.float32(np.log(50))
     path = tmp_path_factory.mktemp("weights") / "tiny.pkl"
     with open(path, "wb") as file:

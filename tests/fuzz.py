@@ -25,7 +25,8 @@ from typing import Callable
 import numpy as np
 
 from fewshot import artifacts, data, prompts
-from jclip import unpickle, weights
+from jclip import weights
+from jclip.weights import unpickle
 from tests.watch import Watch, forget_peak, limit_memory, peak
 
 GOLDEN = Path(__file__).parent / "golden" / "weights"

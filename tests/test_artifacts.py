@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fewshot import artifacts
 from fewshot.artifacts import Adapter, Split, Support, Text
 from fewshot.errors import TaskError
-from files import written_whole
+from fewshot.files import written_whole
 
 
 def unit(*shape, seed=0):
@@ -168,7 +168,7 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
     (tmp_path / "a").write_text("old")
     code = """
 import os, sys
-from files import written_whole
+from fewshot.files import written_whole
 with written_whole(sys.argv[1]) as file:
     file.write(b"new" * 10**6)
     os.kill(os.getpid(), 9)

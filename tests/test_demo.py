@@ -7,6 +7,7 @@ from PIL import Image
 
 from demo import world
 from jclip import weights
+from jclip.architecture import architecture_of
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_the_demos_weights_are_small_and_say_what_made_them():
     path = PROJECT / "demo/clip.npz"
     assert path.stat().st_size <= 2_000_000
     assert "python demo/train_clip.py" in str(np.load(path)["meta"])
-    assert weights.architecture(weights.read(path)).vocab_size == 49408
+    assert architecture_of(weights.read(path)).vocab_size == 49408
 
 
 def test_the_same_seed_draws_the_same_photograph():

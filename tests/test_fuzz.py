@@ -16,8 +16,9 @@ from hypothesis.extra import numpy as arrays
 
 from fewshot import artifacts, data, prompts
 from fewshot.errors import TaskError
-from jclip import unpickle, weights
+from jclip import weights
 from jclip.errors import ClipError
+from jclip.weights import unpickle
 
 EXPECTED = dict(np.load(GOLDEN / "weights/expected.npz"))
 SPLIT = dict(

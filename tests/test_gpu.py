@@ -19,6 +19,7 @@ import jclip
 import tip_adapter_utils as tip
 from fewshot.artifacts import Split, Support, Text
 from jclip import features, runtime, weights
+from jclip.architecture import Architecture, expected_shapes
 
 pytestmark = pytest.mark.cuda
 DTYPES = ("float32", "float16")
@@ -162,7 +163,7 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     """Random weights with heads as wide as OpenAI's, and few layers."""
-    a = weights.Architecture(
+    a = Architecture(
         embed_dim=64,
         image_resolution=96,
         patch_size=16,
@@ -178,7 +179,7 @@ def clip(tmp_path_factory):
     rng = np.random.default_rng(0)
     state = {
         name: ((name.endswith("weight") and len(shape) == 1) + rng.normal(0, 0.05, shape)).astype(np.float32)
-        for name, shape in weights.expected_shapes(a).items()
+        for name, shape in expected_shapes(a).items()
     }
     state["logit_scale"] = np.float32(np.log(100))
     path = tmp_path_factory.mktemp("weights") / "clip.pkl"

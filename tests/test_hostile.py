@@ -21,7 +21,9 @@ import pytest
 from conftest import GOLDEN, PROJECT
 
 from fewshot import artifacts, prompts
-from jclip import unpickle, weights
+from jclip import weights
+from jclip.architecture import architecture_of, expected_shapes
+from jclip.weights import unpickle
 
 MEMORY = (
     192 << 20
@@ -523,7 +525,7 @@ def test_unusual_and_honest_arrays_are_read(tmp_path):
 
 
 def test_honest_constant_weights_may_shrink_a_hundredfold(tmp_path):
-    shapes = weights.expected_shapes(weights.architecture(EXPECTED))
+    shapes = expected_shapes(architecture_of(EXPECTED))
     (tmp_path / "w.npz").write_bytes(
         npz({name: np.ones(shape, np.float32) for name, shape in shapes.items()}, np.savez_compressed)
     )

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewshot import metrics
+from report import metrics
 
 
 @settings(max_examples=100, deadline=None)

@@ -20,11 +20,12 @@ from PIL import Image
 import extract_feature
 import predict
 import train_adapter
-from encoder import TRANSFORM, Encoder, Reader
-from fewshot import artifacts, data, metrics
+from fewshot import artifacts, data
+from fewshot.encoder import TRANSFORM, Encoder, Reader
 from fewshot.store import key_of
 from jclip import download, features, preprocess, weights
 from jclip.errors import Unreadable
+from report import metrics
 
 VIEWS = ("plain", "flip", "jitter", "crop")
 SIDE = 32

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from conftest import CLASSES, PROJECT, draw
 
-import encoder
 import extract_feature
 import jclip
 import predict
 import train_adapter
-from fewshot import artifacts, prompts, store
+from fewshot import artifacts, encoder, prompts, store
 from fewshot.errors import TaskError
 from jclip import features, runtime
+from jclip.architecture import Architecture, expected_shapes
 from jclip.preprocess import normalised
 
 OUTPUTS = ("text.npz", "support.npz", "val.npz", "test.npz")
@@ -227,10 +227,9 @@ def test_a_sentences_row_does_not_depend_on_its_place_or_company(model):
 @pytest.mark.slow
 def test_rows_of_the_real_size_do_not_depend_on_their_place_or_company():
     """ViT-B/32 in full, of random weights."""
-    from jclip import weights
     from jclip.model import build_model
 
-    a = weights.Architecture(
+    a = Architecture(
         embed_dim=512,
         image_resolution=224,
         patch_size=32,
@@ -245,7 +244,7 @@ def test_rows_of_the_real_size_do_not_depend_on_their_place_or_company():
     )
     rng, jt = np.random.default_rng(0), runtime.jittor()
     model = build_model(
-        {name: rng.normal(0, 0.02, shape).astype(np.float32) for name, shape in weights.expected_shapes(a).items()}
+        {name: rng.normal(0, 0.02, shape).astype(np.float32) for name, shape in expected_shapes(a).items()}
     )
     pixels = normalised(rng.integers(0, 256, (40, 224, 224, 3), np.uint8))
     with jt.no_grad():
@@ -467,7 +466,7 @@ def locked_by_another(folder):
     code = """
 import os, sys, time
 from pathlib import Path
-import cli
+from fewshot import cli
 with cli.locked(Path(sys.argv[1])):
     if os.fork():
         print("locked", flush=True)

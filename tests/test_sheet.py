@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import sheet
+from report import sheet
 
 
 @pytest.fixture

@@ -14,7 +14,9 @@ import pytest
 from conftest import GOLDEN, PROJECT
 
 import jclip
-from jclip import unpickle, weights
+from jclip import weights
+from jclip.architecture import Architecture, architecture_of, expected_shapes
+from jclip.weights import formats, unpickle
 
 FILES = GOLDEN / "weights"
 FORMATS = [
@@ -66,8 +68,8 @@ def test_the_format_is_told_by_content_not_by_suffix(tmp_path, expected):
 
 
 def test_sizes_are_read_from_the_weights():
-    a = weights.architecture(weights.read(FILES / "release.pt"))
-    assert a == weights.Architecture(
+    a = architecture_of(weights.read(FILES / "release.pt"))
+    assert a == Architecture(
         embed_dim=24,
         image_resolution=32,
         patch_size=16,
@@ -93,10 +95,10 @@ def test_sizes_are_read_from_the_weights():
     ],
 )
 def test_all_official_vision_transformers_have_their_shapes(sizes, parameters):
-    a = weights.Architecture(*sizes)
-    shapes = weights.expected_shapes(a)
+    a = Architecture(*sizes)
+    shapes = expected_shapes(a)
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == parameters
-    assert weights.architecture({name: np.broadcast_to(np.float16(0), shape) for name, shape in shapes.items()}) == a
+    assert architecture_of({name: np.broadcast_to(np.float16(0), shape) for name, shape in shapes.items()}) == a
 
 
 def test_what_is_written_reads_back_here_and_in_jittor(tmp_path, expected):
@@ -169,7 +171,7 @@ def beside(tmp_path):
     def beside(name, config, content):
         if (name, content) == ("pytorch_model.bin", "hugging_face.safetensors"):
             (tmp_path / name).write_bytes(
-                pickle.dumps(weights._safetensors(FILES / content), 2)
+                pickle.dumps(formats._safetensors(FILES / content), 2)
             )  # its names, in the older kind of file
         else:
             (tmp_path / name).write_bytes((FILES / content).read_bytes())

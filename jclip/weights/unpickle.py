@@ -17,8 +17,7 @@ from typing import BinaryIO, Callable
 
 import numpy as np
 
-import bounded
-
+from .. import bounded
 from . import machine
 from .machine import Allowance, Machine
 

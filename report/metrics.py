@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from files import written_whole
+from fewshot.files import written_whole
 
 BINS = 15  # of probability, as in Guo et al.
 PAIRS = 20

@@ -17,11 +17,11 @@ try:
 except ImportError:  # not a Unix: runs are not kept apart
     fcntl = None
 
-import bounded
 from fewshot.errors import TaskError
-from files import remove_unfinished
-from jclip import runtime
+from jclip import bounded, runtime
 from jclip.errors import ClipError
+
+from .files import remove_unfinished
 
 
 def at_least(low: int, most: float = math.inf):

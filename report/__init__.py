@@ -1,0 +1,1 @@
+"""Answers in, what people look at out: figures, tables and pictures."""
