@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import io
+import logging
 import math
 import os
 import sys
@@ -101,11 +102,29 @@ def _lock(file) -> bool:
         return False
 
 
+class _StderrHandler(logging.Handler):
+    """Prints each message of a logger as one line on what sys.stderr is at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+_stderr_handler = _StderrHandler()
+
+
+def _show_log_of_jclip() -> None:
+    """Show jclip's messages, such as the device it computes on; a logger adds the same handler only once."""
+    logger = logging.getLogger("jclip")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(_stderr_handler)
+
+
 def script(main):
     """Decorate a script's main(argv): a mistake becomes one line on stderr and exit code 1; returns the exit code."""
 
     @functools.wraps(main)
     def run(argv=None) -> int:
+        _show_log_of_jclip()
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text that the terminal can show
         try:

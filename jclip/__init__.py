@@ -23,50 +23,72 @@ __version__ = "0.1.0"
 
 __all__ = ["ClipError", "available_models", "load", "tokenize", "weights_file"]
 
-runtime.prepare()  # so that `import jittor` works wherever it stands below `import jclip`
+runtime.prepare()  # before the caller's own `import jittor`, which reads the environment
 
 
 def available_models() -> list[str]:
-    """Names of the official models that `load` can download."""
+    """Return the names of the official models that `load` can download."""
     from .download import OFFICIAL
 
     return list(OFFICIAL)
 
 
 def load(name_or_path, device: str = "auto", download_root: str | None = None, precision: str = "float32"):
-    """Load CLIP.
+    """Load a CLIP model and the preprocessing of its images.
 
     Parameters
     ----------
-    name_or_path : a file in any of the formats of `jclip.weights`, or a name from `available_models()`, whose file is
-        downloaded to ~/.cache/clip unless it is there
-    device : "auto", "cpu" or "cuda"; auto takes CUDA where it works
-    download_root : where official files are kept, instead of ~/.cache/clip
-    precision : "float32", or "half" on CUDA: matrix products take and give float16, as in OpenAI's own code on CUDA
+    name_or_path : str or Path
+        A weights file in any format that `jclip.weights.read` reads, or a name from `available_models()`. The file of
+        an official model is downloaded unless it is in `download_root`.
+    device : "auto", "cpu" or "cuda"
+        "auto" takes CUDA where it works.
+    download_root : str, Path or None
+        The folder of official files; None means ~/.cache/clip.
+    precision : "float32" or "half"
+        "half" needs CUDA: the inputs and results of matrix products are float16, as in OpenAI's own code on CUDA.
 
     Returns
     -------
     model : jclip.model.CLIP
-    preprocess : turns a PIL image into a Var of shape (3, model.visual.input_resolution, …)
+    preprocess : jclip.preprocess.Preprocess
+        Turns a PIL image into a float32 Var of shape (3, resolution, resolution), where resolution is
+        model.visual.input_resolution.
 
-    Raises ClipError for an unknown name, a file that cannot be used, a device that is not there and a precision that it
-    does not have.
+    Raises
+    ------
+    ClipError
+        If the name is unknown, the file cannot be read or downloaded, or the device or precision is not available.
     """
     from . import weights
     from .preprocess import Preprocess
 
     state = weights.read(weights_file(name_or_path, download_root))
     runtime.use(device, precision)
-    from .model import build_model
+    from .model import build_model  # imports Jittor, which `use` has checked
 
     model = build_model(state, precision)
     return model, Preprocess(model.visual.input_resolution)
 
 
 def weights_file(name_or_path, download_root: str | None = None) -> Path:
-    """The file that `load` reads for the same arguments, downloaded where it is not there yet; `load` takes it, too.
+    """Return the weights file that `load` reads for the same arguments, downloading it if necessary.
 
-    Raises ClipError where there is neither such a file nor such a name, and where the download fails.
+    Parameters
+    ----------
+    name_or_path : str or Path
+        An existing file, which is returned as it is, or a name from `available_models()`.
+    download_root : str, Path or None
+        The folder of official files; None means ~/.cache/clip.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    ClipError
+        If there is neither such a file nor such a model, or the download fails.
     """
     from . import download
 
@@ -82,7 +104,10 @@ def weights_file(name_or_path, download_root: str | None = None) -> Path:
 
 
 def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = False):
-    """Token ids as a Jittor Var, int32 (n, context_length); `jclip.tokenizer.tokenize` says more."""
+    """Return the token ids of texts as a Jittor Var, int32 (n, context_length).
+
+    Parameters and errors are those of `jclip.tokenizer.tokenize`, which returns a numpy array.
+    """
     from .tokenizer import tokenize
 
     return runtime.jittor().array(tokenize(texts, context_length, truncate)).stop_grad()

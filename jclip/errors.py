@@ -1,12 +1,12 @@
-"""What jclip raises for a user's mistake."""
+"""The exceptions that jclip raises for a user's mistake."""
 
 from . import bounded
 
 
 class ClipError(RuntimeError):
-    """A file, text, picture or device that jclip cannot use; the message is one line.
+    """A file, text, image or device cannot be used; the message is one line.
 
-    A RuntimeError, because that is what OpenAI's `clip` raises for an unknown model or an over-long text.
+    It is a RuntimeError because OpenAI's `clip` raises that for an unknown model or an over-long text.
     """
 
     def __init__(self, message: str):
@@ -14,5 +14,7 @@ class ClipError(RuntimeError):
 
 
 class Unreadable(ClipError):
-    """An image that cannot be read; the message is the cause. Where many are read, it need not end the work on the
-    others."""
+    """An image cannot be read; the message says why.
+
+    Code that reads many images may catch it and go on with the others.
+    """

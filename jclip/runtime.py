@@ -1,12 +1,15 @@
-"""Makes `import jittor` work on the machine at hand, and chooses between CPU and CUDA.
+"""Makes `import jittor` work on this machine, and chooses between CPU and CUDA.
 
-Jittor decides what it compiles from the environment at its import, so `prepare` runs when `jclip` is imported, and
-`use` imports Jittor itself. Whoever imports Jittor first has decided; `prepare` then leaves all as it is.
+Jittor reads its settings from environment variables when it is imported. `prepare` sets them when `jclip` is imported,
+and `use` imports Jittor. If the caller imported Jittor before jclip, Jittor keeps the settings it has.
+
+Which device is used, and that Jittor has to compile itself, is logged at level INFO by the logger "jclip".
 """
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import multiprocessing
 import os
 import shutil
@@ -23,54 +26,58 @@ from .errors import ClipError
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "half")
-HALF_CAPABILITY = 80  # compute capability, times 10, from which on tensor cores do what kernels.cuh asks of them
+HALF_CAPABILITY = 80  # 10 x compute capability from which tensor cores have the instructions that kernels.cuh uses
+DEFAULTS = {
+    "log_silent": "1",
+    "FIX_TORCH_ERROR": "0",  # 1 imports an installed torch
+    "use_mpi": "0",  # 1 builds MPI bindings wherever mpicc is on PATH
+    "use_nccl": "0",  # 1 downloads NCCL
+    # 16 threads share state without locks, and have crashed; without them the first run takes longer
+    "use_parallel_op_compiler": "0",
+}
 _build_problem = ""  # why Jittor's core could not be compiled with CUDA, in this process
+_log = logging.getLogger("jclip")
 
 
 def prepare() -> None:
-    """Set the environment that lets Jittor import here; does nothing once Jittor is imported.
+    """Set the environment variables with which Jittor can be imported on this machine.
 
-    A variable that the user has set is left alone, so `nvcc_path=/opt/cuda/bin/nvcc` or `use_mpi=1` still work.
+    Variables that the user has set, such as `nvcc_path=/opt/cuda/bin/nvcc` or `use_mpi=1`, are left alone. Does nothing
+    if Jittor is already imported, or in a child process that inherited the variables.
     """
-    inherited = (
-        multiprocessing.parent_process() and {"nvcc_path", "FIX_TORCH_ERROR"} <= os.environ.keys()
-    )  # as readers have it
-    if "jittor" in sys.modules or inherited:
+    is_prepared_child = multiprocessing.parent_process() and {"nvcc_path", "FIX_TORCH_ERROR"} <= os.environ.keys()
+    if "jittor" in sys.modules or is_prepared_child:
         return
-    os.environ.setdefault("log_silent", "1")
-    os.environ.setdefault("FIX_TORCH_ERROR", "0")  # else Jittor imports an installed torch
-    os.environ.setdefault("use_mpi", "0")  # else it builds MPI bindings wherever mpicc is on PATH
-    os.environ.setdefault("use_nccl", "0")  # else it downloads nccl
-    # else 16 threads share state without locks, which once crashed; costs time on the first run
-    os.environ.setdefault("use_parallel_op_compiler", "0")
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
     nvcc = os.environ.get("nvcc_path")
-    if nvcc == "" or ((nvcc is None or _is_ours(nvcc)) and cuda_problem()):
-        _switch_cuda_off()
+    if nvcc == "" or ((nvcc is None or _is_generated(nvcc)) and cuda_problem()):
+        _disable_cuda()
     elif not cuda_problem():
-        for name, value in _cuda()[0].items():
+        for name, value in _cuda_setup()[0].items():
             os.environ.setdefault(name, value)
 
 
-def _is_ours(nvcc: str) -> bool:
-    """Whether it is not the user's; a process may get it from the one that has started it."""
+def _is_generated(nvcc: str) -> bool:
+    """Return whether `nvcc` lies in a folder that `cuda.make` made; a child process inherits such a path."""
     return cuda.CACHE.expanduser() in Path(nvcc).parents
 
 
-def _switch_cuda_off() -> None:
-    """Let Jittor be built for the CPU; an nvcc without a runtime breaks its import."""
+def _disable_cuda() -> None:
+    """Make Jittor compile for the CPU only; its import fails if nvcc is there but the CUDA runtime is not."""
     os.environ["nvcc_path"] = ""
-    if os.environ.get("cache_name") == cuda.VARIABLES["cache_name"]:  # of a process with CUDA that has started this one
+    if os.environ.get("cache_name") == cuda.VARIABLES["cache_name"]:  # inherited from a process that uses CUDA
         del os.environ["cache_name"]
 
 
 def cuda_problem() -> str:
-    """Why CUDA cannot be used on this machine, and what to install; empty where it can. Does not load Jittor."""
-    return _build_problem or _cuda()[1]
+    """Return why CUDA cannot be used on this machine and what to install, or "" if it can; does not import Jittor."""
+    return _build_problem or _cuda_setup()[1]
 
 
 @cache
-def _cuda() -> tuple[dict[str, str], str]:
-    """The variables that Jittor needs for CUDA, and why there are none."""
+def _cuda_setup() -> tuple[dict[str, str], str]:
+    """Return the environment variables that Jittor needs for CUDA, and "" or the reason why there are none."""
     try:
         return cuda.environment(), ""
     except cuda.NoCuda as problem:
@@ -79,64 +86,82 @@ def _cuda() -> tuple[dict[str, str], str]:
 
 @cache
 def jittor():
-    """Import Jittor, prepared; the module. Raises ClipError where it cannot be imported."""
+    """Import Jittor and return the module.
+
+    Raises
+    ------
+    ClipError
+        If Jittor or a C++ compiler is not installed, or the import fails.
+    """
     if "jittor" in sys.modules:
-        _give_back_signals()
+        _restore_signal_handlers()
         return sys.modules["jittor"]
     prepare()
+    _check_installation()
+    if _is_generated(os.environ.get("nvcc_path", "")):
+        _check_jittor_starts(Path(os.environ["nvcc_path"]))
+    _log_if_not_compiled(os.environ.get("nvcc_path", ""))
+    # numpy keeps these after their first use, which would warn once Jittor treats denormal numbers as zero
+    np.finfo(np.float32), np.finfo(np.float64)
+    try:
+        import jittor as jt
+    except SystemExit:  # Jittor exits after it has rebuilt a part of itself
+        sys.modules.pop("jittor", None)
+        raise ClipError("Jittor has rebuilt its core for this machine; run the same command again") from None
+    except Exception as error:
+        raise ClipError(f"Jittor cannot be imported: {_last_line(error)}") from error
+    _restore_signal_handlers()
+    return jt
+
+
+def _check_installation() -> None:
+    """Raise ClipError if Jittor or a C++ compiler is missing."""
     if not importlib.util.find_spec("jittor"):
         raise ClipError("Jittor is not installed; run: pip install -r requirements.txt")
     if not (os.environ.get("cc_path") or shutil.which("g++") or shutil.which("clang++")):
         raise ClipError(
             "g++ is missing, with which Jittor compiles itself; install it (Debian, Ubuntu: apt install g++)"
         )
-    if _is_ours(os.environ.get("nvcc_path", "")):
-        _try_cuda(Path(os.environ["nvcc_path"]))
-    _announce_compilation(os.environ.get("nvcc_path", ""))
-    (
-        np.finfo(np.float32),
-        np.finfo(np.float64),
-    )  # asked now, once: later they would warn that Jittor computes with denormal numbers as zero
-    try:
-        import jittor as jt
-    except SystemExit:  # its own way of saying that it rebuilt a part of itself
-        sys.modules.pop("jittor", None)
-        raise ClipError("Jittor has rebuilt its core for this machine; run the same command again") from None
-    except Exception as error:
-        raise ClipError(f"Jittor cannot be imported: {_last_line(error)}") from error
-    _give_back_signals()
-    return jt
 
 
-def _announce_compilation(nvcc: str) -> bool:
-    """Whether Jittor's core is compiled for this `nvcc`; says that it will take a while where it is not."""
-    is_compiled = _core_is_compiled(nvcc)
-    if not is_compiled:
-        minutes = "up to 10" if nvcc else "about 3"  # on 2 cores; for CUDA 1 on 16
-        print(f"Jittor compiles its core on its first use: {minutes} minutes, once.", file=sys.stderr)
-    return is_compiled
+def _log_if_not_compiled(nvcc: str) -> None:
+    """Log that Jittor is about to compile its core for `nvcc`, unless it has done so already."""
+    if not _core_is_compiled(nvcc):
+        minutes = "up to 10" if nvcc else "about 3"  # on 2 cores; CUDA on 16 cores takes 1
+        _log.info("Jittor compiles its core on its first use: %s minutes, once.", minutes)
 
 
-def _try_cuda(nvcc: Path) -> None:
-    """Start Jittor with CUDA in a process of its own, which compiles its core; where that fails, go on without CUDA.
+def _check_jittor_starts(nvcc: Path) -> None:
+    """Import Jittor with CUDA in a child process, which compiles its core; disable CUDA if that fails.
 
-    Jittor ends its process where CUDA fails, and where it must start anew after it has compiled a part of itself. What
-    came of it is kept beside the folder that was made for this CUDA, by the version of the driver.
+    Jittor exits where CUDA fails, and once after it has compiled a part of itself, so it must not be this process.
+    The result is kept in an empty or a log file beside the folder of `nvcc`, one for each version of the driver.
     """
     global _build_problem
-    of_driver = "{}.{}".format(*cuda.first_gpu().driver)
-    has_started, has_failed = (
-        nvcc.parents[2] / f"{nvcc.parents[1].name}-{what}-{of_driver}" for what in ("started", "failed")
-    )
-    if has_failed.exists():
+    driver = "{}.{}".format(*cuda.first_gpu().driver)
+    folder = nvcc.parents[1]
+    started, failed = (folder.with_name(f"{folder.name}-{result}-{driver}") for result in ("started", "failed"))
+    if failed.exists():
         _build_problem = (
-            f"Jittor has not started with it before, {has_failed} says why; delete {nvcc.parents[2]} to try again"
+            f"Jittor has not started with it before, {failed} says why; delete {folder.parent} to try again"
         )
-        _switch_cuda_off()
+        _disable_cuda()
         return
-    if _announce_compilation(str(nvcc)) and has_started.exists():
+    if started.exists() and _core_is_compiled(str(nvcc)):
         return
-    for _ in range(3):
+    _log_if_not_compiled(str(nvcc))
+    output = _import_in_child()
+    if output is None:
+        _write_result(started, "")
+        return
+    _write_result(failed, output)
+    _build_problem = f"Jittor does not start with it, {failed} says why; delete {folder.parent} to try again"
+    _disable_cuda()
+
+
+def _import_in_child() -> str | None:
+    """Import Jittor in a child process; return None if it starts with CUDA, else what it printed."""
+    for _ in range(3):  # it may exit with code 0 after compiling a part of itself, and then has to be started again
         done = subprocess.run(
             [sys.executable, "-c", "import jittor; print('has_cuda', jittor.has_cuda)"],
             stdout=subprocess.PIPE,
@@ -145,31 +170,30 @@ def _try_cuda(nvcc: Path) -> None:
             errors="replace",
         )
         if done.returncode == 0 and "has_cuda 1" in done.stdout:
-            _keep(has_started, "")
-            return
+            return None
         if done.returncode:
             break
-    _keep(has_failed, done.stdout)
-    _build_problem = f"Jittor does not start with it, {has_failed} says why; delete {nvcc.parents[2]} to try again"
-    _switch_cuda_off()
+    return done.stdout
 
 
-def _keep(path: Path, text: str) -> None:
+def _write_result(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8", errors="replace")
     except OSError:
-        pass  # a folder that was made for others to read; what is not kept is tried again
+        pass  # a read-only cache that another user made; the next run repeats the check
 
 
 def use(device: str = "auto", precision: str = "float32") -> str:
-    """Import Jittor and compute on `device` from now on; says on stderr, once for each choice, what was chosen.
+    """Import Jittor and make it compute on a device from now on.
+
+    Each choice is logged once, at level INFO.
 
     Parameters
     ----------
     device : "auto", "cpu" or "cuda"
-        auto takes CUDA where it works.
+        "auto" takes CUDA where it works.
     precision : "float32" or "half"
-        What the caller computes in; half needs CUDA.
+        What the caller computes in; "half" needs CUDA.
 
     Returns
     -------
@@ -178,41 +202,48 @@ def use(device: str = "auto", precision: str = "float32") -> str:
     Raises
     ------
     ClipError
-        For an unknown device or precision, and for "cuda" or "half" where CUDA cannot be used.
+        If the device or precision is unknown or not available, or Jittor cannot be imported.
     """
-    for name, value, known in (("device", device, DEVICES), ("precision", precision, PRECISIONS)):
-        if value not in known:
-            raise ClipError(f"unknown {name} {value!r}; expected one of {', '.join(known)}")
+    for name, value, choices in (("device", device, DEVICES), ("precision", precision, PRECISIONS)):
+        if value not in choices:
+            raise ClipError(f"unknown {name} {value!r}; expected one of {', '.join(choices)}")
     if device == "cuda":
-        _check_cuda()
+        _require_cuda()
     if device == "cpu" and precision == "half":
         raise ClipError("--precision half needs CUDA; run with --precision float32")
     jt = jittor()
     if device == "cuda" and not jt.has_cuda:
-        _check_cuda()
+        _require_cuda()
         raise ClipError(
             "--device cuda was asked for, but this Jittor was started without CUDA; "
             "unset nvcc_path or run with --device cpu"
         )
-    if precision == "half" and not jt.has_cuda:
-        raise ClipError(
-            f"--precision half needs CUDA, and there is none: {_why_no_cuda()}; run with --precision float32"
-        )
+    if precision == "half":
+        _check_half(jt.has_cuda)
     chosen = "cuda" if device != "cpu" and jt.has_cuda else "cpu"
-    if precision == "half" and cuda.first_gpu().capability < HALF_CAPABILITY:
-        raise ClipError(
-            f"--precision half needs a GPU of compute capability {HALF_CAPABILITY / 10}, {cuda.first_gpu().name} has "
-            f"{cuda.first_gpu().capability / 10}; run with --precision float32"
-        )
     jt.flags.use_cuda = int(chosen == "cuda")
-    _announce(chosen, device, precision)
+    _log_device(chosen, device, precision)
     return chosen
 
 
-def _check_cuda() -> None:
+def _require_cuda() -> None:
     if cuda_problem():
         raise ClipError(
             f"--device cuda was asked for, but CUDA cannot be used here: {cuda_problem()}; run with --device cpu"
+        )
+
+
+def _check_half(has_cuda: bool) -> None:
+    """Raise ClipError if Jittor has no CUDA, or the GPU's tensor cores are too old for half precision."""
+    if not has_cuda:
+        raise ClipError(
+            f"--precision half needs CUDA, and there is none: {_why_no_cuda()}; run with --precision float32"
+        )
+    gpu = cuda.first_gpu()
+    if gpu.capability < HALF_CAPABILITY:
+        raise ClipError(
+            f"--precision half needs a GPU of compute capability {HALF_CAPABILITY / 10}, {gpu.name} has "
+            f"{gpu.capability / 10}; run with --precision float32"
         )
 
 
@@ -221,23 +252,25 @@ def _why_no_cuda() -> str:
 
 
 @cache
-def _announce(chosen: str, asked: str, precision: str) -> None:
+def _log_device(chosen: str, requested: str, precision: str) -> None:
+    """Log the device; the cache makes it once for each choice."""
     jt = jittor()
     if chosen == "cuda":
-        where = f"{cuda.first_gpu().name} (CUDA {'.'.join(map(str, jt.compiler.nvcc_version[:2]))}, {precision})"
+        version = ".".join(map(str, jt.compiler.nvcc_version[:2]))
+        where = f"{cuda.first_gpu().name} (CUDA {version}, {precision})"
     else:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         where = f"the CPU ({cores} core{'s' * (cores != 1)})"
-        where += f"; no CUDA: {_why_no_cuda()}" if asked == "auto" else ""
-    print(f"Jittor {jt.__version__} computes on {where}", file=sys.stderr)
+        where += f"; no CUDA: {_why_no_cuda()}" if requested == "auto" else ""
+    _log.info("Jittor %s computes on %s", jt.__version__, where)
 
 
 def _core_is_compiled(nvcc: str) -> bool:
-    """Whether Jittor has its core for this `nvcc`; empty: for the CPU.
+    """Return whether Jittor's cache has a core compiled with this `nvcc`, or for the CPU if `nvcc` is "".
 
-    Its cache has a folder each for the versions of Jittor, g++, Python, the kernel, the CPU, the install path, and the
-    cache's name (several, where a git branch's name has slashes); with CUDA one more, such as cu13.0.88_sm_90.
-    Beside the core lies the command that linked it, which names the folder of CUDA.
+    The cache has nested folders for the versions of Jittor, g++ and Python, the operating system, the CPU, the install
+    path and the cache's name (several levels if it is a git branch with slashes); with CUDA one more, such as
+    cu13.0.88_sm_90. Beside the core, a .key file holds the command that linked it, which names the folder of CUDA.
     """
     folder = Path(shutil.which(nvcc) or nvcc).parent.parent
     for depth in range(7, 11):
@@ -248,9 +281,11 @@ def _core_is_compiled(nvcc: str) -> bool:
     return False
 
 
-def _give_back_signals() -> None:
-    """Undo Jittor's signal handlers: they end the process on Ctrl-C, and when any child is killed. Python still knows
-    those before."""
+def _restore_signal_handlers() -> None:
+    """Undo Jittor's signal handlers, which end the process on Ctrl-C and whenever a child process is killed.
+
+    Jittor installs them in C++, so Python still knows the handlers of before.
+    """
     try:
         for name, default in (("SIGINT", signal.default_int_handler), ("SIGCHLD", signal.SIG_DFL)):
             if hasattr(signal, name):  # Windows has no SIGCHLD
@@ -258,7 +293,7 @@ def _give_back_signals() -> None:
                 before = signal.getsignal(number)
                 signal.signal(number, default if before is None else before)
     except ValueError:
-        pass  # signals belong to the main thread; imported in another, Jittor's handlers stay
+        pass  # only the main thread may set handlers; if another thread imports Jittor, its handlers stay
 
 
 def _last_line(error: Exception) -> str:

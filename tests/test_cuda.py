@@ -598,6 +598,8 @@ def stand_in(library: Path, real: Path, include: Path) -> None:
 
 
 USE = """
+import logging
+logging.basicConfig(level=logging.INFO, format="%(message)s")
 from jclip import runtime
 assert runtime.use("auto") == "cuda"
 import jittor as jt

@@ -402,16 +402,12 @@ def test_a_second_run_on_cuda_encodes_nothing(results):
 
 
 def test_auto_takes_the_gpu_and_says_so_in_one_line():
-    done = subprocess.run(
-        [sys.executable, "-c", "from jclip import runtime; print(runtime.use())"],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    code = "import logging; logging.basicConfig(level=logging.INFO, format='%(message)s')\n"
+    code += "from jclip import runtime; print(runtime.use())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=600)
     assert done.stdout.strip() == "cuda", done.stderr
-    (said,) = done.stderr.splitlines()
-    assert re.match(r"Jittor [\d.]+ computes on (?!the CPU)", said)
+    (line,) = done.stderr.splitlines()
+    assert re.match(r"Jittor [\d.]+ computes on (?!the CPU)", line)
 
 
 # ---- memory ----

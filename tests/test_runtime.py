@@ -1,5 +1,6 @@
 """Jittor is imported, and the device chosen, on machines of all sorts; each in a process of its own."""
 
+import functools
 import os
 import stat
 import subprocess
@@ -9,6 +10,8 @@ import pytest
 from conftest import PROJECT
 
 from jclip import runtime
+
+SHOW_LOG = "import logging; logging.basicConfig(level=logging.INFO, format='%(message)s')\n"
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:
@@ -42,13 +45,28 @@ def test_importing_jclip_does_not_import_jittor():
 
 def test_half_a_cuda_and_a_broken_mpi_do_not_stop_it(broken_tools):
     done = python(
-        "from jclip import runtime; assert runtime.use('auto') == 'cpu'; import jittor as jt; print(jt.ones((2, "
-        "2)).numpy().sum())",
+        SHOW_LOG + "from jclip import runtime; assert runtime.use('auto') == 'cpu'\n"
+        "import jittor as jt; print(jt.ones((2, 2)).numpy().sum())",
         PATH=broken_tools,
     )
     assert done.stdout.strip() == "4.0", done.stderr
-    said = [line for line in done.stderr.splitlines() if line.startswith("Jittor")]
-    assert len(said) == 1 and "computes on the CPU" in said[0] and "no CUDA: " in said[0]
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("Jittor"))
+    assert "computes on the CPU" in line and "no CUDA: " in line
+
+
+def test_a_library_user_sees_no_log_unless_they_ask():
+    done = python("from jclip import runtime; print(runtime.use('cpu'))", nvcc_path="")
+    assert done.stdout.strip() == "cpu" and "Jittor" not in done.stderr, done.stderr
+
+
+def test_a_command_shows_each_choice_of_device_in_one_line_of_stderr():
+    code = "from fewshot.cli import script; from jclip import runtime\n"
+    code += "for device in ('cpu', 'auto', 'cpu'):\n    script(lambda argv: print(runtime.use(device)))()\n"
+    done = python(code, nvcc_path="")
+    assert done.stdout.split() == ["cpu"] * 3, done.stderr
+    cpu, auto = (line for line in done.stderr.splitlines() if "compiles its core" not in line)
+    assert cpu.startswith("Jittor ") and " computes on the CPU (" in cpu and cpu.endswith(")")
+    assert auto.startswith(f"{cpu}; no CUDA: ")
 
 
 def test_jittor_may_be_imported_between_jclip_and_the_first_use(broken_tools):
@@ -82,7 +100,7 @@ def untouched(monkeypatch):
     for name in (*VARIABLES, "use_parallel_op_compiler", "use_cutt", "cache_name"):
         monkeypatch.setenv(name, "")  # so that it is given back
         monkeypatch.delenv(name)
-    monkeypatch.setattr(runtime, "_cuda", runtime.lru_cache(runtime._cuda.__wrapped__))
+    monkeypatch.setattr(runtime, "_cuda_setup", functools.cache(runtime._cuda_setup.__wrapped__))
     return monkeypatch
 
 
@@ -165,7 +183,7 @@ print(runtime.use({device!r}, {precision!r}), jt.flags.use_cuda)
     ],
 )
 def test_what_is_chosen_and_said(device, precision, has_cuda, problem, chosen, line):
-    done = python(FAKE_JITTOR.format(**locals()))
+    done = python(SHOW_LOG + FAKE_JITTOR.format(**locals()))
     assert done.stdout.strip() == chosen and line in done.stderr.splitlines()[-1], done.stderr
     assert len(done.stderr.splitlines()) == 1 or not chosen
 
@@ -218,14 +236,14 @@ def test_where_jittor_does_not_start_with_cuda_it_computes_on_the_cpu_and_says_w
         with open(f"{unstartable['HOME']}/.cache/jclip/cuda/key-failed-13.0", "w") as file:
             file.write("what the compilers said")
     done = python(
-        f"""
+        f"""{SHOW_LOG}
 import os
 os.environ["nvcc_path"] = ""
 from jclip import cuda, runtime
 del os.environ["nvcc_path"]
 cuda.environment = lambda: {{"nvcc_path": os.environ["NVCC"]}}
 cuda.first_gpu = lambda: cuda.Gpu("NVIDIA H100", 90, (13, 0))
-runtime._cuda.cache_clear()
+runtime._cuda_setup.cache_clear()
 runtime.prepare()
 print(runtime.use({device!r}))
 """,
