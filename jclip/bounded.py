@@ -1,7 +1,7 @@
-"""Files from strangers: what a file declares is checked against the file before memory is taken for it.
+"""Readers of untrusted files: what a file declares is checked against its real size before memory is allocated.
 
-Zip archives, .npz and JSON; readers of `fewshot` and `jclip` stand on these. All raise one of DAMAGE; who reads names
-the file and says what to do.
+They read zip archives, .npz and JSON for `jclip` and `fewshot`. Every error is one of DAMAGE; the caller names the file
+and says what to do.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-RATIO, SLACK = (
-    20,
-    64 << 20,
-)  # an archive may unpack to SLACK bytes and RATIO times itself; features and weights hardly shrink at all
-CHUNK = 1 << 20
-JSON_BYTES, JSON_DEPTH, JSON_DIGITS = 16 << 20, 32, 20
-MESSAGE = 1900  # characters of an error
+# An archive may unpack to SLACK bytes plus RATIO times its own size; features and weights hardly compress at all.
+RATIO, SLACK = 20, 64 << 20
+CHUNK = 1 << 20  # bytes read at a time
+JSON_BYTES, JSON_DEPTH, JSON_DIGITS = 16 << 20, 32, 20  # largest JSON text, nesting and whole number
+MESSAGE = 1900  # characters of an error message
 DAMAGE = (
     ValueError,
     TypeError,
@@ -39,8 +37,8 @@ DAMAGE = (
     zipfile.BadZipFile,
 )
 
-# numpy's own spelling of a header, for numbers and text alone: objects and structures do not fit it, and nothing is
-# evaluated
+# The header of an .npy file exactly as numpy writes it, for arrays of numbers or text. Object and structured arrays do
+# not match. numpy's own reader evaluates the header as a Python literal; this one evaluates nothing.
 _HEADER = re.compile(
     r"\{'descr': '([<>|=](?:b1|[iu][1248]|f[248]|U[1-9][0-9]{0,7}))', 'fortran_order': (True|False), "
     r"'shape': \(((?:[0-9]{1,15}, ?)*(?:[0-9]{1,15})?)\),? ?\}\s*"
@@ -48,8 +46,23 @@ _HEADER = re.compile(
 
 
 def archive(file: BinaryIO) -> zipfile.ZipFile:
-    """An open zip archive whose members are stored or deflated, differ in name, and unpack to a size that fits the
-    file's own."""
+    """Open a zip archive after checking its directory.
+
+    Parameters
+    ----------
+    file : binary file, seekable
+
+    Returns
+    -------
+    zipfile.ZipFile
+        Its members are stored or deflated and have different names. Together they unpack to at most SLACK + RATIO times
+        the size of the file.
+
+    Raises
+    ------
+    One of DAMAGE
+        If the file is not such an archive.
+    """
     size = file.seek(0, 2)
     file.seek(0)
     opened = zipfile.ZipFile(file)
@@ -70,7 +83,10 @@ def archive(file: BinaryIO) -> zipfile.ZipFile:
 
 
 def member(opened: zipfile.ZipFile, name: str) -> bytearray:
-    """The content of a member, of the size that it declares; its CRC is checked."""
+    """Read a member of an archive that `archive` opened, and check its CRC.
+
+    Raises one of DAMAGE if the member is missing, damaged or shorter than declared.
+    """
     content = bytearray(opened.getinfo(name).file_size)
     with opened.open(name) as file:
         for start in range(0, len(content), CHUNK):
@@ -81,13 +97,28 @@ def member(opened: zipfile.ZipFile, name: str) -> bytearray:
 
 
 def npz(file: BinaryIO) -> dict[str, np.ndarray]:
-    """The arrays of an .npz: numbers and text, in any byte order and memory order, never pickled objects."""
+    """Read all arrays of an .npz file.
+
+    Parameters
+    ----------
+    file : binary file, seekable
+
+    Returns
+    -------
+    dict of str to array
+        Arrays of numbers or text, in any byte order and memory order.
+
+    Raises
+    ------
+    One of DAMAGE
+        If the file is damaged, or holds pickled objects or structured arrays.
+    """
     with archive(file) as opened:
         return {name[: -len(".npy")]: _array(name, member(opened, name)) for name in opened.namelist()}
 
 
 def _array(name: str, content: bytearray) -> np.ndarray:
-    """An .npy file's array, on the very bytes of the file."""
+    """Return the array of an .npy file as a view of its bytes `content`."""
     if not name.endswith(".npy") or content[:6] != b"\x93NUMPY":
         raise ValueError(f"{name} is no array of numpy's")
     width = 2 if content[6] == 1 else 4  # bytes of the header's length, by format version
@@ -96,26 +127,26 @@ def _array(name: str, content: bytearray) -> np.ndarray:
     if not header or start > len(content):
         raise ValueError(f"{name}: a header other than numpy's of numbers or text (objects are not read)")
     dtype, shape = np.dtype(header[1]), tuple(int(n) for n in header[3].split(",") if n.strip())
-    if math.prod(shape) * dtype.itemsize != len(content) - start:
-        raise ValueError(
-            f"{name}: shape {shape} of {dtype} declares {math.prod(shape) * dtype.itemsize} bytes, but "
-            f"{len(content) - start} are there"
-        )
-    if (
-        dtype.kind == "U"
-        and np.ndarray((len(content) - start) // 4, dtype.str[0] + "u4", content, start).max(initial=0) > sys.maxunicode
-    ):
-        raise ValueError(f"{name}: numbers that are no characters")
+    declared, available = math.prod(shape) * dtype.itemsize, len(content) - start
+    if declared != available:
+        raise ValueError(f"{name}: shape {shape} of {dtype} declares {declared} bytes, but {available} are there")
+    if dtype.kind == "U":
+        characters = np.ndarray(available // 4, dtype.str[0] + "u4", content, start)
+        if characters.max(initial=0) > sys.maxunicode:
+            raise ValueError(f"{name}: numbers that are no characters")
     return np.ndarray(shape, dtype, content, start, order="F" if header[2] == "True" else "C")
 
 
 def json_value(text: str):
-    """What a JSON text holds, if it could be written again: of bounded size, depth and numbers, no key twice, no half
-    characters."""
+    """Parse a JSON text of bounded size, depth and number length.
+
+    Raises ValueError if the text is no JSON, exceeds JSON_BYTES, JSON_DEPTH or JSON_DIGITS, repeats a key, or holds
+    what could not be written again: NaN, an infinite number or half of a surrogate pair.
+    """
     if len(text) > JSON_BYTES:
         raise ValueError(f"JSON of {len(text)} characters, expected at most {JSON_BYTES}")
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_int=_whole)
+        value = json.loads(text, object_pairs_hook=_object, parse_int=_whole_number)
     except RecursionError:
         raise ValueError(f"JSON nested more than {JSON_DEPTH} deep") from None
     level = [value]
@@ -133,31 +164,36 @@ def json_value(text: str):
 
 
 def _object(pairs: list) -> dict:
-    found: dict = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"the key {name!r} stands twice")
-        found[name] = value
-    return found
+    """Return the dict of a JSON object; raise ValueError if a key is repeated."""
+    values: dict = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"the key {key!r} stands twice")
+        values[key] = value
+    return values
 
 
-def _whole(digits: str) -> int:
+def _whole_number(digits: str) -> int:
+    """Return int(digits), whose time grows with the square of the length."""
     if len(digits) > JSON_DIGITS:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
 
 
 def content(path: Path, most: int) -> bytes:
-    """A file's bytes; ValueError where there are more than `most`."""
+    """Return the bytes of a file; raise ValueError if there are more than `most`."""
     with open(path, "rb") as file:
-        found = file.read(most + 1)
-    if len(found) > most:
+        read = file.read(most + 1)
+    if len(read) > most:
         raise ValueError(f"larger than {most} bytes")
-    return found
+    return read
 
 
 def one_line(message: str) -> str:
-    """`message` as one printable line of bounded length, whatever a file has smuggled into it."""
+    """Return `message` as one line of printable characters, at most MESSAGE of them before they are escaped.
+
+    A message may quote what a file holds: line breaks, control characters of the terminal, megabytes.
+    """
     if len(message) > MESSAGE:
         message = f"{message[: MESSAGE - 400]} … {message[-390:]}"
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)

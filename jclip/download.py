@@ -1,4 +1,4 @@
-"""OpenAI's official files: resumed where they stopped, verified, at their place whole or not at all."""
+"""Downloads OpenAI's official weights; an interrupted download is resumed, and the SHA-256 is verified."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 from .errors import ClipError
 from .weights import sha256
 
-CACHE = Path("~/.cache/clip")  # OpenAI's own
+CACHE = Path("~/.cache/clip")  # the folder that OpenAI's `clip` uses, too
 TIMEOUT = 60  # seconds without a byte
 LARGEST = 2 << 30  # bytes of a download; the largest official file has 0.9 billion
 HOST = "https://openaipublic.azureedge.net/clip/models"
-# name -> (SHA-256, file), from openai/CLIP clip/clip.py, where the hash stands in the URL
+# name -> (SHA-256, file name), from openai/CLIP clip/clip.py, where the hash is a part of the URL
 OFFICIAL = {
     "ViT-B/32": ("40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", "ViT-B-32.pt"),
     "ViT-B/16": ("5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f", "ViT-B-16.pt"),
@@ -28,18 +28,48 @@ OFFICIAL = {
 
 
 def official(name: str, folder: Path = CACHE) -> Path:
-    """The official file of a model, downloaded to `folder` unless it is there; raises ClipError where it cannot be
-    had."""
-    digest, file = OFFICIAL[name]
-    return download(f"{HOST}/{digest}/{file}", digest, Path(folder).expanduser() / file)
+    """Return the official weights file of a model, downloading it if necessary.
+
+    Parameters
+    ----------
+    name : str, a key of OFFICIAL
+    folder : str or Path, where official files are kept
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    ClipError
+        If the file cannot be downloaded, or another file has its name.
+    """
+    digest, file_name = OFFICIAL[name]
+    return download(f"{HOST}/{digest}/{file_name}", digest, Path(folder).expanduser() / file_name)
 
 
 def download(url: str, digest: str, target: Path) -> Path:
-    """Download `url` to `target`, whose SHA-256 is `digest`.
+    """Download a file and verify its hash; an existing file is only verified.
 
-    A download that stops leaves target.part, and the next call goes on from there. The file gets its name when its hash
-    is right; a part that is complete and wrong is removed. Raises ClipError where the network or the content fails,
-    OSError with the file's name where the disk does.
+    A download that is interrupted leaves target.part, and the next call resumes it. A complete file with the wrong hash
+    is deleted.
+
+    Parameters
+    ----------
+    url : str
+    digest : str, SHA-256 of the file in hexadecimal
+    target : Path, where the file will be
+
+    Returns
+    -------
+    Path, `target`
+
+    Raises
+    ------
+    ClipError
+        If the network fails, or the hash of the download or of an existing file is wrong.
+    OSError
+        If the disk fails; `filename` is set.
     """
     if target.is_file():
         if sha256(target) == digest:
@@ -51,10 +81,10 @@ def download(url: str, digest: str, target: Path) -> Path:
     part = target.with_name(target.name + ".part")
     try:
         _fetch(url, part)
-    except _Stopped as stopped:
+    except _NetworkError as error:
         kept = f"; {part} is kept, run the same command again to go on" if part.exists() else ""
-        raise ClipError(f"cannot download {url} ({stopped}){kept}") from None
-    except OSError as error:  # of the disk; a full one names no file
+        raise ClipError(f"cannot download {url} ({error}){kept}") from None
+    except OSError as error:  # of the disk; when it is full, the error has no file name
         raise OSError(error.errno, error.strerror or str(error), str(part)) from None
     if sha256(part) != digest:
         part.unlink()
@@ -65,63 +95,66 @@ def download(url: str, digest: str, target: Path) -> Path:
     return target
 
 
-class _Stopped(Exception):
-    """The network or the server has failed; the message is the reason."""
+class _NetworkError(Exception):
+    """The network or the server failed; the message says why."""
 
 
 @contextmanager
-def _network() -> Iterator[None]:
-    """Whatever goes wrong in the block is the network's fault: its errors are of many classes, on Python 3.9 plain
-    OSErrors among them."""
+def _network_errors() -> Iterator[None]:
+    """Turn every error of the block into a _NetworkError.
+
+    urllib and http.client raise many classes, on Python 3.9 also plain OSErrors, which elsewhere mean the disk.
+    """
     try:
         yield
     except (OSError, http.client.HTTPException) as error:
-        raise _Stopped(str(getattr(error, "reason", None) or str(error) or type(error).__name__)) from error
+        raise _NetworkError(str(getattr(error, "reason", None) or str(error) or type(error).__name__)) from error
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Append to `part` what is missing of it."""
+    """Append the missing bytes of `url` to the file `part`; raise _NetworkError if they do not come."""
     from tqdm import tqdm
 
     done = part.stat().st_size if part.exists() else 0
-    with _network():
+    with _network_errors():
         try:
-            answer = _ask(url, done)
+            response = _request(url, done)
         except urllib.error.HTTPError as error:
-            if error.code == 416 and done:  # nothing lies behind what we have: it is complete, and the hash will tell
+            if error.code == 416 and done:  # range not satisfiable: `part` is complete, and its hash will be checked
                 return
             raise
-    with answer:
-        if done and answer.status != 206:  # the server sends the whole file
+    with response:
+        if done and response.status != 206:  # not partial content: the server sends the whole file
             done = 0
-        length = answer.headers.get("Content-Length") or ""
+        length = response.headers.get("Content-Length") or ""
         total = done + int(length) if length.isdecimal() else None
         with (
             open(part, "ab" if done else "wb") as file,
             tqdm(total=total, initial=done, desc=part.stem, unit="B", unit_scale=True) as bar,
         ):
-            for block in _blocks(answer):
+            for block in _blocks(response):
                 done += len(block)
                 if done > LARGEST:
                     file.truncate(0)
-                    raise _Stopped(f"it sends more than {LARGEST} bytes, which no official file has")
+                    raise _NetworkError(f"it sends more than {LARGEST} bytes, which no official file has")
                 file.write(block)
                 bar.update(len(block))
     if total is not None and done < total:
-        raise _Stopped(f"the connection ended after {done} of {total} bytes")
+        raise _NetworkError(f"the connection ended after {done} of {total} bytes")
 
 
-def _ask(url: str, done: int):
-    """The server's answer, from byte `done` on."""
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
-    # Jittor switches verification off for the whole process; a context of its own is not concerned by that.
+def _request(url: str, start: int):
+    """Return the server's response, with the content from byte `start` on."""
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    # Jittor replaces ssl's default context by one that verifies nothing; this one verifies.
     return urllib.request.urlopen(request, timeout=TIMEOUT, context=ssl.create_default_context())
 
 
-def _blocks(answer) -> Iterator[bytes]:
+def _blocks(response) -> Iterator[bytes]:
+    """Yield the content in blocks of up to 64 KiB."""
     while True:
-        with _network():
-            block = answer.read(1 << 16)
+        with _network_errors():
+            block = response.read(1 << 16)
         if not block:
             return
         yield block
