@@ -1,4 +1,4 @@
-"""The sizes of a CLIP, and the names and shapes of its parameters."""
+"""The sizes of a CLIP model, and the names and shapes of its parameters."""
 
 from __future__ import annotations
 
@@ -9,14 +9,24 @@ import numpy as np
 from .errors import ClipError
 
 HEAD_WIDTH = 64  # of every attention head in OpenAI's models; build_model in openai/CLIP clip/model.py
-# Memory grows with the squares of these. OpenAI's largest: 577 tokens of an image, 336 pixels.
+# Limits, because memory grows with the square of both. OpenAI's largest model has 577 image tokens and 336 pixels.
 MAX_TOKENS = 8192  # of a text or an image
 MAX_RESOLUTION = 4096  # pixels of an image's side
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The sizes of a CLIP with a vision transformer."""
+    """The sizes of a CLIP model with a vision transformer.
+
+    Attributes
+    ----------
+    embed_dim : int, width of image and text features
+    image_resolution, patch_size : int, side of an image and of a patch in pixels
+    vision_width, vision_layers, vision_heads : int, of the image tower
+    context_length : int, tokens of a text
+    vocab_size : int, number of token ids
+    text_width, text_layers, text_heads : int, of the text tower
+    """
 
     embed_dim: int
     image_resolution: int
@@ -38,71 +48,77 @@ class Architecture:
 
 
 def architecture_of(state: dict[str, np.ndarray]) -> Architecture:
-    """Read all sizes from the shapes of a state dict, as build_model in openai/CLIP clip/model.py does.
+    """Return the sizes of a model, read from the shapes of its tensors.
+
+    The rules are those of build_model in openai/CLIP clip/model.py.
+
+    Parameters
+    ----------
+    state : dict of str to array
+        A state dict with OpenAI's names.
+
+    Returns
+    -------
+    Architecture
 
     Raises
     ------
     ClipError
-        Where a tensor that tells a size is missing or has another number of dimensions, and where a size is 0 or
-        larger than MAX_TOKENS or MAX_RESOLUTION allow.
+        If a tensor that is needed is missing or has another number of dimensions, or a size is 0, does not divide into
+        heads, or exceeds MAX_TOKENS or MAX_RESOLUTION.
     """
-
-    def shape(name: str, ndim: int) -> tuple[int, ...]:
-        if name not in state or state[name].ndim != ndim:
-            found = f"of shape {state[name].shape}" if name in state else "missing"
-            raise ClipError(
-                f"{name} is {found}, expected {ndim} dimension{'s' * (ndim > 1)}: no CLIP with a vision transformer"
-            )
-        return state[name].shape
-
-    def layers(tower: str) -> int:
-        return len({name.split(".")[tower.count(".")] for name in state if name.startswith(tower)})
-
-    vision_width, _, _, patch = shape("visual.conv1.weight", 4)
-    tokens, context = shape("visual.positional_embedding", 2)[0], shape("positional_embedding", 2)[0]
-    grid = round(max(0, tokens - 1) ** 0.5)
-    vocabulary, text_width = shape("token_embedding.weight", 2)
+    vision_width, _, _, patch_size = _shape(state, "visual.conv1.weight", 4)
+    image_tokens, _ = _shape(state, "visual.positional_embedding", 2)  # the class token and the patches
+    context_length, _ = _shape(state, "positional_embedding", 2)
+    vocab_size, text_width = _shape(state, "token_embedding.weight", 2)
+    grid = round(max(0, image_tokens - 1) ** 0.5)  # patches in a row
     sizes = Architecture(
-        embed_dim=shape("text_projection", 2)[1],
-        image_resolution=patch * grid,
-        patch_size=patch,
+        embed_dim=_shape(state, "text_projection", 2)[1],
+        image_resolution=patch_size * grid,
+        patch_size=patch_size,
         vision_width=vision_width,
-        vision_layers=layers("visual.transformer.resblocks."),
+        vision_layers=_count_layers(state, "visual.transformer.resblocks."),
         vision_heads=max(1, vision_width // HEAD_WIDTH),
-        context_length=context,
-        vocab_size=vocabulary,
+        context_length=context_length,
+        vocab_size=vocab_size,
         text_width=text_width,
-        text_layers=layers("transformer.resblocks."),
+        text_layers=_count_layers(state, "transformer.resblocks."),
         text_heads=max(1, text_width // HEAD_WIDTH),
     )
-    uneven = vision_width % sizes.vision_heads or text_width % sizes.text_heads
-    if min(vars(sizes).values()) < 1 or uneven or max(tokens, context) > MAX_TOKENS or patch * grid > MAX_RESOLUTION:
+    is_uneven = vision_width % sizes.vision_heads or text_width % sizes.text_heads
+    is_large = max(image_tokens, context_length) > MAX_TOKENS or sizes.image_resolution > MAX_RESOLUTION
+    if min(vars(sizes).values()) < 1 or is_uneven or is_large:
         raise ClipError(f"sizes that no CLIP has ({sizes})")
     return sizes
 
 
+def _shape(state: dict[str, np.ndarray], name: str, ndim: int) -> tuple[int, ...]:
+    """Return the shape of a tensor; raise ClipError if it is missing or does not have `ndim` dimensions."""
+    if name not in state or state[name].ndim != ndim:
+        actual = f"of shape {state[name].shape}" if name in state else "missing"
+        raise ClipError(
+            f"{name} is {actual}, expected {ndim} dimension{'s' * (ndim > 1)}: no CLIP with a vision transformer"
+        )
+    return state[name].shape
+
+
+def _count_layers(state: dict[str, np.ndarray], prefix: str) -> int:
+    """Return how many different parts of tensor names follow `prefix`, which ends with a dot."""
+    return len({name.split(".")[prefix.count(".")] for name in state if name.startswith(prefix)})
+
+
 def expected_shapes(a: Architecture) -> dict[str, tuple[int, ...]]:
-    """Return the name and shape of every parameter of a model with these sizes; that of logit_scale is ()."""
+    """Return the shape of every parameter of a model by its name in OpenAI's state dict.
 
-    def block(prefix: str, width: int) -> dict[str, tuple[int, ...]]:
-        return {
-            prefix + name: shape
-            for name, shape in {
-                "attn.in_proj_weight": (3 * width, width),
-                "attn.in_proj_bias": (3 * width,),
-                "attn.out_proj.weight": (width, width),
-                "attn.out_proj.bias": (width,),
-                "ln_1.weight": (width,),
-                "ln_1.bias": (width,),
-                "ln_2.weight": (width,),
-                "ln_2.bias": (width,),
-                "mlp.c_fc.weight": (4 * width, width),
-                "mlp.c_fc.bias": (4 * width,),
-                "mlp.c_proj.weight": (width, 4 * width),
-                "mlp.c_proj.bias": (width,),
-            }.items()
-        }
+    Parameters
+    ----------
+    a : Architecture
 
+    Returns
+    -------
+    dict of str to tuple of int
+        The shape of logit_scale is ().
+    """
     v, t = a.vision_width, a.text_width
     shapes = {
         "visual.class_embedding": (v,),
@@ -121,7 +137,26 @@ def expected_shapes(a: Architecture) -> dict[str, tuple[int, ...]]:
         "logit_scale": (),
     }
     for layer in range(a.vision_layers):
-        shapes.update(block(f"visual.transformer.resblocks.{layer}.", v))
+        shapes.update(_block_shapes(f"visual.transformer.resblocks.{layer}.", v))
     for layer in range(a.text_layers):
-        shapes.update(block(f"transformer.resblocks.{layer}.", t))
+        shapes.update(_block_shapes(f"transformer.resblocks.{layer}.", t))
     return shapes
+
+
+def _block_shapes(prefix: str, width: int) -> dict[str, tuple[int, ...]]:
+    """Return `expected_shapes` of one transformer block."""
+    shapes = {
+        "attn.in_proj_weight": (3 * width, width),
+        "attn.in_proj_bias": (3 * width,),
+        "attn.out_proj.weight": (width, width),
+        "attn.out_proj.bias": (width,),
+        "ln_1.weight": (width,),
+        "ln_1.bias": (width,),
+        "ln_2.weight": (width,),
+        "ln_2.bias": (width,),
+        "mlp.c_fc.weight": (4 * width, width),
+        "mlp.c_fc.bias": (4 * width,),
+        "mlp.c_proj.weight": (width, 4 * width),
+        "mlp.c_proj.bias": (width,),
+    }
+    return {prefix + name: shape for name, shape in shapes.items()}

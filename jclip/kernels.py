@@ -1,12 +1,13 @@
-"""The parts of CLIP's transformer that are not matrix products, each in plain Jittor and as kernels of our own.
+"""The operations of CLIP's transformer other than matrix products, each in plain Jittor and as a kernel of our own.
 
-Jittor's generated kernels make one pass over memory for each operation, on the CPU by one core. Those of kernels.h
-(CPU) and kernels.cuh (CUDA) make one pass for all, on all cores. Attention on the CPU has a gradient of its own; the
-others have none and stand in under `jittor.no_grad()` only. On CUDA, where starting an operator takes Jittor longer
-than running it takes the GPU, a whole block of the transformer is one operator.
+Jittor's generated kernels make one pass over memory for each elementary operation, and on the CPU use one core. The
+kernels of kernels.h (CPU) and kernels.cuh (CUDA) make one pass for the whole operation, on all cores. They are used
+under `jittor.no_grad()` only, because they have no gradients; attention on the CPU does have one and is always used. On
+CUDA a whole block of the transformer is one operator, because Jittor takes longer to start an operator than the GPU to
+compute it.
 
-Letters: n sequences, l positions, w width, h heads. Arrays are float32; on CUDA, what goes into matrix products and
-comes out of them may be float16, and sums are float32 all the same.
+Letters in shapes: n sequences, l positions, w width, h heads. Arrays are float32. On CUDA, the inputs and results of
+matrix products may be float16; sums are float32 all the same.
 """
 
 from __future__ import annotations
@@ -17,17 +18,24 @@ import jittor as jt
 import numpy as np
 
 EPSILON = 1e-5  # of every layer norm in CLIP, torch.nn.LayerNorm's default
-# Jittor looks at the content of included files, and compiles again where one has changed.
+# Jittor hashes included files and compiles again if one has changed.
 CPU_SOURCE, CUDA_SOURCE = (
     f'#include "{Path(__file__).with_name(name).resolve()}"\n' for name in ("kernels.h", "kernels.cuh")
 )
 
 
 def normalise(rgb: np.ndarray, levels: np.ndarray):
-    """Pixels as the image tower reads them, computed on CUDA: the bytes that go there are a quarter of the floats.
+    """Normalise pixels on CUDA: a byte a channel is copied to the GPU, a quarter of what floats would be.
 
-    rgb uint8 (n, height, width, 3), levels float32 (256, 3): what becomes of each level of each channel
-    -> Var float32 (n, 3, height, width)
+    Parameters
+    ----------
+    rgb : array, uint8 (n, height, width, 3)
+    levels : array, float32 (256, 3)
+        The normalised value of each level of each channel, `preprocess.LEVELS`.
+
+    Returns
+    -------
+    Var, float32 (n, 3, height, width)
     """
     n, height, width, _ = rgb.shape
     call = "normalise(in0_p, in1_p, out0_p, in0_shape0, in0_shape1 * in0_shape2)"
@@ -35,28 +43,41 @@ def normalise(rgb: np.ndarray, levels: np.ndarray):
 
 
 def patches(x, size: int, dtype: str = "float32"):
-    """The squares of size x size pixels that images are cut into, each as a row: what a convolution of that stride
-    multiplies.
+    """Cut images into patches, one a row; a matrix product of the rows is a convolution with stride `size`.
 
-    x float32 (n, 3, side, side) -> (n, (side / size)², 3·size²), in dtype
+    Parameters
+    ----------
+    x : Var, float32 (n, 3, side, side)
+    size : int, side of a patch in pixels
+    dtype : dtype of the result
+
+    Returns
+    -------
+    Var, (n, (side / size)², 3·size²)
     """
     n, channels, side, _ = x.shape
     grid = side // size
     if (
         _device() == "cuda"
-    ):  # Jittor's transposition gives a thread whole patches: 7 of the 8 ms that 32 images took on an H100
-        return _run(
-            (n, grid * grid, channels * size**2), dtype, f"patches(in0_p, out0_p, in0_shape0, in0_shape2, {size})", x
-        )
-    x = x.reshape(n, channels, grid, size, grid, size).permute((0, 2, 4, 1, 3, 5))
+    ):  # in Jittor's own transposition a thread copies whole patches: 7 of 8 ms for 32 images, H100
+        shape = (n, grid * grid, channels * size**2)
+        return _run(shape, dtype, f"patches(in0_p, out0_p, in0_shape0, in0_shape2, {size})", x)
+    x = x.reshape(n, channels, grid, size, grid, size).permute((0, 2, 4, 1, 3, 5))  # (n, grid, grid, 3, size, size)
     return x.reshape(n, grid * grid, -1).cast(dtype)
 
 
 def tokens(patches, first, positions):
-    """The sequences that the image tower's transformer reads: the class token before the patches, and where each
-    stands.
+    """Put the class token before the patches of each image, and add the positional embedding.
 
-    patches (n, l - 1, w), first (w,), positions (l, w) -> float32 (n, l, w)
+    Parameters
+    ----------
+    patches : Var, (n, l - 1, w)
+    first : Var, float32 (w,), the class token
+    positions : Var, float32 (l, w), the positional embedding
+
+    Returns
+    -------
+    Var, float32 (n, l, w)
     """
     n, l, w = patches.shape[0], *positions.shape
     if _device() == "cuda":
@@ -66,9 +87,19 @@ def tokens(patches, first, positions):
 
 
 def layer_norm(x, weight, bias, dtype: str = "float32"):
-    """Layer normalisation over the last axis in two passes, mean first: Jittor's own, E[x²] − E[x]², loses digits.
+    """Normalise the last axis to mean 0 and variance 1, then scale and shift it (Ba et al., arXiv:1607.06450).
 
-    x (..., w), weight and bias (w,) -> the shape of x, in dtype. Ba et al., arXiv:1607.06450.
+    The mean is computed first, then the variance. Jittor's own layer norm computes E[x²] − E[x]², which loses digits.
+
+    Parameters
+    ----------
+    x : Var, float32 (..., w)
+    weight, bias : Var, float32 (w,)
+    dtype : dtype of the result
+
+    Returns
+    -------
+    Var, the shape of x
     """
     if _device():
         call = f"layer_norm(in0_p, in1_p, in2_p, out0_p, in0->num / in1->num, in1->num, {EPSILON}f)"
@@ -80,10 +111,18 @@ def layer_norm(x, weight, bias, dtype: str = "float32"):
 
 
 def quick_gelu(x, bias):
-    """z · sigmoid(1.702 z) of z = x + bias, with which OpenAI trained CLIP. Hendrycks & Gimpel, arXiv:1606.08415,
-    section 2.
+    """Add a bias and apply QuickGELU, z · sigmoid(1.702 z) (Hendrycks & Gimpel, arXiv:1606.08415, section 2).
 
-    x (..., w), bias (w,) -> the shape and dtype of x
+    OpenAI trained CLIP with this approximation of GELU.
+
+    Parameters
+    ----------
+    x : Var, (..., w)
+    bias : Var, float32 (w,)
+
+    Returns
+    -------
+    Var, the shape and dtype of x
     """
     if _device():
         return _run(x.shape, str(x.dtype), "quick_gelu(in0_p, in1_p, out0_p, in0->num / in1->num, in1->num)", x, bias)
@@ -92,9 +131,17 @@ def quick_gelu(x, bias):
 
 
 def residual(x, branch, bias):
-    """x + branch + bias: what a branch of the network adds to its input.
+    """Add a branch of the network and its bias to the residual stream: x + branch + bias.
 
-    x float32 and branch (..., w), bias (w,) -> float32, the shape of x
+    Parameters
+    ----------
+    x : Var, float32 (..., w)
+    branch : Var, (..., w)
+    bias : Var, float32 (w,)
+
+    Returns
+    -------
+    Var, float32, the shape of x
     """
     if _device():
         call = "residual(in0_p, in1_p, in2_p, out0_p, in0->num / in2->num, in2->num)"
@@ -103,11 +150,23 @@ def residual(x, branch, bias):
 
 
 def attention(qkv, bias, heads: int, causal: bool):
-    """Scaled dot-product attention of every position over the positions of its sequence (over earlier ones if causal).
+    """Compute scaled dot-product attention within each sequence (Vaswani et al., arXiv:1706.03762, section 3.2).
 
-    qkv (n, l, 3w): queries, keys and values side by side, each of `heads` heads of w / heads, and bias (3w,), which is
-    added to them -> (n, l, w) of the dtype of qkv. Vaswani et al., arXiv:1706.03762, section 3.2. On the CPU it has a
-    first derivative only; the plain way, which CUDA takes where there are gradients, has them all.
+    The CPU kernel has a first derivative only. `plain_attention`, which CUDA uses where gradients are wanted, has all.
+
+    Parameters
+    ----------
+    qkv : Var, (n, l, 3w)
+        Queries, keys and values side by side, each of `heads` heads of width w / heads.
+    bias : Var, float32 (3w,)
+        It is added to qkv first.
+    heads : int
+    causal : bool
+        Whether a position attends to itself and earlier ones only.
+
+    Returns
+    -------
+    Var, (n, l, w) of the dtype of qkv
     """
     n, l, w3 = qkv.shape
     device, shape, sizes = _device(), (n, l, w3 // 3), f"in0_shape0, in0_shape1, in0_shape2 / 3, {heads}, {int(causal)}"
@@ -116,65 +175,71 @@ def attention(qkv, bias, heads: int, causal: bool):
     if jt.flags.use_cuda:
         return plain_attention(qkv, bias, heads, causal)
     gradient = None
-    if not device:  # the kernel knows the gradient of qkv + bias; what that means for the bias is left to Jittor
-        qkv, bias, gradient = (
-            qkv + bias,
-            jt.zeros(bias.shape).stop_grad(),
-            f"attention_gradient(in0_p, dout_p, out0_p, {sizes})",
-        )
+    if device is None:  # the kernel's gradient is that of the sum qkv + bias, and Jittor derives both from it
+        qkv, bias = qkv + bias, jt.zeros(bias.shape).stop_grad()
+        gradient = f"attention_gradient(in0_p, dout_p, out0_p, {sizes})"
     return _run(shape, "float32", f"attention(in0_p, in1_p, out0_p, {sizes})", qkv, bias, gradient=gradient)
 
 
 def plain_attention(qkv, bias, heads: int, causal: bool):
-    """`attention` without the kernels."""
+    """Compute `attention` in plain Jittor; parameters and result are the same."""
     n, l, w3 = qkv.shape
     depth = w3 // 3 // heads
     q, k, v = (qkv + bias).reshape(n, l, 3, heads, depth).permute((2, 0, 3, 1, 4))  # each (n, h, l, depth)
     scores = jt.matmul(q * depth**-0.5, k.transpose(2, 3))  # (n, h, l, l)
     if causal:
-        later = jt.index((l, l), 1) > jt.index((l, l), 0)
-        scores = scores + later.float32() * -1e9
-    return (
-        jt.matmul(jt.nn.softmax(scores, dim=-1), v)
-        .permute((0, 2, 1, 3))
-        .reshape(n, l, heads * depth)
-        .cast(str(qkv.dtype))
-    )
+        is_later = jt.index((l, l), 1) > jt.index((l, l), 0)
+        scores = scores + is_later.float32() * -1e9
+    mixed = jt.matmul(jt.nn.softmax(scores, dim=-1), v)  # (n, h, l, depth)
+    return mixed.permute((0, 2, 1, 3)).reshape(n, l, heads * depth).cast(str(qkv.dtype))
 
 
 def block(x, rows, parameters: list, heads: int, causal: bool):
-    """A block of the transformer as one operator, matrix products included; None where it is not to be had.
+    """Compute a block of the transformer, matrix products included, as one operator on CUDA without gradients.
 
     Parameters
     ----------
-    x : float32 (n, l, w)
-    rows : int32 (n,) or None; of the n·l rows those that are wanted, one a sequence
-    parameters : weight and bias of the first layer norm, of queries, keys and values, of their projection, of the
-        second layer norm, and of the MLP's two layers, twelve Vars; the matrices' dtype is that of the products
+    x : Var, float32 (n, l, w)
+    rows : Var or None
+        int32 (n,): one row of each sequence, as indices of the n·l rows of x; only these are computed.
+    parameters : sequence of twelve Vars
+        Weight and bias of, in this order: the first layer norm, the projection to queries, keys and values, the output
+        projection, the second layer norm, and the two layers of the MLP. Matrices have the dtype of the products.
+    heads : int
+    causal : bool
 
     Returns
     -------
-    float32 (n, l, w), or (n, w) with `rows`
+    Var, float32 (n, l, w), or (n, w) with `rows`; None on the CPU and where gradients are wanted
     """
     if _device() != "cuda":
         return None
     n, l, w = x.shape
-    taken = [] if rows is None else [rows]
-    arguments = [*(f"in{i}_p" for i in range(13)), "in13_p" if taken else "nullptr", "out0_p", "out1_p"]
+    optional = [] if rows is None else [rows]
+    arguments = [*(f"in{i}_p" for i in range(13)), "in13_p" if optional else "nullptr", "out0_p", "out1_p"]
     arguments += ["in0_shape0", "in0_shape1", "in0_shape2", str(heads), str(int(causal)), f"{EPSILON}f"]
     call = f"block<{w // heads}>({', '.join(arguments)})"
-    shapes = [(n, w) if taken else (n, l, w), (n * l * 5 * w,)]
-    return _run(shapes, ["float32", str(parameters[2].dtype)], call, x, *parameters, *taken)[0]
+    shapes = [(n, w) if optional else (n, l, w), (n * l * 5 * w,)]  # the result and scratch memory
+    return _run(shapes, ["float32", str(parameters[2].dtype)], call, x, *parameters, *optional)[0]
 
 
 def _device() -> str | None:
-    """Whose kernels stand in: "cpu" or "cuda"; None where gradients are wanted, which most of them do not have."""
+    """Return the device whose kernels are used, "cpu" or "cuda", or None where gradients are wanted."""
     return None if not jt.flags.no_grad else "cuda" if jt.flags.use_cuda else "cpu"
 
 
 def _run(shape, dtype, call: str, *inputs, gradient: str | None = None):
-    """A Var, or several, that a function of kernels.h or kernels.cuh fills; `gradient` fills that of the first
-    input."""
+    """Return the Var that a function of kernels.h or kernels.cuh fills, or several Vars if `shape` is a list.
+
+    Parameters
+    ----------
+    shape, dtype : of the result, or a list of each
+    call : str
+        The C++ call. in0_p, out0_p, in0_shape0, … are Jittor's names for data and shapes of inputs and results.
+    inputs : Vars
+    gradient : str or None
+        The call that computes the gradient of the first input, on the CPU.
+    """
     if jt.flags.use_cuda:
         return jt.code(shape, dtype, list(inputs), cuda_header=CUDA_SOURCE, cuda_src=f"clip::{call}; clip::check();")
     return jt.code(

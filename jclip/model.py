@@ -1,9 +1,10 @@
 """CLIP's two towers in Jittor: a vision transformer and a causal text transformer (Radford et al., arXiv:2103.00020).
 
-Parameters carry the names of OpenAI's state dict. Letters: n images or texts, l positions, w width, d feature width.
+Parameters have the names of OpenAI's state dict. Letters in shapes: n images or texts, l positions (tokens of one image
+or text), w width of the transformer, d width of the features.
 
-`dtype` is that of the matrix products, what goes into them and what comes out. All else is float32, also where dtype is
-float16: layer norms, softmax, the residual that goes through the network, and the features.
+`dtype` is the dtype of the inputs and results of matrix products, float32 or float16. Layer norms, softmax, the
+residual stream and the features are computed in float32 in both cases.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ from . import kernels
 from .architecture import Architecture, architecture_of, expected_shapes
 from .errors import ClipError
 
+DTYPES = {"float32": "float32", "half": "float16"}  # precision -> dtype of the matrix products
+
 
 class LayerNorm(nn.Module):
+    """Layer norm over the last axis."""
+
     def __init__(self, width: int, dtype: str):
         self.weight = jt.zeros((width,))
         self.bias = jt.zeros((width,))
@@ -28,25 +33,25 @@ class LayerNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """A linear layer without its bias, which the kernel behind it adds on its way."""
+    """A linear layer that multiplies only; the kernel after it adds the bias."""
 
     def __init__(self, inputs: int, outputs: int, dtype: str):
         self.weight = jt.zeros((outputs, inputs), dtype)
         self.bias = jt.zeros((outputs,))
 
     def execute(self, x):
-        return _product(x, self.weight)
+        return _matmul(x, self.weight)
 
 
 class Weight(nn.Module):
-    """A weight alone: the token embedding and the patch embedding."""
+    """A weight without a computation: the token embedding or the patch embedding."""
 
     def __init__(self, *shape: int, dtype: str = "float32"):
         self.weight = jt.zeros(shape, dtype)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention up to, but without, its output projection."""
+    """Multi-head self-attention without its output projection, which the block applies."""
 
     def __init__(self, width: int, heads: int, causal: bool, dtype: str):
         self.in_proj_weight = jt.zeros((3 * width, width), dtype)
@@ -54,8 +59,8 @@ class Attention(nn.Module):
         self.out_proj = Linear(width, width, dtype)
         self.heads, self.causal = heads, causal
 
-    def execute(self, x):  # (n, l, w)
-        return kernels.attention(_product(x, self.in_proj_weight), self.in_proj_bias, self.heads, self.causal)
+    def execute(self, x):  # (n, l, w) -> (n, l, w)
+        return kernels.attention(_matmul(x, self.in_proj_weight), self.in_proj_bias, self.heads, self.causal)
 
 
 class MLP(nn.Module):
@@ -70,6 +75,8 @@ class MLP(nn.Module):
 
 
 class ResidualAttentionBlock(nn.Module):
+    """x + attention of its layer norm, then the same with the MLP."""
+
     def __init__(self, width: int, heads: int, causal: bool, dtype: str):
         self.attn = Attention(width, heads, causal, dtype)
         self.ln_1 = LayerNorm(width, dtype)
@@ -77,13 +84,34 @@ class ResidualAttentionBlock(nn.Module):
         self.ln_2 = LayerNorm(width, dtype)
 
     def execute(self, x, rows=None):
-        """x (n, l, w) -> the same shape, or (n, w) where `rows`, int32 (n,), says which of the n·l rows are wanted, one
-        a sequence.
+        """Compute the block at all positions, or only at `rows`.
 
-        Behind the attention nothing passes between positions, so the others need not be computed there.
+        After the attention, no position depends on another, so the other rows need not be computed.
+
+        Parameters
+        ----------
+        x : Var, float32 (n, l, w)
+        rows : Var or None
+            int32 (n,): one row of each sequence, as indices of the n·l rows of x.
+
+        Returns
+        -------
+        Var, float32 (n, l, w), or (n, w) with `rows`
         """
         attn, mlp = self.attn, self.mlp
-        layers = (
+        fused = kernels.block(x, rows, self._block_parameters(), attn.heads, attn.causal)
+        if fused is not None:
+            return fused
+        mixed = attn(self.ln_1(x))
+        if rows is not None:
+            x, mixed = (values.reshape(-1, values.shape[2])[rows] for values in (x, mixed))
+        x = kernels.residual(x, attn.out_proj(mixed), attn.out_proj.bias)
+        return kernels.residual(x, mlp(self.ln_2(x)), mlp.c_proj.bias)
+
+    def _block_parameters(self) -> tuple:
+        """Return the twelve parameters in the order of `kernels.block`."""
+        attn, mlp = self.attn, self.mlp
+        return (
             self.ln_1.weight,
             self.ln_1.bias,
             attn.in_proj_weight,
@@ -97,23 +125,27 @@ class ResidualAttentionBlock(nn.Module):
             mlp.c_proj.weight,
             mlp.c_proj.bias,
         )
-        fused = kernels.block(x, rows, layers, attn.heads, attn.causal)
-        if fused is not None:
-            return fused
-        mixed = attn(self.ln_1(x))
-        if rows is not None:
-            x, mixed = (every.reshape(-1, every.shape[2])[rows] for every in (x, mixed))
-        x = kernels.residual(x, attn.out_proj(mixed), attn.out_proj.bias)
-        return kernels.residual(x, mlp(self.ln_2(x)), mlp.c_proj.bias)
 
 
 class Transformer(nn.Module):
+    """A stack of blocks, of which one row of each sequence is the result."""
+
     def __init__(self, width: int, layers: int, heads: int, causal: bool, dtype: str):
         self.resblocks = nn.Sequential(*[ResidualAttentionBlock(width, heads, causal, dtype) for _ in range(layers)])
 
     def execute(self, x, rows):
-        """x (n, l, w) -> (n, w): the rows at `rows`, int32 (n,), of all n·l, one a sequence. The last block computes no
-        others."""
+        """Compute all blocks, the last one only at `rows`.
+
+        Parameters
+        ----------
+        x : Var, float32 (n, l, w)
+        rows : Var
+            int32 (n,): one row of each sequence, as indices of the n·l rows of x.
+
+        Returns
+        -------
+        Var, float32 (n, w)
+        """
         *others, last = self.resblocks
         for block in others:
             x = block(x)
@@ -121,6 +153,8 @@ class Transformer(nn.Module):
 
 
 class VisionTransformer(nn.Module):
+    """The image tower."""
+
     def __init__(self, a: Architecture, dtype: str):
         self.input_resolution, self.output_dim = a.image_resolution, a.embed_dim
         self.patch_size = a.patch_size
@@ -133,24 +167,28 @@ class VisionTransformer(nn.Module):
         self.proj = jt.zeros((a.vision_width, a.embed_dim), dtype)
 
     def execute(self, x):  # (n, 3, resolution, resolution)
-        kernel = self.conv1.weight.reshape(self.conv1.weight.shape[0], -1)
-        x = _product(kernels.patches(x, self.patch_size, str(kernel.dtype)), kernel)  # the convolution; (n, l - 1, w)
+        kernel = self.conv1.weight.reshape(self.conv1.weight.shape[0], -1)  # (w, 3·patch_size²)
+        x = _matmul(kernels.patches(x, self.patch_size, str(kernel.dtype)), kernel)  # the convolution; (n, l - 1, w)
         x = kernels.tokens(x, self.class_embedding, self.positional_embedding)  # (n, l, w)
-        first = (
-            jt.index((x.shape[0],), 0) * x.shape[1]
-        )  # the class tokens; made on the device, which an array would wait for
-        x = self.transformer(self.ln_pre(x), first)  # (n, w)
-        return _product(self.ln_post(x), self.proj, False).float32()  # (n, d)
+        # the row of each class token, computed on the device: copying an array to it would wait for the device
+        class_rows = jt.index((x.shape[0],), 0) * x.shape[1]
+        x = self.transformer(self.ln_pre(x), class_rows)  # (n, w)
+        return _matmul(self.ln_post(x), self.proj, transposed=False).float32()  # (n, d)
 
 
 class CLIP(nn.Module):
-    """Both towers; made by `jclip.load`, or `CLIP(architecture)` with zeros for weights.
+    """Both towers; `jclip.load` makes one with weights, `CLIP(architecture)` one with zeros.
+
+    Parameters
+    ----------
+    a : Architecture
+    dtype : "float32" or "float16", of the matrix products
 
     Attributes
     ----------
-    visual : the image tower; `visual.input_resolution` is the side of its images in pixels
-    context_length, vocab_size : of the texts' tokens
-    logit_scale : Var of one element, the logarithm of the factor on cosine similarities
+    visual : VisionTransformer; `visual.input_resolution` is the side of its images in pixels
+    context_length, vocab_size : int, of the texts
+    logit_scale : Var of shape (1,), the logarithm of the factor on cosine similarities
     """
 
     def __init__(self, a: Architecture, dtype: str = "float32"):
@@ -165,10 +203,26 @@ class CLIP(nn.Module):
 
     @property
     def dtype(self) -> str:
+        """The dtype of the matrix products."""
         return str(self.visual.conv1.weight.dtype)
 
     def encode_image(self, image):
-        """Image features, not normalised: image (n, 3, resolution, resolution), preprocessed -> (n, d) float32."""
+        """Compute image features, which are not normalised.
+
+        Parameters
+        ----------
+        image : array or Var of shape (n, 3, resolution, resolution)
+            Preprocessed images.
+
+        Returns
+        -------
+        Var, float32 (n, d)
+
+        Raises
+        ------
+        ClipError
+            If the shape is another.
+        """
         side = self.visual.input_resolution
         if len(image.shape) != 4 or tuple(image.shape[1:]) != (3, side, side):
             raise ClipError(
@@ -178,21 +232,36 @@ class CLIP(nn.Module):
         return self.visual(jt.array(image).float32())
 
     def encode_text(self, text):
-        """Text features, not normalised: text (n, l) token ids with l up to context_length -> (n, d) float32.
+        """Compute text features, which are not normalised.
 
-        The tower is causal and only the end token is read, so positions behind the last end token of the batch change
-        nothing and are not computed.
+        The tower is causal and its result is read at the end token, so positions after the last end token of the batch
+        are not computed.
+
+        Parameters
+        ----------
+        text : array or Var of shape (n, l)
+            Token ids as `jclip.tokenize` returns them; l is at most context_length.
+
+        Returns
+        -------
+        Var, float32 (n, d)
+
+        Raises
+        ------
+        ClipError
+            If the shape or dtype is another, or an id is not in the vocabulary.
         """
-        tokens = self._checked(text)
+        tokens = self._check_tokens(text)
         end = tokens.argmax(axis=1)  # the end token has the highest id
         n, l = len(tokens), int(end.max()) + 1
-        x = self.token_embedding.weight[jt.array(tokens[:, :l])] + self.positional_embedding[:l]
-        ends = jt.array((np.arange(n) * l + end).astype(np.int32))
-        ends.sync()  # now: in the middle of the tower it would wait for the device
-        x = self.transformer(x, ends)  # (n, w)
-        return _product(self.ln_final(x), self.text_projection, False).float32()
+        x = self.token_embedding.weight[jt.array(tokens[:, :l])] + self.positional_embedding[:l]  # (n, l, w)
+        end_rows = jt.array((np.arange(n) * l + end).astype(np.int32))
+        end_rows.sync()  # copied now; in the middle of the tower, copying would wait for the device
+        x = self.transformer(x, end_rows)  # (n, w)
+        return _matmul(self.ln_final(x), self.text_projection, transposed=False).float32()  # (n, d)
 
-    def _checked(self, text) -> np.ndarray:
+    def _check_tokens(self, text) -> np.ndarray:
+        """Return token ids as an int32 array; raise ClipError if `encode_text` cannot use them."""
         tokens = text.numpy() if isinstance(text, jt.Var) else np.asarray(text)
         if (
             tokens.ndim != 2
@@ -212,19 +281,40 @@ class CLIP(nn.Module):
         return tokens.astype(np.int32)
 
     def execute(self, image, text):
-        """logits_per_image (n, m) and logits_per_text (m, n): scaled cosine similarities of n images and m texts."""
+        """Compute the logits of n images and m texts: exp(logit_scale) times their cosine similarities.
+
+        Parameters
+        ----------
+        image, text : as for `encode_image` and `encode_text`
+
+        Returns
+        -------
+        logits_per_image : Var, float32 (n, m)
+        logits_per_text : Var, float32 (m, n)
+        """
         images, texts = _unit(self.encode_image(image)), _unit(self.encode_text(text))
         logits_per_image = self.logit_scale.exp() * jt.matmul(images, texts.transpose(0, 1))
         return logits_per_image, logits_per_image.transpose(0, 1)
 
 
-DTYPES = {"float32": "float32", "half": "float16"}  # of the matrix products, by precision
-
-
 def build_model(state: dict, precision: str = "float32") -> CLIP:
-    """The model whose sizes and weights `state` holds, as `jclip.weights.read` returns it; `state` is empty afterwards.
+    """Build the model whose weights are given; its sizes are those of the weights.
 
-    Tensors leave `state` one by one, so that memory never holds them all twice.
+    Parameters
+    ----------
+    state : dict of str to array
+        As `jclip.weights.read` returns it. It is empty afterwards: each tensor is removed once it is copied, so that
+        memory does not hold all of them twice.
+    precision : "float32" or "half"
+
+    Returns
+    -------
+    CLIP, in evaluation mode
+
+    Raises
+    ------
+    ClipError
+        If the weights are not those of a CLIP with a vision transformer.
     """
     a = architecture_of(state)
     model = CLIP(a, DTYPES[precision])
@@ -233,38 +323,39 @@ def build_model(state: dict, precision: str = "float32") -> CLIP:
         "model.py and architecture.py disagree about the parameters' names"
     )
     for name, parameter in parameters.items():
-        # Jittor keeps the dtype of what it is given, and has no 0-d Vars.
+        # assign() takes dtype and shape from its argument, and Jittor has no 0-d Vars
         parameter.assign(jt.array(np.asarray(state.pop(name), str(parameter.dtype)).reshape(parameter.shape)))
     model.eval()
     return model
 
 
-# Where AVX2 is all there is, oneDNN 2.2 computes the last rows of a small product another way, which rounds otherwise;
-# it has no such rows at multiples of WHOLE. A product is small below FEW_ROWS rows, and with a matrix narrower than
-# NARROW.
-WHOLE, FEW_ROWS, NARROW = 24, 640, 512
+# Without AVX-512, oneDNN 2.2 computes the last rows of a small product by other code, which rounds differently. It does
+# not do so if the number of rows is a multiple of ROW_MULTIPLE. A product counts as small if it has fewer than FEW_ROWS
+# rows, or the matrix is narrower than NARROW.
+ROW_MULTIPLE, FEW_ROWS, NARROW = 24, 640, 512
 
 
-def _product(x, matrix, transposed: bool = True):
-    """x (n, ..., a) times the transpose of matrix (b, a), or matrix (a, b) as it is, in two dimensions: as oneDNN runs
-    it on all cores.
+def _matmul(x, matrix, transposed: bool = True):
+    """Multiply x (n, ..., a) by the transpose of matrix (b, a), or by matrix (a, b) itself; the result is (n, ..., b).
 
-    Without gradients on the CPU, the bits of a row do not depend on where it stands, nor on the other rows. (A single
-    image or text has no others, and is not filled up.)
+    The product is computed in two dimensions, which oneDNN runs on all cores. Without gradients on the CPU, the bits of
+    a row depend neither on its index nor on the other rows; zero rows are added if that needs them. (If n is 1, there
+    is nothing to compare with, and none are added.)
     """
     rows, width = x.reshape(-1, x.shape[-1]), matrix.shape[0 if transposed else 1]
-    if jt.flags.use_cuda and jt.flags.no_grad:  # what Jittor would find out from a broadcast, a product and a sum
+    if jt.flags.use_cuda and jt.flags.no_grad:  # jt.matmul gives the same, but Jittor takes time to recognise it
         out = jt.compile_extern.cublas_ops.cublas_matmul(rows, matrix, False, transposed)
     else:
         count = rows.shape[0]
         is_small = count < FEW_ROWS or min(matrix.shape) < NARROW
-        rest = -count % WHOLE if is_small and jt.flags.no_grad and x.shape[0] > 1 else 0
-        if rest:
-            rows = jt.concat([rows, jt.zeros((rest, rows.shape[1]), str(rows.dtype))])
+        missing = -count % ROW_MULTIPLE if is_small and jt.flags.no_grad and x.shape[0] > 1 else 0
+        if missing:
+            rows = jt.concat([rows, jt.zeros((missing, rows.shape[1]), str(rows.dtype))])
         out = (jt.nn.matmul_transpose if transposed else jt.matmul)(rows, matrix)
-        out = out[:count] if rest else out
+        out = out[:count] if missing else out
     return out.reshape(*x.shape[:-1], width)
 
 
 def _unit(x):
+    """Scale the rows of x to unit L2 norm."""
     return x / x.sqr().sum(-1, keepdims=True).sqrt()
