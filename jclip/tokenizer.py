@@ -1,7 +1,7 @@
-"""CLIP's byte-pair encoding: text -> token ids, id for id those of OpenAI's `clip.tokenize`.
+"""CLIP's byte-pair encoding: turns text into the same token ids as OpenAI's `clip.tokenize`.
 
-Byte-pair encoding over UTF-8 bytes, as in Sennrich et al. (arXiv:1508.07909) and GPT-2; the merges are OpenAI's file
-`bpe_simple_vocab_16e6.txt.gz`, of which CLIP uses the first 48,894.
+Byte-pair encoding over UTF-8 bytes, as in Sennrich et al. (arXiv:1508.07909) and GPT-2. The merges are those of
+OpenAI's file `bpe_simple_vocab_16e6.txt.gz`, of which CLIP uses the first 48,894.
 """
 
 from __future__ import annotations
@@ -19,27 +19,35 @@ VOCABULARY = Path(__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
 CONTEXT_LENGTH = 77
 START, END = "<|startoftext|>", "<|endoftext|>"
 VOCABULARY_SIZE = 49408
-# The file holds more merges than CLIP uses: its ids are 256 bytes, the same bytes at the end of a word, the merges and
-# the two special tokens.
+# The vocabulary has 256 bytes, the same bytes at the end of a word, the merges and the two special tokens. The file has
+# more merges than that.
 MERGES = VOCABULARY_SIZE - 2 * 256 - 2
 END_OF_WORD = "</w>"
 
 
 def tokenize(texts: str | list[str], context_length: int = CONTEXT_LENGTH, truncate: bool = False) -> np.ndarray:
-    """Token ids of each text between start and end token, zeros behind.
+    """Return the token ids of texts, each between start and end token and padded with zeros.
 
     Parameters
     ----------
-    texts : one text or a list of n texts
-    context_length : columns of the result; CLIP's models use 77
-    truncate : cut an over-long text, keeping the end token, where the default is to raise
+    texts : str or list of str
+        One text, or n texts.
+    context_length : int
+        Columns of the result; OpenAI's models use 77.
+    truncate : bool
+        Whether an over-long text is cut before its end token, instead of raising.
 
     Returns
     -------
-    int32 array of shape (n, context_length). Raises ClipError for an over-long text.
+    array, int32 (n, context_length)
+
+    Raises
+    ------
+    ClipError
+        If a text is not a str, or too long and `truncate` is false.
     """
     rows = [texts] if isinstance(texts, str) else list(texts)
-    bpe = _bpe()
+    bpe = _encoder()
     ids = np.zeros((len(rows), context_length), np.int32)
     for row, text in zip(ids, rows):
         if not isinstance(text, str):
@@ -57,10 +65,11 @@ def tokenize(texts: str | list[str], context_length: int = CONTEXT_LENGTH, trunc
 
 
 def clean(text: str) -> str:
-    """Mended encoding, HTML entities resolved (twice, as OpenAI does), white space folded, lower case."""
-    if (
-        text.isascii() and text.isprintable() and "&" not in text
-    ):  # nothing to mend or resolve; ftfy takes most of the time
+    """Normalise a text as OpenAI does, in lower case.
+
+    ftfy repairs its encoding, HTML entities are resolved twice, and white space is reduced to single spaces.
+    """
+    if text.isascii() and text.isprintable() and "&" not in text:  # skips ftfy, which takes most of the time
         return " ".join(text.split()).lower()
     import ftfy
     import regex
@@ -70,16 +79,21 @@ def clean(text: str) -> str:
 
 
 @cache
-def _bpe() -> BytePairEncoder:
+def _encoder() -> BytePairEncoder:
     return BytePairEncoder(VOCABULARY)
 
 
 class BytePairEncoder:
-    """The merges of a vocabulary file, and the ids they give.
+    """Encodes text by the merges of a vocabulary file.
+
+    Parameters
+    ----------
+    path : Path, the vocabulary file, gzipped
 
     Attributes
     ----------
-    ids : dict, symbol -> token id
+    ids : dict of str to int, from each symbol to its token id
+    rank : dict of (str, str) to int, from each pair of symbols to its line in the file; lower ranks are merged first
     """
 
     def __init__(self, path: Path):
@@ -88,7 +102,7 @@ class BytePairEncoder:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             merges = [tuple(line.split()) for line in file.read().split("\n")[1 : MERGES + 1]]
         self.rank = {pair: rank for rank, pair in enumerate(merges)}
-        letters = list(_letter_of_byte().values())
+        letters = list(_byte_letters().values())
         symbols = (
             letters + [letter + END_OF_WORD for letter in letters] + ["".join(pair) for pair in merges] + [START, END]
         )
@@ -98,42 +112,45 @@ class BytePairEncoder:
             rf"{regex.escape(START)}|{regex.escape(END)}|'(?:s|t|re|ve|m|ll|d)|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+",
             regex.IGNORECASE,
         )
-        self._word_ids = lru_cache(maxsize=1 << 16)(self._merge)
+        self._piece_ids = lru_cache(maxsize=1 << 16)(self._encode_piece)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without start and end token."""
-        return [number for piece in self.pieces.findall(clean(text)) for number in self._word_ids(piece)]
+        """Return the token ids of `text` without start and end token."""
+        return [token for piece in self.pieces.findall(clean(text)) for token in self._piece_ids(piece)]
 
-    def _merge(self, piece: str) -> list[int]:
-        """Join the pair of lowest rank, everywhere in the word, until no pair of neighbours is in the file."""
+    def _encode_piece(self, piece: str) -> list[int]:
+        """Return the token ids of one word, number or run of punctuation.
+
+        The pair of neighbours with the lowest rank is merged until no pair of neighbours is in the file.
+        """
         if piece in (START, END):
             return [self.ids[piece]]
-        letters = _letter_of_byte()
+        letters = _byte_letters()
         word = [letters[byte] for byte in piece.encode("utf-8")]
         word[-1] += END_OF_WORD
         while len(word) > 1:
             pair = min(zip(word, word[1:]), key=lambda pair: self.rank.get(pair, len(self.rank)))
             if pair not in self.rank:
                 break
-            word = _joined(word, pair)
+            word = _merge(word, pair)
         return [self.ids[symbol] for symbol in word]
 
 
-def _joined(word: list[str], pair: tuple[str, str]) -> list[str]:
-    """`word` with every occurrence of the two neighbours as one symbol, from the left."""
+def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
+    """Return `word` with every occurrence of `pair` merged into one symbol, from the left."""
     out, i = [], 0
     while i < len(word):
-        hit = tuple(word[i : i + 2]) == pair
-        out.append(pair[0] + pair[1] if hit else word[i])
-        i += 2 if hit else 1
+        is_pair = tuple(word[i : i + 2]) == pair
+        out.append(pair[0] + pair[1] if is_pair else word[i])
+        i += 2 if is_pair else 1
     return out
 
 
 @cache
-def _letter_of_byte() -> dict[int, str]:
-    """GPT-2's reversible alphabet: printable Latin-1 bytes are themselves, the rest are letters from U+0100 on.
+def _byte_letters() -> dict[int, str]:
+    """Return GPT-2's letter for each byte: printable Latin-1 bytes are themselves, the others letters from U+0100 on.
 
-    The order (printable bytes first) is that of the first 256 token ids.
+    The order of the dict, printable bytes first, is that of the first 256 token ids.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]

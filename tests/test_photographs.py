@@ -169,7 +169,7 @@ def test_of_a_very_long_photograph_the_crop_is_computed_alone(monkeypatch, size,
     the bit."""
     image = noise(*size).convert(mode)
     alone = preprocess.crop(image, 64).astype(int)
-    monkeypatch.setattr(preprocess, "LONGEST", 10**9)
+    monkeypatch.setattr(preprocess, "MAX_ASPECT_RATIO", 10**9)
     off = np.abs(alone - preprocess.crop(image, 64))
     assert off.max() <= 1 and (off > 0).mean() < 1e-3
 
