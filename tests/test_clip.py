@@ -128,9 +128,9 @@ def test_the_snippet_of_every_clip_readme_runs(jt, tmp_path):
     assert model.visual.input_resolution == preprocess.resolution == 64
 
 
-def test_the_example_is_the_readmes_and_runs_on_the_kernels(jt, tiny_weights, tmp_path, monkeypatch):
+def test_the_example_is_that_of_the_documents_and_runs_on_the_kernels(jt, tiny_weights, tmp_path, monkeypatch):
     example = textwrap.dedent(jclip.__doc__.split("\n\n", 1)[1])
-    for name in ("README.md", "README.zh.md"):
+    for name in ("docs/usage.md", "docs/usage.zh.md"):
         assert re.search(r"```python\n(.*?)```", (PROJECT / name).read_text(encoding="utf-8"), re.DOTALL)[1] == example
     from jclip import kernels
 

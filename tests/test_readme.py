@@ -1,9 +1,12 @@
-"""What the READMEs say: their Python runs, their options are those of the scripts, and both say the same."""
+"""What README and docs/usage say: their Python runs, their commands and options are those of the program, the files
+they name are there, and both languages say the same."""
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -14,9 +17,13 @@ import extract_feature
 import predict
 import train_adapter
 
-ENGLISH, CHINESE = ((PROJECT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md"))
+README, README_ZH = PROJECT / "README.md", PROJECT / "README.zh.md"
+USAGE, USAGE_ZH = PROJECT / "docs/usage.md", PROJECT / "docs/usage.zh.md"
+DESIGN = PROJECT / "docs/design.md"
+TEXTS = {path: path.read_text(encoding="utf-8") for path in (README, README_ZH, USAGE, USAGE_ZH, DESIGN)}
+LANGUAGES = pytest.mark.parametrize("readme, usage", [(README, USAGE), (README_ZH, USAGE_ZH)], ids=["en", "zh"])
 SCRIPTS = {module.__name__: module for module in (convert_weights, extract_feature, train_adapter, predict)}
-CLIP, CLASSIFIER, FEATURES = re.findall(r"```python\n(.*?)```", ENGLISH, re.DOTALL)
+CLIP, CLASSIFIER, FEATURES = re.findall(r"```python\n(.*?)```", TEXTS[USAGE], re.DOTALL)
 MINE = """
 import numpy as np
 rng = np.random.default_rng(0)
@@ -60,10 +67,10 @@ def test_its_python_on_features_runs(tmp_path, run):
     assert [line.split()[0] for line in (tmp_path / "result.txt").read_text().splitlines()] == list("qrst")
 
 
-@pytest.mark.parametrize("readme", [ENGLISH, CHINESE], ids=["English", "Chinese"])
-def test_its_table_has_the_options_of_the_scripts(readme, capsys):
+@LANGUAGES
+def test_the_table_has_the_options_of_the_commands(readme, usage, capsys):
     named, above = {}, ()
-    for options, of in re.findall(r"^\| (`-.*?) \| (.*?) \|", readme.replace("\\|", "/"), re.MULTILINE):
+    for options, of in re.findall(r"^\| (`-.*?) \| (.*?) \|", TEXTS[usage].replace("\\|", "/"), re.MULTILINE):
         above = re.findall(r"\b(\w+_\w+|predict)\b", of) or above
         for script in above:
             named.setdefault(script, set()).update(re.findall(r"`(--?[\w-]+)", options))
@@ -74,19 +81,87 @@ def test_its_table_has_the_options_of_the_scripts(readme, capsys):
         assert named[script] == options, script
 
 
-def test_both_have_the_same_commands_figures_and_links():
-    def essence(readme):
-        blocks = re.findall(r"```(?:python)?\n.*?```", readme, re.DOTALL)
-        commands = re.findall(r"^    (?:python \w+\.py|pip|python3|make)[^#\n]*?(?= *#|$)", readme, re.MULTILINE)
-        return blocks, commands, re.findall(r"\]\(((?!README).*?)\)", readme), re.findall(r"`--[\w-]+`", readme)
+@LANGUAGES
+def test_the_table_has_the_methods(readme, usage, capsys):
+    with pytest.raises(SystemExit):
+        train_adapter.parse(["--help"])
+    methods = re.search(r"--method\s+\{(.*?)\}", capsys.readouterr().out)[1].split(",")
+    rows = re.findall(r"^\| (`[a-z].*?) \|", TEXTS[readme], re.MULTILINE)
+    assert re.findall(r"`([\w-]+)`", " ".join(rows)) == methods
 
-    english, chinese = essence(ENGLISH), essence(CHINESE)
-    assert english[:3] == chinese[:3]
-    assert sorted(english[3]) == sorted(chinese[3])
+
+def commands(text):
+    """The commands of a document's indented blocks and code spans, without comments; several may be in a line."""
+    blocks = re.findall(r"^    ((?:python \w+\.py|pip|python3|make)[^#\n]*?)(?= *#|$)", text, re.MULTILINE)
+    return blocks, [*blocks, *re.findall(r"`((?:python |make )[^`]*)`", text)]
+
+
+@LANGUAGES
+def test_every_command_is_one_that_the_program_takes(readme, usage):
+    found = commands(TEXTS[readme] + TEXTS[usage])[1]
+    assert len(found) > 15
+    for command in (part for line in found for part in line.split("&&")):
+        words = shlex.split(command)
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", (PROJECT / "Makefile").read_text(), re.MULTILINE), command
+        elif words[:2] == ["python", "-m"]:
+            assert (PROJECT / f"{words[2].replace('.', '/')}.py").exists(), command
+        elif words[0] == "python":
+            SCRIPTS[words[1].removesuffix(".py")].parse(words[2:])  # exits where an option or a value is wrong
+        elif words[:3] == ["pip", "install", "-r"]:
+            assert (PROJECT / words[3]).exists(), command
+
+
+def essence(text):
+    """What two languages have in common: blocks of code, commands, links, options, files."""
+    links = [link.replace(".zh", "") for link in re.findall(r"\]\((.*?)\)", text) if "README" not in link]
+    return (
+        re.findall(r"```(?:python)?\n.*?```", text, re.DOTALL),
+        commands(text)[0],
+        links,
+        sorted(re.findall(r"`--[\w-]+`", text)),
+        tree(text),
+        re.findall(r"^#+", text, re.MULTILINE),
+    )
+
+
+def tree(text):
+    """Paths that a document's tree of the project names, in order; it starts with the line of the four commands."""
+    block = re.search(r"^( *)convert_weights\.py  .*\n(?:\1 *\S.*\n)+", text, re.MULTILINE)
+    paths, folders = [], []
+    for line in textwrap.dedent(block[0]).splitlines() if block else ():
+        depth = (len(line) - len(line.lstrip())) // 4
+        names = re.findall(r"[\w.-]+/(?=\s|$)|[\w-]+\.(?:py|h|cuh)\b", line)
+        above, folders = folders[:depth], folders[:depth] + [name for name in names[:1] if name.endswith("/")]
+        paths += ["".join(above if name.endswith("/") else folders) + name for name in names]
+    return paths
+
+
+@pytest.mark.parametrize("path", [README, DESIGN], ids=lambda path: path.name)
+def test_every_file_of_the_tree_is_there(path):
+    named = tree(TEXTS[path])
+    assert len(named) > 20 and [name for name in named if not (PROJECT / name).exists()] == []
+
+
+def test_the_design_names_every_module():
+    folders = [PROJECT, *(PROJECT / name for name in ("jclip", "jclip/weights", "fewshot", "methods", "report"))]
+    modules = {path.relative_to(PROJECT).as_posix() for folder in folders for path in folder.glob("*.py")}
+    packages = {f"{folder.relative_to(PROJECT).as_posix()}/__init__.py" for folder in folders[1:]}
+    assert modules - packages - {"setup.py"} - set(tree(TEXTS[DESIGN])) == set()
+
+
+def test_both_languages_have_the_same_commands_figures_files_and_links():
+    assert essence(TEXTS[README]) == essence(TEXTS[README_ZH])
+    assert essence(TEXTS[USAGE]) == essence(TEXTS[USAGE_ZH])
 
 
 def test_every_document_is_linked_and_every_link_leads_somewhere():
-    for readme in (ENGLISH, CHINESE):
-        linked = set(re.findall(r"\]\(((?!https:).*?)\)", readme))
-        assert all((PROJECT / link).exists() for link in linked)
-        assert {f"docs/{path.name}" for path in (PROJECT / "docs").iterdir()} <= linked
+    documents = {f"docs/{path.name}" for path in (PROJECT / "docs").iterdir()}
+    for path, other_language in ((README, "docs/usage.zh.md"), (README_ZH, "docs/usage.md")):
+        assert documents - {other_language} <= links(path)
+    for path in [*TEXTS, *(PROJECT / "docs").glob("*.md")]:
+        assert [link for link in links(path) if not (path.parent / link).exists()] == [], path.name
+
+
+def links(path):
+    return set(re.findall(r"\]\(((?!https:).*?)\)", path.read_text(encoding="utf-8")))
