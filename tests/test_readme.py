@@ -150,6 +150,16 @@ def test_the_design_names_every_module():
     assert modules - packages - {"setup.py"} - set(tree(TEXTS[DESIGN])) == set()
 
 
+def test_every_test_that_a_document_names_is_there():
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (PROJECT / "tests").glob("*.py"))
+    for path in (PROJECT / "docs").glob("*.md"):
+        text = path.read_text(encoding="utf-8")
+        files = re.findall(r"`(?:tests/)?(test_\w+\.py)`", text)
+        assert [name for name in files if not (PROJECT / "tests" / name).exists()] == [], path.name
+        missing = [name for name in re.findall(r"`(test_\w+)…`", text) if f"def {name}" not in tests]
+        assert missing == [], path.name
+
+
 def test_both_languages_have_the_same_commands_figures_files_and_links():
     assert essence(TEXTS[README]) == essence(TEXTS[README_ZH])
     assert essence(TEXTS[USAGE]) == essence(TEXTS[USAGE_ZH])
