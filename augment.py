@@ -15,24 +15,24 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 DEFAULT_VIEWS = "plain,flip,jitter,crop"
-MOST_VIEWS = 64  # of a shot; each costs as much as another photograph
+MAX_VIEWS = 64  # of a shot; each costs as much as another photograph
 CROP_AREA = (0.5, 1.0)  # of the photograph's area
 CROP_RATIO = (3 / 4, 4 / 3)  # width to height
 CROP_TRIES = 10  # torchvision's; a very long photograph holds no box of these shapes
 
 
 def plain(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The photograph as it is."""
+    """Return the photograph as it is."""
     return image
 
 
 def flip(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Mirrored left to right, brightness and contrast changed by up to 20 %."""
+    """Mirror left to right, and change brightness and contrast by up to 20 %."""
     return _enhanced(ImageOps.mirror(image.convert("RGB")), rng, 0.2, ImageEnhance.Brightness, ImageEnhance.Contrast)
 
 
 def jitter(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Brightness, contrast and saturation changed by up to 40 %, hue turned by up to a tenth of the circle."""
+    """Change brightness, contrast and saturation by up to 40 %, and turn the hue by up to a tenth of the circle."""
     image = _enhanced(
         image.convert("RGB"), rng, 0.4, ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color
     )
@@ -43,9 +43,9 @@ def jitter(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A box of half to all of the photograph, 3:4 to 4:3, pressed into a square, mirrored in half of all cases.
+    """Cut out a box of half to all of the area, 3:4 to 4:3, resize it to a square, and mirror it in half of all cases.
 
-    The square's side is the box's longer one; CLIP's preprocessing brings it to the model's resolution.
+    The side of the square is the longer one of the box; CLIP's preprocessing brings it to the model's resolution.
     """
     image = image.convert("RGB")
     box = _random_box(*image.size, rng)
@@ -58,28 +58,29 @@ VIEWS = {"plain": plain, "flip": flip, "jitter": jitter, "crop": crop}
 
 
 def parse_views(listed: str) -> list[str]:
-    """An argparse type: ["plain", "crop", "crop"] of "plain,crop:2". Plain comes first, once; there are at most
-    MOST_VIEWS."""
+    """Parse "plain,crop:2" into ["plain", "crop", "crop"], as an argparse type.
+
+    Plain comes first, once; there are at most MAX_VIEWS.
+    """
     views: list[str] = []
     for part in map(str.strip, listed.split(",")):
         form = re.fullmatch("([a-z]+)(?::([1-9][0-9]?))?", part)
         if not form or form[1] not in VIEWS:
             raise argparse.ArgumentTypeError(
-                f"{part!r} is no view; expected {', '.join(VIEWS)}, or crop:7 for seven, {MOST_VIEWS} in all at most"
+                f"{part!r} is no view; expected {', '.join(VIEWS)}, or crop:7 for seven, {MAX_VIEWS} in all at most"
             )
         views += [form[1]] * int(form[2] or 1)
     if views[0] != "plain" or views.count("plain") > 1:
         raise argparse.ArgumentTypeError(f"{listed!r}: expected plain first, once, such as {DEFAULT_VIEWS}")
-    if len(views) > MOST_VIEWS:
-        raise argparse.ArgumentTypeError(f"{listed!r}: {len(views)} views; expected {MOST_VIEWS} in all at most")
+    if len(views) > MAX_VIEWS:
+        raise argparse.ArgumentTypeError(f"{listed!r}: {len(views)} views; expected {MAX_VIEWS} in all at most")
     return views
 
 
 def view_rng(seed: int, name: str, number: int) -> np.random.Generator:
-    """The randomness of one view of one photograph, whatever else is computed before it or beside it."""
-    digest = hashlib.sha256(
-        f"{seed}\0{number}\0{name}".encode("utf-8", "surrogatepass")
-    ).digest()  # a file's name need not be UTF-8
+    """Return the random generator of one view of one photograph; it depends on nothing else that is computed."""
+    text = f"{seed}\0{number}\0{name}".encode("utf-8", "surrogatepass")  # a file's name need not be UTF-8
+    digest = hashlib.sha256(text).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
 
@@ -90,7 +91,7 @@ def _enhanced(image: Image.Image, rng: np.random.Generator, strength: float, *en
 
 
 def _random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """left, top, right, bottom of a random box, drawn as in Szegedy et al., arXiv:1409.4842, section 6."""
+    """Draw a box (left, top, right, bottom) as in Szegedy et al., arXiv:1409.4842, section 6."""
     for _ in range(CROP_TRIES):
         area = width * height * rng.uniform(*CROP_AREA)
         ratio = math.exp(rng.uniform(math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))

@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from fewshot import artifacts, cli, data, prompts
-from fewshot.errors import TaskError
-from fewshot.files import written_together, written_whole
+from fewshot import artifacts, cli, data
+from fewshot.errors import TaskError, preview
+from fewshot.prompts import groups_of
 from jclip import bounded
-from report import metrics, sheet
+from report import metrics, result, sheet
 from tip_adapter_utils import predict_logits
 
-FIRST = 5  # so many unreadable photographs are said one by one
-SHEET = 30  # photographs on a contact sheet
-BATCH = 32  # photographs encoded at a time
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # of a contact sheet
+BATCH_SIZE = 32  # of photographs given by name
 
 
 def parse(argv) -> argparse.Namespace:
@@ -51,9 +48,9 @@ def parse(argv) -> argparse.Namespace:
     )
     p.add_argument(
         "--sheet",
-        type=picture,
+        type=sheet_path,
         metavar="FILE",
-        help=f"also draw a contact sheet of up to {SHEET} photographs; of the test set, it needs --data",
+        help=f"also draw a contact sheet of up to {sheet.MAX_PHOTOS} photographs; of the test set, it needs --data",
     )
     p.add_argument("--topk", type=cli.at_least(1), default=5, metavar="K", help="classes per photograph (default: 5)")
     a = p.parse_args(argv)
@@ -73,9 +70,9 @@ def class_list(text: str) -> list[str]:
     return names
 
 
-def picture(text: str) -> Path:
-    if Path(text).suffix.lower() not in FORMATS:
-        raise argparse.ArgumentTypeError(f"{text}: expected a name that ends in {', '.join(FORMATS)}")
+def sheet_path(text: str) -> Path:
+    if Path(text).suffix.lower() not in sheet.FORMATS:
+        raise argparse.ArgumentTypeError(f"{text}: expected a name that ends in {', '.join(sheet.FORMATS)}")
     return Path(text)
 
 
@@ -84,162 +81,94 @@ def main(argv=None):
     a = parse(argv)
     if a.photos:
         print_photos(a)
-    else:
-        write_result(a)
-
-
-def write_result(a) -> None:
-    """test.npz and adapter.npz -> result.txt, result.zip and, where labels are known, figures."""
+        return
     adapter = artifacts.read(a.output / "adapter.npz", artifacts.Adapter)
     test = artifacts.read(a.output / "test.npz", artifacts.Split)
     artifacts.check_together(adapter, test)
     logits = predict_logits(adapter, test.features)
-    ranked = metrics.top_classes(logits, a.topk)
+    write_result(a.result, adapter, test, logits, a.topk)
+    if (test.labels >= 0).any():
+        record_figures(a.output, adapter, test, logits)
+    if a.sheet:  # last: should it fail, nothing else is lost
+        rows = sheet_rows(test)
+        photos = find_photos(a, adapter, [test.names[i] for i in rows])
+        sheet.write(a.sheet, photos, metrics.softmax(logits[rows]), adapter, test.labels[rows], a.topk)
+        print(f"{a.sheet}: {len(photos)} photographs")
+
+
+def write_result(path: Path, adapter: artifacts.Adapter, test: artifacts.Split, logits: np.ndarray, k: int) -> None:
+    """Write result.txt and its .zip, and print what they hold."""
     unreadable = test.meta.get("unreadable", {})
-    guesses = [*zip(test.names, ranked), *zip(unreadable, np.tile(prior(logits, a.topk), (len(unreadable), 1)))]
-    lines = [
-        " ".join([name, *map(str, best)]) + "\n"
-        for name, best in sorted(guesses, key=lambda guess: data.natural_key(guess[0]))
-    ]
-    write_text_and_zip(a.result, "".join(lines).encode("utf-8"))
+    lines = result.lines(test.names, unreadable, logits, k)
+    result.write(path, lines)
     print(
-        f"{a.result}: {len(lines)} photographs, {min(a.topk, len(adapter.names))} classes each, by {adapter.method}; "
-        f"the same in {zip_beside(a.result)}"
+        f"{path}: {len(lines)} photographs, {min(k, len(adapter.names))} classes each, by {adapter.method}; the same "
+        f"in {result.zip_path(path)}"
     )
     if unreadable:
-        print(
-            f"{len(unreadable)} of them could not be read and got the classes that are likeliest over all others:",
-            *[bounded.one_line(f"{name}: {cause}") for name, cause in list(unreadable.items())[:FIRST]],
-            *["…"] * (len(unreadable) > FIRST),
-            sep="\n  ",
-        )
-    if (test.labels >= 0).any():
-        figures = metrics.score(logits, test.labels, adapter.names, prompts.groups_of(adapter))
-        with cli.locked(a.output):
-            record_test(a.output, figures)
-        print(f"test: top-1 {figures['top1']:.1%}, top-5 {figures['top5']:.1%} of {figures['n']} labelled photographs")
-    if a.sheet:  # last: should it fail, nothing else is lost
-        draw_test_sheet(a, adapter, test, logits)
+        causes = [bounded.one_line(f"{name}: {cause}") for name, cause in unreadable.items()]
+        head = f"{len(causes)} of them could not be read and got the classes that are likeliest over all others:"
+        print(head, *preview(causes), sep="\n  ")
 
 
-def prior(logits: np.ndarray, k: int) -> np.ndarray:
-    """The k classes, best first, that are likeliest of a photograph nobody has seen: by the mean probabilities of all
-    others."""
-    return metrics.top_classes(metrics.softmax(logits).mean(axis=0, keepdims=True), k)[0]
+def record_figures(output: Path, adapter: artifacts.Adapter, test: artifacts.Split, logits: np.ndarray) -> None:
+    """Print the figures of the labelled test photographs and add them to metrics.json."""
+    figures = metrics.score(logits, test.labels, adapter.names, groups_of(adapter))
+    with cli.locked(output):
+        metrics.record_test(output, figures)
+    print(f"test: top-1 {figures['top1']:.1%}, top-5 {figures['top5']:.1%} of {figures['n']} labelled photographs")
 
 
-def draw_test_sheet(a, adapter: artifacts.Adapter, test: artifacts.Split, logits: np.ndarray) -> None:
-    """A contact sheet of test photographs, spread evenly over the whole set."""
-    paths = {photo.name: photo.path for photo in data.read_test(a.data, adapter.names.tolist(), a.split)}
+def sheet_rows(test: artifacts.Split) -> list[int]:
+    """Return the indices of test photographs spread evenly over the set, in the natural order of their names."""
     order = sorted(range(len(test.names)), key=lambda i: data.natural_key(test.names[i]))
-    rows = [order[i] for i in np.linspace(0, len(order) - 1, min(SHEET, len(order))).astype(int)]
-    absent = [test.names[i] for i in rows if test.names[i] not in paths]
-    if absent:
+    return [order[i] for i in sheet.spread(len(order))]
+
+
+def find_photos(a: argparse.Namespace, adapter: artifacts.Adapter, names: Sequence[str]) -> list[Path]:
+    """Return the paths of test photographs by their names in test.npz."""
+    paths = {photo.name: photo.path for photo in data.read_test(a.data, adapter.names.tolist(), a.split)}
+    missing = [name for name in names if name not in paths]
+    if missing:
         raise TaskError(
-            f"{a.output / 'test.npz'} names {absent[0]}, which {a.data} does not hold; name the data it was made from "
-            f"with --data"
+            f"{a.output / 'test.npz'} names {missing[0]}, which {a.data} does not hold; name the data it was made from "
+            "with --data"
         )
-    truths = [adapter.names[test.labels[i]] if test.labels[i] >= 0 else None for i in rows]
-    draw_sheet(a, [paths[test.names[i]] for i in rows], metrics.softmax(logits[rows]), adapter, truths)
+    return [paths[name] for name in names]
 
 
-def draw_sheet(a, paths, probabilities: np.ndarray, adapter: artifacts.Adapter, truths) -> None:
-    """Write a.sheet: each photograph with its a.topk classes, named in words."""
-    words = dict(zip(adapter.names, spoken(adapter)))
-    shown = [
-        sheet.Shown(path, [(words[adapter.names[label]], float(row[label])) for label in best], truth and words[truth])
-        for path, row, best, truth in zip(paths, probabilities, metrics.top_classes(probabilities, a.topk), truths)
-    ]
-    drawn = sheet.contact_sheet(shown)
-    with written_whole(a.sheet) as file:
-        drawn.save(file, FORMATS[a.sheet.suffix.lower()])
-    print(f"{a.sheet}: {len(shown)} photographs")
+def print_photos(a: argparse.Namespace) -> None:
+    """Print the classes and probabilities of the photographs that were given by name."""
+    from fewshot import classifier  # not for --help, nor for test.npz
+    from fewshot.encoder import balanced_batch_size
 
-
-def spoken(adapter: artifacts.Adapter) -> list[str]:
-    """Class names as people say them: without their group, spaces for underscores."""
-    return [prompts.split_group(name, [group])[1] for name, group in zip(adapter.names, prompts.groups_of(adapter))]
-
-
-def write_text_and_zip(path: Path, content: bytes) -> None:
-    with written_together([path, zip_beside(path)]) as (text, zipped):
-        text.write(content)
-        with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(
-                zipfile.ZipInfo(path.name), content, zipfile.ZIP_DEFLATED
-            )  # its fixed date keeps the bytes the same
-
-
-def zip_beside(path: Path) -> Path:
-    return path.with_suffix(".zip")
-
-
-def record_test(folder: Path, figures: dict) -> None:
-    """Put the test figures into metrics.json and metrics.csv beside what train_adapter.py wrote."""
-    path = folder / "metrics.json"
-    try:
-        known = bounded.json_value(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if not isinstance(known, dict):
-            raise ValueError(f"holds a {type(known).__name__}, expected an object")
-    except ValueError as error:
-        raise TaskError(f"{path}: {error}; run train_adapter.py again") from None
-    metrics.write(folder, {**known, "test": figures})
-
-
-def print_photos(a) -> None:
-    """Print the classes and probabilities of the given photographs."""
-    from fewshot.encoder import even
-
-    photos = [data.Photo(Path(), str(path), data.UNKNOWN) for given in a.photos for path in data.photographs(given)]
-    encoder, adapter = (zero_shot if a.classes else trained)(a, even(len(photos), BATCH))
-    rows, unreadable = encoder.photos(photos, "photographs")
-    well = [i for i in range(len(photos)) if i not in unreadable]
-    paths, probabilities = [photos[i].path for i in well], metrics.softmax(predict_logits(adapter, rows[well]))
-    for path, row, best in zip(paths, probabilities, metrics.top_classes(probabilities, a.topk)):
-        print(bounded.one_line(str(path)))
+    paths = [path for given in a.photos for path in data.photographs(given)]
+    options = {"device": a.device, "batch_size": balanced_batch_size(len(paths), BATCH_SIZE), "precision": a.precision}
+    if a.classes:
+        encoder, adapter = classifier.zero_shot(a.classes, a.weights, **options)
+    else:
+        encoder, adapter = classifier.trained(a.output / "adapter.npz", a.weights, **options)
+    rows, failures = encoder.photos(paths)
+    readable = [i for i in range(len(paths)) if i not in failures]
+    photos, probabilities = [paths[i] for i in readable], metrics.softmax(predict_logits(adapter, rows[readable]))
+    for photo, row, best in zip(photos, probabilities, metrics.top_classes(probabilities, a.topk)):
+        print(bounded.one_line(str(photo)))
         for label in best:
             print(f"  {row[label]:6.1%}  {adapter.names[label]}")
-    if a.sheet and paths:
-        draw_sheet(a, paths[:SHEET], probabilities[:SHEET], adapter, [None] * len(paths))
-    if unreadable:
-        said = [f"{photos[i].path}: cannot be read as a photograph ({cause})" for i, cause in unreadable.items()]
-        print(*map(bounded.one_line, said[1:]), sep="\n", end="\n" * (len(said) > 1), file=sys.stderr)
-        raise TaskError(f"{said[0]}; {len(said)} of {len(photos)} left out")
+    if a.sheet and photos:
+        shown = photos[: sheet.MAX_PHOTOS]
+        sheet.write(a.sheet, shown, probabilities[: len(shown)], adapter, [data.UNKNOWN] * len(shown), a.topk)
+        print(f"{a.sheet}: {len(shown)} photographs")
+    if failures:
+        raise_failures(paths, failures)
 
 
-def trained(a, batch_size: int) -> tuple:
-    """An Encoder and the trained adapter; raises TaskError where they are not of one model."""
-    from fewshot.encoder import Encoder
-
-    path = a.output / "adapter.npz"
-    adapter = artifacts.read(path, artifacts.Adapter)
-    encoder = Encoder.load(a.weights, a.device, batch_size, precision=a.precision)
-    trained_on = adapter.meta.get("weights_sha256", encoder.weights_sha256)
-    if trained_on != encoder.weights_sha256:
-        raise TaskError(
-            f"{path} was trained on features of other weights (SHA-256 {trained_on[:12]}…) than {a.weights} "
-            f"({encoder.weights_sha256[:12]}…); name those with --weights or run extract_feature.py and "
-            f"train_adapter.py again"
-        )
-    if adapter.text.shape[1] != encoder.width:
-        raise TaskError(
-            f"{path} is of features of width {adapter.text.shape[1]}, {a.weights} makes {encoder.width}; name the "
-            f"right weights with --weights"
-        )
-    return encoder, adapter
-
-
-def zero_shot(a, batch_size: int) -> tuple:
-    """An Encoder, and an adapter without a cache for the classes of --classes."""
-    from fewshot.encoder import Encoder, check_lengths
-
-    worded = prompts.read(a.classes)
-    check_lengths(a.classes, worded, prompts.FOLDER, "shorten the name in --classes")
-    encoder = Encoder.load(a.weights, a.device, batch_size, precision=a.precision)
-    none = np.zeros((0, encoder.width), np.float32), np.zeros((0, len(a.classes)), np.float32)
-    return encoder, artifacts.Adapter(
-        "zero-shot", np.array(a.classes), encoder.prompts(worded.sentences), encoder.scale, *none, 0.0, 0.0
-    )
+def raise_failures(paths: Sequence[Path], failures: dict[int, str]) -> None:
+    """Print a line for each photograph that cannot be read but the first, which is the error."""
+    first, *others = (f"{paths[i]}: cannot be read as a photograph ({cause})" for i, cause in failures.items())
+    for line in others:
+        print(bounded.one_line(line), file=sys.stderr)
+    raise TaskError(f"{first}; {len(failures)} of {len(paths)} left out")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 
 from fewshot import artifacts, cli, prompts
 from fewshot.errors import TaskError
-from fewshot.support import redrawn
+from fewshot.support import redraw
 from methods.blend import refitted
 from report import metrics
 from tip_adapter_utils import METHODS, Settings, predict_logits, train
@@ -162,7 +162,7 @@ def repeated(a, text, support, val, settings) -> dict:
         return {}
     found = []
     for seed in range(a.seed, a.seed + a.seeds):
-        shots, rest = redrawn(support, val, seed)
+        shots, rest = redraw(support, val, seed)
         adapter, _ = train(a.method, text, shots, rest, replace(settings, seed=seed))
         one = metrics.score(predict_logits(adapter, rest.features), rest.labels, adapter.names, prompts.groups_of(text))
         found.append({"seed": seed, "n": one["n"], "top1": one["top1"], "top5": one["top5"]})

@@ -79,22 +79,20 @@ def encoder(device, precision):
 
 def files(folder, n, device="cpu", precision="float32"):
     """The first n photographs of a folder to features, as extract_feature.py makes them."""
-    rows, unreadable = encoder(device, precision).photos(photos(folder)[:n], "files")
-    assert len(rows) == n and not unreadable, unreadable
+    rows, failures = encoder(device, precision).photos(photos(folder)[:n], "files")
+    assert len(rows) == n and not failures, failures
 
 
 def decode(folder, n, workers, batch):
-    """Photographs a second that so many processes read, without a model; from the first batch on, when all have
-    started."""
+    """Photographs that so many processes read in a second, without a model, after the first batch."""
     from fewshot.encoder import Reader
     from jclip import reading
 
     read = started = 0
-    for pixels in reading.batches(
-        [(photo, 0) for photo in photos(folder)[:n]], Reader(224, ("plain",), 0), 224, batch, workers, {}
-    ):
+    items = [(photo, 0) for photo in photos(folder)[:n]]
+    for found in reading.batches(items, Reader(224, ("plain",), 0), 224, batch, workers):
         if started:
-            read += len(pixels)
+            read += len(found.pixels)
         else:
             started = time.perf_counter()
     return read / (time.perf_counter() - started)

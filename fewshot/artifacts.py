@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import zipfile
 from dataclasses import dataclass, field, fields
+from itertools import combinations
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,9 +25,10 @@ NORM_TOLERANCE = 1e-2  # of a row's L2 norm; wide enough for rows that were stor
 
 
 def _array(dims: str, kind: str, unit: bool = False, default=None, optional: bool = False):
-    """A field that stands in the .npz: its axes by letter, its kind ("f" float32, "i" int64, "U" text), unit-norm rows.
+    """Declare a field that is an array of the .npz.
 
-    `default` is read where the file lacks the array; without one it must be there, unless it is optional.
+    dims : its axes by letter; kind : "f" float32, "i" int64 or "U" text; unit : whether its rows have unit norm;
+    default : the value where the file lacks the array, which is an error without a default, unless it is optional.
     """
     metadata = {"dims": dims, "kind": kind, "unit": unit, "default": default, "optional": optional}
     return field(metadata=metadata, default=None) if optional else field(metadata=metadata)
@@ -34,7 +36,7 @@ def _array(dims: str, kind: str, unit: bool = False, default=None, optional: boo
 
 @dataclass(frozen=True)
 class Text:
-    """text.npz: one row a class."""
+    """text.npz: one row for each class."""
 
     features: np.ndarray = _array("CD", "f", unit=True)
     names: np.ndarray = _array("C", "U")
@@ -54,7 +56,7 @@ class Support:
 
 @dataclass(frozen=True)
 class Split:
-    """val.npz and test.npz; the label of a photograph whose class is not known is -1."""
+    """val.npz and test.npz; labels are -1 where the class is not known."""
 
     features: np.ndarray = _array("MD", "f", unit=True)
     labels: np.ndarray = _array("M", "i")
@@ -64,9 +66,9 @@ class Split:
 
 @dataclass(frozen=True)
 class Adapter:
-    """adapter.npz: all that a prediction needs, f·weightᵀ + bias + alpha·exp(−beta·(1 − f·keysᵀ))·values.
+    """adapter.npz: everything that f·weightᵀ + bias + alpha·exp(−beta·(1 − f·keysᵀ))·values needs.
 
-    Keys need not be of unit norm: fine-tuned ones are not. Without a weight it is scale·text, without a bias 0.
+    Fine-tuned keys are not of unit norm. A missing weight is scale·text, a missing bias 0.
     """
 
     method: str = _array("", "U")
@@ -98,12 +100,12 @@ Artifact = TypeVar("Artifact", Text, Support, Split, Adapter)
 
 
 def write(path: Path, artifact) -> None:
-    """Write an artifact, whole or not at all; the same content gives the same bytes."""
+    """Write one artifact, whole or not at all; equal content gives equal bytes."""
     write_together({path: artifact})
 
 
 def write_together(content: dict) -> None:
-    """Write artifacts by path, all or none; None instead of one removes what is there."""
+    """Write artifacts by path, all or none; None in place of an artifact removes the file."""
     new = {path: artifact for path, artifact in content.items() if artifact is not None}
     with written_together(list(new)) as files:
         for file, artifact in zip(files, new.values()):
@@ -117,9 +119,17 @@ def write_together(content: dict) -> None:
 
 
 def read(path: Path, kind: type[Artifact]) -> Artifact:
-    """Read and check an artifact; raises TaskError for a file that is missing, damaged or of another form.
+    """Read and check an artifact; rows of unit norm up to rounding are normalised again.
 
-    Rows that should be of unit norm, and are so but for rounding, are normalised anew.
+    Parameters
+    ----------
+    path : Path
+    kind : Text, Support, Split or Adapter
+
+    Raises
+    ------
+    TaskError
+        For a file that is missing, damaged or of another form.
     """
     path = Path(path)
     if not path.is_file():
@@ -161,42 +171,41 @@ def _check_meta(path: Path, meta, kind) -> None:
 
 
 def check_together(*artifacts) -> None:
-    """Raise TaskError unless the artifacts, in the order of the stages, can be of one task.
+    """Raise TaskError unless the artifacts, given in the order of the stages, can belong to one task.
 
-    They must have the same feature width, their labels must be of the classes that a Text or Adapter among them names,
-    and every fingerprint (a key of `meta` that ends in _sha256) that two of them record must be the same in both.
+    Their features must have the same width, and their labels must belong to the classes of a Text or Adapter among
+    them. A fingerprint (a key of `meta` that ends in _sha256) that two of them record must be the same in both.
     """
-    for i, one in enumerate(artifacts):
-        for other in artifacts[i + 1 :]:
-            _check_pair(one, other)
+    for earlier, later in combinations(artifacts, 2):
+        _check_pair(earlier, later)
 
 
-def _check_pair(one, other) -> None:
-    what, of = type(one).__name__.lower(), type(other).__name__.lower()
-    if _width(one) != _width(other):
+def _check_pair(earlier, later) -> None:
+    names = type(earlier).__name__.lower(), type(later).__name__.lower()
+    if _width(earlier) != _width(later):
         raise TaskError(
-            f"{what} has features of width {_width(one)}, {of} of width {_width(other)}: they come from different "
-            f"weights; run extract_feature.py again"
+            f"{names[0]} has features of width {_width(earlier)}, {names[1]} of width {_width(later)}: they come from "
+            "different weights; run extract_feature.py again"
         )
-    for key in sorted(k for k in one.meta.keys() & other.meta.keys() if k.endswith("_sha256")):
-        if one.meta[key] != other.meta[key]:
+    for key in sorted(key for key in earlier.meta.keys() & later.meta.keys() if key.endswith("_sha256")):
+        if earlier.meta[key] != later.meta[key]:
+            maker = MADE_BY[Adapter] if isinstance(earlier, Adapter) else MADE_BY[type(later)]
             raise TaskError(
-                f"{what} and {of} were made from different {key[: -len('_sha256')]} ({str(one.meta[key])[:12]}… and "
-                f"{str(other.meta[key])[:12]}…); "
-                f"run {MADE_BY[Adapter] if isinstance(one, Adapter) else MADE_BY[type(other)]} again"
+                f"{names[0]} and {names[1]} were made from different {key[: -len('_sha256')]} "
+                f"({str(earlier.meta[key])[:12]}… and {str(later.meta[key])[:12]}…); run {maker} again"
             )
-    if isinstance(one, (Text, Adapter)) and isinstance(other, (Support, Split)):
-        lowest = 0 if isinstance(other, Support) else -1
-        wrong = other.labels[(other.labels < lowest) | (other.labels >= len(one.names))]
+    if isinstance(earlier, (Text, Adapter)) and isinstance(later, (Support, Split)):
+        lowest = 0 if isinstance(later, Support) else -1
+        wrong = later.labels[(later.labels < lowest) | (later.labels >= len(earlier.names))]
         if len(wrong):
             raise TaskError(
-                f"{of} holds label {wrong[0]}, but there are {len(one.names)} classes; labels go from 0 to "
-                f"{len(one.names) - 1}"
+                f"{names[1]} holds label {wrong[0]}, but there are {len(earlier.names)} classes; labels go from 0 to "
+                f"{len(earlier.names) - 1}"
             )
 
 
 def _checked(path: Path, f, array, sizes: dict[str, int]):
-    """One array of a file, checked against its field; `sizes` collects the lengths of the axes by letter."""
+    """Check an array of a file against its field; `sizes` collects the lengths of the axes by letter."""
     dims, kind = f.metadata["dims"], f.metadata["kind"]
     if array is None:
         if f.metadata["default"] is None and not f.metadata["optional"]:
@@ -222,7 +231,7 @@ def _checked(path: Path, f, array, sizes: dict[str, int]):
 
 
 def _check_text(path: Path, name: str, array: np.ndarray) -> None:
-    """Names go into result.txt, one a line, and to the terminal."""
+    """Raise TaskError for names that would break the lines of result.txt or the terminal."""
     wrong = next((text for text in array.ravel().tolist() if NOT_IN_NAMES.search(text)), None)
     if wrong is not None:
         raise TaskError(
@@ -250,8 +259,7 @@ def _arrays_of(kind) -> list:
 
 
 def _savez(file, arrays: dict[str, np.ndarray]) -> None:
-    """numpy.savez, byte for byte; but that leaves its zip open where the disk is full, which then ends in a
-    traceback."""
+    """Write what numpy.savez does, byte for byte; that one ends in a traceback where the disk is full."""
     with zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:

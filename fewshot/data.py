@@ -13,19 +13,21 @@ from jclip import bounded
 
 from .errors import TaskError
 
-LIST_BYTES, LINE = 256 << 20, 4096  # of a list and of a line of it; the contest's list has 7 million bytes
-NOT_IN_NAMES = re.compile(
-    "[\0-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]"
-)  # they would break the lines of result.txt; file names that are no UTF-8 come with surrogates
+MAX_LIST_BYTES = 256 << 20  # the contest's list has 7 million
+MAX_LINE = 4096  # characters of a line in a list
+# Characters that would break the lines of result.txt. File names that are not UTF-8 come with surrogates.
+NOT_IN_NAMES = re.compile("[\0-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
-UNKNOWN = -1
+UNKNOWN = -1  # the label of a photograph whose class is not known
 CLASS_LISTS = {"A": "classes.txt", "B": "classes_b.txt"}  # of the contest, by split
 
 
 class Photo(NamedTuple):
-    folder: Path  # the data folder (training) or the test folder; one for all of them, for there may be many
-    name: str  # below it, with forward slashes
-    label: int  # UNKNOWN where nobody says
+    """A photograph of a task."""
+
+    folder: Path  # the data folder (training) or the test folder; one object for all, since there may be many
+    name: str  # below the folder, with forward slashes
+    label: int  # or UNKNOWN
 
     @property
     def path(self) -> Path:
@@ -34,18 +36,34 @@ class Photo(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    classes: tuple[str, ...]  # a class's place is its label
+    """The class names, by label, and the photographs of a few-shot task."""
+
+    classes: tuple[str, ...]
     train: tuple[Photo, ...]
     test: tuple[Photo, ...]
 
 
 def read_task(folder: Path, split: str = "B") -> Task:
-    """The classes and photographs of a data folder; photographs are listed, not opened.
+    """List the classes and photographs of a data folder; no photograph is opened.
 
     Contest lists: classes_b.txt (split A: classes.txt) with lines "Animal_Bear 0", train.txt with lines
-    "TrainSet/Animal/Bear/1.jpg 0", photographs in TestSetB (TestSetA). Plain folders: train/CLASS/* and test/*. A test
-    folder's own folders, named as the classes, label what they hold. A class may have no photographs; whatever a list
-    names must be there. Raises TaskError for anything else.
+    "TrainSet/Animal/Bear/1.jpg 0", photographs in TestSetB (TestSetA). Plain folders: train/CLASS/* and test/*.
+    Folders in the test folder that are named as classes label the photographs in them. A class may have no photographs.
+
+    Parameters
+    ----------
+    folder : Path
+    split : {"A", "B"}
+        The split of the contest.
+
+    Returns
+    -------
+    Task
+
+    Raises
+    ------
+    TaskError
+        For any other layout, and where a list names a photograph that is not there.
     """
     folder = Path(folder)
     class_list = folder / CLASS_LISTS[split]
@@ -57,57 +75,66 @@ def read_task(folder: Path, split: str = "B") -> Task:
     found = f"holds {', '.join(sorted(os.listdir(folder))[:5]) or 'nothing'}" if folder.is_dir() else "does not exist"
     raise TaskError(
         f"{folder} {found}; expected {class_list.name}, train.txt and TestSet{split}/, or folders train/CLASS/* and "
-        f"test/*; "
-        "name the data folder with --data"
+        "test/*; name the data folder with --data"
     )
 
 
 def read_test(folder: Path, classes: Sequence[str], split: str = "B") -> tuple[Photo, ...]:
-    """The test photographs of a data folder whose classes are known, without a look at the training photographs."""
+    """List the test photographs of a data folder alone; parameters and errors are those of `read_task`."""
     folder = Path(folder)
     return _test_photos(folder / (f"TestSet{split}" if (folder / CLASS_LISTS[split]).is_file() else "test"), classes)
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Class names by label, from lines "name label"; labels are 0 to C - 1 in any order, names and labels all
-    different."""
+    """Read the class names by label from lines "name label".
+
+    Raises
+    ------
+    TaskError
+        Unless names differ and the labels are 0 to C - 1, in any order.
+    """
     names: dict[int, str] = {}
-    known: set[str] = set()
+    seen: set[str] = set()
     for where, name, label in _lines(path):
         if label in names:
             raise TaskError(f"{where}: label {label} is {names[label]!r} already; give every class a label of its own")
-        if name in known:
+        if name in seen:
             raise TaskError(f"{where}: class {name!r} stands twice; name every class once")
         names[label] = name
-        known.add(name)
+        seen.add(name)
     if not names:
         raise TaskError(f"{path}: empty; expected one line a class, such as 'Animal_Bear 0'")
-    absent = next((label for label in range(len(names)) if label not in names), None)
-    if absent is not None:
+    missing = next((label for label in range(len(names)) if label not in names), None)
+    if missing is not None:
         raise TaskError(
-            f"{path}: {len(names)} classes, but none has label {absent}; labels go from 0 to {len(names) - 1}"
+            f"{path}: {len(names)} classes, but none has label {missing}; labels go from 0 to {len(names) - 1}"
         )
     return tuple(names[label] for label in range(len(names)))
 
 
 def photographs(path: Path) -> list[Path]:
-    """A photograph itself, or all photographs in and below a folder, sorted as a person counts; of any names, for they
-    enter no file."""
+    """List a photograph itself, or all photographs in and below a folder in natural order.
+
+    Raises
+    ------
+    TaskError
+        Where there is none.
+    """
     path = Path(path)
     if path.is_dir():
-        found = _images_below(path)
-        if not found:
+        names = _images_below(path)
+        if not names:
             raise TaskError(f"{path}: no photographs in it ({', '.join(sorted(SUFFIXES))})")
-        return [path / name for name in found]
+        return [path / name for name in names]
     if not path.is_file():
         raise TaskError(f"{path}: no such photograph or folder")
     return [path]
 
 
 def natural_key(text: str) -> list:
-    """Sort key that counts as a person does: image_2 before image_10."""
+    """Return a sort key that counts as people do: image_2 before image_10."""
     parts = re.split(r"([0-9]+)", text)
-    numbers = [part.lstrip("0") for part in parts]  # never made into numbers, which may be of any length
+    numbers = [part.lstrip("0") for part in parts]  # compared by length: a file name's number may have any
     return [(len(number), number, part) if i % 2 else (0, part) for i, (part, number) in enumerate(zip(parts, numbers))]
 
 
@@ -123,15 +150,14 @@ def _read_folders(folder: Path) -> Task:
         if not photos and of_class.is_dir() and any(not file.startswith(".") for file in os.listdir(of_class)):
             raise TaskError(
                 f"{of_class}: none of its files is a photograph ({', '.join(sorted(SUFFIXES))}); convert them, or "
-                f"leave the folder "
-                "empty for a class that is known by its name alone"
+                "leave the folder empty for a class that is known by its name alone"
             )
         train += [_photo(folder, f"train/{name}/{photo}", label) for photo in photos]
     return Task(classes, tuple(train), _test_photos(folder / "test", classes))
 
 
 def _folders_in(folder: Path) -> list[str]:
-    """Names of the folders in a folder, without hidden ones, which are no classes."""
+    """Return the names of the folders in a folder, without hidden ones."""
     folders = (
         [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
         if folder.is_dir()
@@ -144,8 +170,8 @@ def _folders_in(folder: Path) -> list[str]:
 
 def _read_list(path: Path, folder: Path, classes: int) -> tuple[Photo, ...]:
     photos: list[Photo] = []
-    first: dict[str, tuple[str, int]] = {}  # name -> where it stands first, its label there
-    again: list[tuple[str, str]] = []  # where a name stands once more
+    first: dict[str, tuple[str, int]] = {}  # name -> its first line, and the label there
+    repeated: list[tuple[str, str]] = []  # later line, name
     for where, name, label in _lines(path):
         if label >= classes:
             raise TaskError(
@@ -160,38 +186,36 @@ def _read_list(path: Path, folder: Path, classes: int) -> tuple[Photo, ...]:
             )
         name = str(below)
         if name in first:
-            again.append((where, name))
+            repeated.append((where, name))
             continue
         first[name] = where, label
         photos.append(Photo(folder, name, label))
-    if again:
-        where, name = again[0]
+    if repeated:
+        where, name = repeated[0]
         line, label = first[name][0].rsplit(":", 1)[1], first[name][1]
         raise TaskError(
-            f"{where}: {name} stands in line {line} already, with label {label}; {len(again)} of "
-            f"{len(again) + len(photos)} lines "
-            "name a photograph once more, take them out"
+            f"{where}: {name} stands in line {line} already, with label {label}; {len(repeated)} of "
+            f"{len(repeated) + len(photos)} lines name a photograph once more, take them out"
         )
     _check_present(path, folder, photos, first)
     return tuple(photos)
 
 
 def _check_present(path: Path, folder: Path, photos: list[Photo], first: dict[str, tuple[str, int]]) -> None:
-    """Raise TaskError unless all photographs of a list are there; one look into each folder, for a list may be long."""
+    """Raise TaskError unless all photographs of a list are there; list each folder once, since lists may be long."""
     files: dict[str, set[str]] = {}
-    absent = []
+    missing = []
     for photo in photos:
         parent, _, name = photo.name.rpartition("/")
         if parent not in files:
             files[parent] = _files_in(folder / parent)
         if name not in files[parent]:
-            absent.append(photo.name)
-    if absent:
-        some = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
+            missing.append(photo.name)
+    if missing:
+        some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise TaskError(
-            f"{first[absent[0]][0]}: {len(absent)} of {len(photos)} photographs are not in {folder}: {some}; put them "
-            f"there, or name the right "
-            "folder with --data, or take their lines out"
+            f"{first[missing[0]][0]}: {len(missing)} of {len(photos)} photographs are not in {folder}: {some}; put "
+            "them there, or name the right folder with --data, or take their lines out"
         )
 
 
@@ -201,7 +225,7 @@ def _files_in(folder: Path) -> set[str]:
             return {entry.name for entry in entries if _is_file(entry)}
     except PermissionError:
         raise
-    except OSError:  # it is absent, no folder, or its name is too long to be one
+    except OSError:  # it is missing, not a folder, or its name is too long
         return set()
 
 
@@ -229,15 +253,14 @@ def _photo(folder: Path, name: str, label: int) -> Photo:
 
 
 def _images_below(folder: Path) -> list[str]:
-    """The names, below a folder and with forward slashes, of all photographs in it and in its folders, sorted as a
-    person counts.
+    """Return the names of all photographs in and below a folder, with forward slashes, in natural order.
 
     Links are followed; hidden files and folders are passed over.
     """
-    found: list[str] = []
-    waiting = [(str(folder), "", frozenset())]  # a folder, what the names in it begin with, and which folders it is in
-    while waiting:
-        here, prefix, above = waiting.pop()
+    names: list[str] = []
+    pending = [(str(folder), "", frozenset())]  # a folder, the prefix of the names in it, the folders that hold it
+    while pending:
+        here, prefix, above = pending.pop()
         status = os.stat(here)
         identity = status.st_dev, status.st_ino
         if identity in above:
@@ -247,23 +270,23 @@ def _images_below(folder: Path) -> list[str]:
                 if entry.name.startswith("."):  # .ipynb_checkpoints, .thumbnails
                     continue
                 if _is_folder(entry):
-                    waiting.append((entry.path, f"{prefix}{entry.name}/", above | {identity}))
+                    pending.append((entry.path, f"{prefix}{entry.name}/", above | {identity}))
                 elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-                    found.append(prefix + entry.name)
-    return sorted(found, key=natural_key)
+                    names.append(prefix + entry.name)
+    return sorted(names, key=natural_key)
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link in a circle: whoever reads it says so
+    except OSError:  # a link to itself: reading it will tell
         return False
 
 
 def _is_file(entry: os.DirEntry) -> bool:
     try:
         return entry.is_file()
-    except OSError:  # a link in a circle, as above
+    except OSError:  # a link to itself, as above
         return True
 
 
@@ -273,10 +296,9 @@ def _check_name(name: str, path: Path) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str, int]]:
-    """(place, name, label) of each line "name label" of a list; the name may hold spaces. Blank lines are passed
-    over."""
+    """Yield ("path:line", name, label) for each line "name label" of a list; a name may have spaces."""
     try:
-        content = bounded.content(path, LIST_BYTES)
+        content = bounded.content(path, MAX_LIST_BYTES)
     except FileNotFoundError:
         raise TaskError(f"no {path}; expected a list with lines 'name label'") from None
     except ValueError as error:
@@ -295,7 +317,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str, int]]:
                 f"{path}:{number}: {line[:60]!r} holds NUL or control characters; is it text, and not UTF-16? Save it "
                 f"as UTF-8"
             )
-        if len(words) != 2 or not re.fullmatch("[0-9]{1,9}", words[1]) or len(line) > LINE:
+        if len(words) != 2 or not re.fullmatch("[0-9]{1,9}", words[1]) or len(line) > MAX_LINE:
             raise TaskError(
                 f"{path}:{number}: {line.strip()!r}; expected a name, a space and a label (a whole number from 0)"
             )

@@ -1,6 +1,12 @@
-"""The one exception that fewshot raises for a user's mistake."""
+"""The one exception that fewshot raises for a user's mistake, and long lists in messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 from jclip import bounded
+
+FIRST = 5  # lines of a long list that a message shows
 
 
 class TaskError(ValueError):
@@ -8,3 +14,8 @@ class TaskError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(bounded.one_line(message))
+
+
+def preview(lines: Sequence[str]) -> list[str]:
+    """Return the first lines of a list for a message, and "…" where there are more."""
+    return [*lines[:FIRST], *["…"] * (len(lines) > FIRST)]

@@ -13,7 +13,7 @@ PART = ".part"  # of files that are not whole yet
 
 @contextmanager
 def written_whole(path: Path) -> Iterator:
-    """A binary file that becomes `path` when the block ends well; when it does not, what was at `path` stays.
+    """Open a binary file that becomes `path` when the block ends without an exception; else what was at `path` stays.
 
     The content is on disk before the name is, so that a kill or a power cut leaves the old file or the new one.
     """
@@ -30,16 +30,14 @@ def written_whole(path: Path) -> Iterator:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError) and (error.filename is None or str(error.filename).endswith(PART)):
-            raise OSError(
-                error.errno, error.strerror, str(path)
-            ) from error  # a full disk names no file, others the temporary one
+            # a full disk names no file, other errors the temporary one
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
 @contextmanager
 def written_together(paths: Sequence[Path]) -> Iterator[list]:
-    """Binary files that become `paths` when the block ends well, all or none: all are on disk before the first has its
-    name."""
+    """Open binary files that become `paths`, all or none: all are on disk before the first has its name."""
     with ExitStack() as stack:
         files = [stack.enter_context(written_whole(path)) for path in paths]
         yield files
@@ -49,7 +47,7 @@ def written_together(paths: Sequence[Path]) -> Iterator[list]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed runs left of `written_whole` in a folder that no other run uses."""
+    """Remove what killed runs left of `written_whole`; no other run may use the folder."""
     for path in Path(folder).glob(f".*{PART}"):
         path.unlink(missing_ok=True)
 

@@ -1,8 +1,8 @@
-"""Class name -> the sentences whose mean is the class's text."""
+"""Class names -> sentences, which become the texts of the classes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,49 +12,66 @@ from .errors import TaskError
 
 FOLDER = Path(__file__).parent.parent / "prompts"
 TEMPLATES, NAMES = "templates.json", "names.json"
-DEFAULT = "default"  # the group of classes whose name begins with no known group
+DEFAULT = "default"  # the group of class names that begin with no group
 
 
 class Prompts(NamedTuple):
-    sentences: list[list[str]]  # of each class, templates first
+    """The sentences of C classes."""
+
+    sentences: list[list[str]]  # of each class, its group's templates first
     groups: list[str]  # of each class
-    templates: list[int]  # how many of each class's sentences are its group's templates
-    without: list[str]  # classes that have templates only, where their group has a prompt file
-    strangers: list[str]  # entries of prompt files that match no class, "file: name"
+    templates: list[int]  # number of each class's sentences that come from templates
+    without: list[str]  # classes with templates only, in groups that have a prompt file
+    unmatched: list[str]  # entries of prompt files that match no class, "file: name"
 
 
-def read(classes: Sequence[str], folder: Path = FOLDER) -> Prompts:
-    """The sentences of each class: its group's templates filled with its name, then those of GROUP_prompt.json.
+def read(class_names: Sequence[str], folder: Path = FOLDER) -> Prompts:
+    """Read the sentences of each class: its group's templates filled with its name, then those of GROUP_prompt.json.
 
-    The name is that of the class list in words, or what names.json says instead ({"Thu-dog_Shiba_Dog": "Shiba Inu"}).
-    Raises TaskError where a file of `folder` is not of its form.
+    The name is the one in the class list, in words, or what names.json says instead
+    ({"Thu-dog_Shiba_Dog": "Shiba Inu"}).
+
+    Parameters
+    ----------
+    class_names : sequence of str
+        As in the class list, such as "Animal_Polar_Bear".
+    folder : Path
+        The folder of templates.json, names.json and GROUP_prompt.json.
+
+    Returns
+    -------
+    Prompts
+
+    Raises
+    ------
+    TaskError
+        Where a file in `folder` cannot be used.
     """
     templates = read_templates(folder)
-    named = [split_group(name, templates) for name in classes]
-    own = {group: _read_prompts(Path(folder) / f"{group}_prompt.json") for group in {group for group, _ in named}}
+    split = [split_group(name, templates) for name in class_names]
+    known = set(split)
+    files = {group: _read_prompts(Path(folder) / f"{group}_prompt.json") for group in {group for group, _ in split}}
     spoken = _read_names(Path(folder) / NAMES)
     sentences = [
-        [template.replace("{}", spoken.get(name, words)) for template in templates[group]] + own[group].get(words, [])
-        for name, (group, words) in zip(classes, named)
+        [template.replace("{}", spoken.get(name, words)) for template in templates[group]] + files[group].get(words, [])
+        for name, (group, words) in zip(class_names, split)
     ]
-    known = {(group, words) for group, words in named}
     return Prompts(
         sentences,
-        [group for group, _ in named],
-        [len(templates[group]) for group, _ in named],
-        [name for name, (group, words) in zip(classes, named) if own[group] and words not in own[group]],
+        [group for group, _ in split],
+        [len(templates[group]) for group, _ in split],
+        [name for name, (group, words) in zip(class_names, split) if files[group] and words not in files[group]],
         [
             f"{group}_prompt.json: {words}"
-            for group in sorted(own)
-            for words in own[group]
+            for group in sorted(files)
+            for words in files[group]
             if (group, words) not in known
         ],
     )
 
 
 def groups_of(artifact) -> list[str]:
-    """The group of each class of a Text or Adapter: as recorded when its text was made, else by the project's
-    templates."""
+    """Return the group of each class of a Text or Adapter: the recorded one, or else by this program's templates."""
     recorded = artifact.meta.get("groups")
     if isinstance(recorded, list) and len(recorded) == len(artifact.names):
         return [str(group) for group in recorded]
@@ -62,17 +79,27 @@ def groups_of(artifact) -> list[str]:
     return [split_group(name, templates)[0] for name in artifact.names]
 
 
-def split_group(name: str, known: Sequence[str]) -> tuple[str, str]:
-    """("Animal", "Polar Bear") of "Animal_Polar_Bear": the longest known group before a "_", and the name in words."""
-    group = max(
-        (group for group in known if name.startswith(group + "_") and len(name) > len(group) + 1), key=len, default=None
-    )
+def in_words(artifact) -> list[str]:
+    """Return the class names of a Text or Adapter as people say them: without group, spaces for underscores."""
+    return [split_group(name, [group])[1] for name, group in zip(artifact.names, groups_of(artifact))]
+
+
+def split_group(name: str, groups: Iterable[str]) -> tuple[str, str]:
+    """Split "Animal_Polar_Bear" into ("Animal", "Polar Bear"): the longest known group before a "_", and the words."""
+    matching = (group for group in groups if name.startswith(group + "_") and len(name) > len(group) + 1)
+    group = max(matching, key=len, default=None)
     words = name if group is None else name[len(group) + 1 :]
     return group or DEFAULT, " ".join(words.replace("_", " ").split())
 
 
 def read_templates(folder: Path = FOLDER) -> dict[str, list[str]]:
-    """Templates of each group from templates.json: a sentence or a list of them, each with one "{}" for the name."""
+    """Read the templates of each group from templates.json, sentences with one "{}" for the name.
+
+    Raises
+    ------
+    TaskError
+        Where the file cannot be used.
+    """
     path = Path(folder) / TEMPLATES
     templates = {group: [value] if isinstance(value, str) else value for group, value in _json_object(path).items()}
     for group, sentences in templates.items():

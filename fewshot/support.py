@@ -1,8 +1,9 @@
-"""Which training photographs become the shots, and which are looked at."""
+"""Which training photographs become the shots."""
 
 from __future__ import annotations
 
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,36 +13,61 @@ from .errors import TaskError
 SELECT = ("kmeans", "first", "random")
 
 
-def looked_at(labels: np.ndarray, cap: int | None, seed: int) -> np.ndarray:
-    """Indices of at most `cap` rows a class, drawn with `seed`, in ascending order; all of them where cap is None.
+def subsample(labels: np.ndarray, cap: int | None, seed: int) -> np.ndarray:
+    """Draw at most `cap` rows of each class; all of them where cap is None.
 
-    labels int (M,) -> int64 (up to M,)
+    Parameters
+    ----------
+    labels : int array of shape (M,)
+    cap : int or None
+    seed : int
+
+    Returns
+    -------
+    int64 array of shape (up to M,)
+        Indices of the rows, in ascending order.
     """
     if cap is None:
         return np.arange(len(labels))
     return _per_class(labels, lambda rows, label: _drawn(rows, cap, seed, label))
 
 
-def choose(labels: np.ndarray, shots: int, how: str, seed: int, features: np.ndarray | None = None) -> np.ndarray:
-    """Indices of the shots, in ascending order: `shots` rows a class, all rows of a class that has fewer.
+def select_shots(labels: np.ndarray, shots: int, how: str, seed: int, features: np.ndarray | None = None) -> np.ndarray:
+    """Choose the shots of each class; a class that has fewer rows gives all of them.
 
     Parameters
     ----------
-    labels : int (M,)
-    how : "kmeans": the rows nearest the centres of `shots` clusters, so that the shots differ; "first"; "random"
-    features : float (M, D), of unit norm; needed for kmeans only
+    labels : int array of shape (M,)
+    shots : int
+        Rows of each class.
+    how : {"kmeans", "first", "random"}
+        "kmeans" takes the rows nearest to the centres of `shots` clusters, so that the shots differ.
+    seed : int
+    features : float array of shape (M, D), optional
+        Unit rows; only needed for "kmeans".
+
+    Returns
+    -------
+    int64 array
+        Indices of the shots, in ascending order.
+
+    Raises
+    ------
+    TaskError
+        For another `how`.
     """
     if how not in SELECT:
         raise TaskError(f"unknown selection {how!r}; expected one of {', '.join(SELECT)}")
     pick = {
         "first": lambda rows, label: rows[:shots],
         "random": lambda rows, label: _drawn(rows, shots, seed, label),
-        "kmeans": lambda rows, label: rows[_nearest_centres(features[rows], shots, seed)],
+        "kmeans": lambda rows, label: rows[_nearest_to_centres(features[rows], shots, seed)],
     }[how]
     return _per_class(labels, lambda rows, label: rows if len(rows) <= shots else pick(rows, label))
 
 
 def _per_class(labels: np.ndarray, pick) -> np.ndarray:
+    """Return the sorted indices that pick(indices of the class, label) chooses of each class."""
     by_label = np.argsort(labels, kind="stable")
     present, starts = np.unique(labels[by_label], return_index=True)
     chosen = (
@@ -51,48 +77,60 @@ def _per_class(labels: np.ndarray, pick) -> np.ndarray:
 
 
 def _drawn(rows: np.ndarray, n: int, seed: int, label: int) -> np.ndarray:
-    # a stream of its own for each class: one class's draw does not depend on the others' sizes
+    # each class has its own random stream, so that its draw does not depend on the sizes of other classes
     return np.random.default_rng([seed, label]).permutation(rows)[:n]
 
 
-def _nearest_centres(features: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """k different rows: of each k-means cluster the row nearest its centre (MacQueen 1967; scikit-learn's KMeans)."""
+def _nearest_to_centres(features: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """Choose k different rows, of each k-means cluster the one nearest to its centre (MacQueen 1967; scikit-learn)."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # of fewer different rows than clusters: the rest is filled up below
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different rows than clusters are filled up below
         clusters = KMeans(n_clusters=k, n_init=10, random_state=seed).fit(features)
     distance = np.linalg.norm(features - clusters.cluster_centers_[clusters.labels_], axis=1)
-    chosen = [
-        int(members[distance[members].argmin()])
-        for members in (np.flatnonzero(clusters.labels_ == c) for c in range(k))
-        if len(members)
-    ]
+    members = (np.flatnonzero(clusters.labels_ == cluster) for cluster in range(k))
+    chosen = [int(rows[distance[rows].argmin()]) for rows in members if len(rows)]
     others = [row for row in range(len(features)) if row not in chosen]
     return np.array(chosen + others[: k - len(chosen)])
 
 
-def redrawn(support: Support, val: Split, seed: int) -> tuple[Support, Split]:
-    """Other shots from the same photographs: as many a class, drawn with the seed from shots and labelled validation
-    rows together.
+class Draw(NamedTuple):
+    """Shots, and the validation rows that are left."""
 
-    The views of a shot are drawn anew, with replacement, from those that it has beside the plain one; a photograph that
-    was a validation row has only that. What is not drawn validates.
+    support: Support
+    val: Split
+
+
+def redraw(support: Support, val: Split, seed: int) -> Draw:
+    """Draw other shots from the same photographs: as many of each class, from shots and labelled validation rows.
+
+    The views of a shot are drawn with replacement from those that it has besides the plain one; a photograph that was
+    a validation row has only the plain one. What is not drawn becomes the validation set.
+
+    Parameters
+    ----------
+    support : Support
+    val : Split
+    seed : int
+
+    Returns
+    -------
+    Draw
     """
     rng = np.random.default_rng(seed)
-    known, views = val.labels >= 0, support.features.shape[1]
-    plain = np.repeat(val.features[known][:, None], views, axis=1)
-    features, labels = np.concatenate([support.features, plain]), np.concatenate([support.labels, val.labels[known]])
-    names, wanted = np.concatenate([support.names, val.names[known]]), np.bincount(support.labels)
+    labelled, views = val.labels >= 0, support.features.shape[1]
+    plain = np.repeat(val.features[labelled][:, None], views, axis=1)
+    features = np.concatenate([support.features, plain])
+    labels = np.concatenate([support.labels, val.labels[labelled]])
+    names, wanted = np.concatenate([support.names, val.names[labelled]]), np.bincount(support.labels)
     shots = _per_class(labels, lambda rows, label: rng.permutation(rows)[: wanted[label] if label < len(wanted) else 0])
     rest = np.setdiff1d(np.arange(len(labels)), shots)
     drawn = np.concatenate(
         [np.zeros((len(shots), 1), np.int64), rng.integers(1, max(2, views), (len(shots), views - 1))], axis=1
     )
-    return (
+    return Draw(
         Support(features[shots[:, None], drawn], labels[shots], names[shots], support.meta),
         Split(features[rest, 0], labels[rest], names[rest], val.meta),
     )

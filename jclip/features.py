@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Callable
+from typing import Callable, NamedTuple
 
 import numpy as np
 
@@ -14,63 +14,86 @@ from .preprocess import LEVELS, normalised
 from .runtime import jittor
 from .tokenizer import tokenize
 
-# Rows computed at a time, by device. A GPU is filled by many.
+# Rows computed at a time, by device: a GPU needs many to be busy.
 IMAGE_BATCH = {"cpu": 32, "cuda": 256}
 TEXT_BATCH = {"cpu": 64, "cuda": 128}
 
 
+class Encoded(NamedTuple):
+    """Rows of n images, and those among them that cannot be read."""
+
+    rows: np.ndarray  # float32 (n, d) of unit L2 norm; NaN for an image that cannot be read
+    failures: dict[int, str]  # index of the image -> why it cannot be read
+
+
+class EncodedTexts(NamedTuple):
+    """Rows of some of the texts."""
+
+    indices: np.ndarray  # int64 (n,), of the texts
+    rows: np.ndarray  # float32 (n, d) of unit L2 norm
+
+
 def unit(rows: np.ndarray) -> np.ndarray:
-    """rows (..., d) scaled to unit L2 norm, float32; the norms are taken in float64."""
+    """Scale rows to unit L2 norm; the norms are taken in float64.
+
+    Parameters
+    ----------
+    rows : array of shape (..., d)
+
+    Returns
+    -------
+    float32 array of the same shape
+    """
     rows = np.asarray(rows, np.float64)
     return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def image_features(
-    model,
-    images: Iterable,
-    read: Callable,
-    batch_size: int | None = None,
-    workers: int = 0,
-    unreadable: dict[int, str] | None = None,
-) -> Iterator[np.ndarray]:
-    """Features of any number of images, batch by batch, in the order given; memory does not grow with their number.
+    model, images: Iterable, read: Callable, batch_size: int | None = None, workers: int = 0
+) -> Iterator[Encoded]:
+    """Encode any number of images in batches and in order; memory does not grow with their number.
 
-    A row's bits depend on its image and on batch_size alone, not on the other images: see `_filled`.
+    The bits of a row depend on its image and on batch_size alone, not on the other images (see `_filled`).
 
     Parameters
     ----------
-    model : from `jclip.load`
-    images : whatever `read` understands: paths, (path, view) pairs, ...
-    read : turns one of `images` into the uint8 array (resolution, resolution, 3) that `preprocess.crop` makes; with
-        workers it is sent to other processes (`reading.batches` says how). What it raises is raised here.
-    batch_size : images at a time; IMAGE_BATCH says how many by default
-    workers : processes that read ahead; with 0 images are read here, in between
-    unreadable : where it is given, an image whose reading raises Unreadable has a row without meaning, and its place
-        and the cause are put here before its batch is yielded; nothing is raised then
+    model : jclip.model.CLIP
+    images : iterable
+        Whatever `read` understands: paths, (path, view) pairs, …
+    read : callable
+        Turns one of `images` into the uint8 array (resolution, resolution, 3) that `preprocess.crop` makes, or raises
+        Unreadable; `reading.batches` says more.
+    batch_size : int, optional
+        Images computed at a time; by default IMAGE_BATCH of the device.
+    workers : int
+        Processes that read ahead; with 0 images are read between the batches.
 
     Yields
     ------
-    float32 arrays (up to batch_size, d), rows of unit norm
+    Encoded
+        Of up to batch_size images.
 
-    Raises ClipError where a batch does not fit into memory, the machine's or the GPU's.
+    Raises
+    ------
+    ClipError
+        Where a batch does not fit into memory, the machine's or the GPU's, and where a row is not finite.
     """
     jt, device = jittor(), _device()
     batch_size = batch_size or IMAGE_BATCH[device]
-    started: list = []  # the batch that CUDA may still be computing, and how many rows of it count
-    with _memory_of(batch_size):
-        for batch in reading.batches(images, read, model.visual.input_resolution, batch_size, workers, unreadable):
+    started: list = []  # the batch that CUDA may still be computing
+    with _memory_errors(batch_size):
+        for batch in reading.batches(images, read, model.visual.input_resolution, batch_size, workers):
             with jt.no_grad():
-                rows = model.encode_image(_pixels(_filled(batch, batch_size), device))
-            # Before the next batch is started: what is fetched from CUDA waits for all that was started, and readers
-            # with it.
-            finished = [_finished(*started.pop())] if started else []
+                rows = model.encode_image(_pixels(_filled(batch.pixels, batch_size), device))
+            # Fetch before the next batch starts: CUDA would first compute that one, and the readers would wait with us.
+            finished = [_fetch(*started.pop())] if started else []
             rows.sync()
-            started.append((rows, len(batch)))
-            if device == "cpu":  # has computed them by now
-                finished.append(_finished(*started.pop()))
+            started.append((rows, len(batch.pixels), batch.failures))
+            if device == "cpu":  # where sync has computed them
+                finished.append(_fetch(*started.pop()))
             yield from finished
         if started:
-            yield _finished(*started.pop())
+            yield _fetch(*started.pop())
 
 
 def _pixels(rgb: np.ndarray, device: str):
@@ -80,12 +103,14 @@ def _pixels(rgb: np.ndarray, device: str):
     return kernels.normalise(rgb, LEVELS) if device == "cuda" else jittor().array(normalised(rgb))
 
 
-def _finished(rows, count: int) -> np.ndarray:
-    return _checked(unit(rows.numpy()[:count]))
+def _fetch(rows, count: int, failures: dict[int, str]) -> Encoded:
+    rows = _check_finite(unit(rows.numpy()[:count]))
+    rows[list(failures)] = np.nan
+    return Encoded(rows, failures)
 
 
-def _checked(rows: np.ndarray) -> np.ndarray:
-    if not np.isfinite(rows).all():  # float16 ends at 65,504; such a row must not be kept
+def _check_finite(rows: np.ndarray) -> np.ndarray:
+    if not np.isfinite(rows).all():  # float16 overflows at 65,504
         raise ClipError(
             "features are not finite numbers; run with --precision float32, and check the weights if they still are not"
         )
@@ -96,17 +121,13 @@ def _device() -> str:
     return "cuda" if jittor().flags.use_cuda else "cpu"
 
 
-NO_MEMORY = (
-    "Unable to alloc cuda",
-    "cudaErrorMemoryAllocation",
-    "out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)  # of Jittor's messages
+# What Jittor's messages say where the GPU's memory is full.
+NO_MEMORY = ("Unable to alloc cuda", "cudaErrorMemoryAllocation", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @contextmanager
-def _memory_of(batch_size: int):
-    """Turn what numpy and Jittor say of memory that is not there into one line."""
+def _memory_errors(batch_size: int):
+    """Turn the errors of numpy and Jittor about memory into one line."""
     try:
         yield
     except MemoryError:
@@ -122,32 +143,42 @@ def _memory_of(batch_size: int):
     raise ClipError(f"a batch of {batch_size} does not fit into {where}; choose a smaller --batch-size")
 
 
-def text_features(model, texts: list[str], batch_size: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Features of n texts, batch by batch; raises ClipError for an over-long text.
+def text_features(model, texts: Sequence[str], batch_size: int | None = None) -> Iterator[EncodedTexts]:
+    """Encode n texts in batches of texts of similar length, because a batch costs as much as its longest text.
 
-    TEXT_BATCH says how many are computed at a time by default.
+    On the CPU the bits of a row depend on its text and on batch_size alone; on CUDA cuBLAS may round otherwise beside
+    longer texts.
 
-    Texts of like length are computed together, because a batch costs as much as its longest text for every row. On the
-    CPU a row's bits depend on its text and on batch_size alone; on CUDA cuBLAS may round otherwise beside longer texts.
+    Parameters
+    ----------
+    model : jclip.model.CLIP
+    texts : sequence of str
+    batch_size : int, optional
+        Texts computed at a time; by default TEXT_BATCH of the device.
 
     Yields
     ------
-    places in `texts`, int64 (up to batch_size,), and their rows, float32 (up to batch_size, d) of unit norm
+    EncodedTexts
+        Of up to batch_size texts.
+
+    Raises
+    ------
+    ClipError
+        For a text that is too long, and where a row is not finite.
     """
     jt = jittor()
     batch_size = batch_size or TEXT_BATCH[_device()]
     tokens = tokenize(texts, model.context_length)
     by_length = np.argsort((tokens != 0).sum(axis=1), kind="stable")
     for start in range(0, len(texts), batch_size):
-        chosen = by_length[start : start + batch_size]
+        indices = by_length[start : start + batch_size]
         with jt.no_grad():
-            rows = model.encode_text(_filled(tokens[chosen], batch_size)).numpy()
-        yield chosen, _checked(unit(rows[: len(chosen)]))
+            rows = model.encode_text(_filled(tokens[indices], batch_size)).numpy()
+        yield EncodedTexts(indices, _check_finite(unit(rows[: len(indices)])))
 
 
 def _filled(batch: np.ndarray, n: int) -> np.ndarray:
-    """The batch, its first row repeated until there are n: for few rows oneDNN takes other ways, which round
-    otherwise."""
+    """Repeat the first element until there are n: oneDNN computes few rows in other ways, which round otherwise."""
     if len(batch) >= n:
         return batch
     try:
@@ -156,11 +187,19 @@ def _filled(batch: np.ndarray, n: int) -> np.ndarray:
         raise MemoryError(str(error)) from None
 
 
-def prompt_ensemble(features: np.ndarray, counts: list[int]) -> np.ndarray:
-    """One row a class: the mean of its prompts' unit features, scaled to unit norm (Radford et al., section 3.1.4).
+def prompt_ensemble(features: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """Average the prompts of each class and scale the mean to unit norm (Radford et al., arXiv:2103.00020, 3.1.4).
 
-    features (n, d): the prompts of the first class, then of the second, …; counts: how many each class has, at least 1.
-    Returns float32 (len(counts), d).
+    Parameters
+    ----------
+    features : array of shape (n, d)
+        Unit rows: the prompts of the first class, then of the second, …
+    counts : sequence of int, length C
+        Number of prompts of each class, at least 1.
+
+    Returns
+    -------
+    float32 array of shape (C, d)
     """
     starts = np.cumsum([0, *counts[:-1]])
     return unit(np.add.reduceat(np.asarray(features, np.float64), starts, axis=0))

@@ -1,8 +1,7 @@
-"""Images read ahead of the model, in processes of their own: Jittor holds Python's lock while it computes, so threads
-wait.
+"""Images read ahead of the model, by processes of their own: Jittor holds Python's lock while it computes.
 
-The pixels go through shared memory, two batches of it: what is read ahead never grows, and what passes between the
-processes is so little that no process waits for the lock of another.
+The pixels go through shared memory that holds two batches, so what is read ahead never grows, and what passes between
+the processes is so little that none waits for the lock of another.
 """
 
 from __future__ import annotations
@@ -19,49 +18,66 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.shared_memory import SharedMemory
-from typing import Callable
+from typing import Callable, NamedTuple
 
 import numpy as np
 
 from .errors import ClipError, Unreadable
 
-NICENESS = 19  # of the readers: what they take from the computing threads delays all of those
+NICENESS = 19  # of the reading processes: what they take from one computing thread delays all of them
 
 
-def batches(
-    items: Iterable,
-    read: Callable,
-    resolution: int,
-    batch_size: int,
-    workers: int,
-    unreadable: dict[int, str] | None = None,
-) -> Iterator[np.ndarray]:
-    """read(item) of each item in order, uint8 (up to batch_size, resolution, resolution, 3).
+class Batch(NamedTuple):
+    """Images that are computed together, and those among them that cannot be read."""
+
+    pixels: np.ndarray  # uint8 (n, resolution, resolution, 3); an image that cannot be read is black
+    failures: dict[int, str]  # index in the batch -> why the image cannot be read
+
+
+def batches(items: Iterable, read: Callable, resolution: int, batch_size: int, workers: int) -> Iterator[Batch]:
+    """Read images in order and yield them in batches.
 
     Parameters
     ----------
-    read : turns an item into a uint8 array (resolution, resolution, 3). It is sent to the processes, so it must be a
-        function of a module, or an object of a class of one. What it raises is raised here.
-    workers : how many processes; with 0 all is read here, in between
-    unreadable : where it is given, an item whose reading raises Unreadable is black, and its place in `items` and the
-        cause are put here before its batch is yielded; nothing is raised then
+    items : iterable
+        Whatever `read` understands.
+    read : callable
+        Turns an item into a uint8 array (resolution, resolution, 3), or raises Unreadable. It is sent to the reading
+        processes, so it must be a function of a module, or an object of a class of one.
+    resolution : int
+        Side of the images in pixels.
+    batch_size : int
+        Images in a batch; the last may have fewer.
+    workers : int
+        Number of reading processes; with 0 the caller's process reads.
 
-    A batch is valid until the next one is asked for. Raises ClipError where a process is killed.
+    Yields
+    ------
+    Batch
+        Its pixels are valid until the next batch is asked for.
+
+    Raises
+    ------
+    ClipError
+        Where a reading process is killed, or shared memory is full.
+    Exception
+        Whatever `read` raises, except Unreadable.
     """
-    items, done = iter(items), 0
-    if not workers:
-        while chosen := list(islice(items, batch_size)):
-            batch = np.empty((len(chosen), resolution, resolution, 3), np.uint8)
-            _note(_fill(batch, chosen, read), done, unreadable)
-            done += len(chosen)
-            yield batch
+    items = iter(items)
+    if workers:
+        yield from _read_ahead(items, read, (2, batch_size, resolution, resolution, 3), workers)
         return
-    shape = (2, batch_size, resolution, resolution, 3)
-    memory = _shared(shape)
+    while chosen := list(islice(items, batch_size)):
+        pixels = np.empty((len(chosen), resolution, resolution, 3), np.uint8)
+        yield Batch(pixels, _fill(pixels, chosen, read))
+
+
+def _read_ahead(items: Iterator, read: Callable, shape: tuple[int, ...], workers: int) -> Iterator[Batch]:
+    memory = _shared_memory(shape)
     try:
         pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (memory.name, shape, read))
         try:
-            yield from _in_turn(pool, items, np.ndarray(shape, np.uint8, memory.buf), workers, unreadable)
+            yield from _alternate(pool, items, np.ndarray(shape, np.uint8, memory.buf), workers)
         except BrokenProcessPool:
             raise ClipError(
                 "a process that reads images was killed (out of memory?); run the same command again, with a smaller "
@@ -73,9 +89,8 @@ def batches(
         memory.unlink()
 
 
-def _shared(shape: tuple[int, ...]) -> SharedMemory:
-    """Shared memory of so many bytes, all of them there: where it is promised only, as in a container, writing would
-    kill a reader."""
+def _shared_memory(shape: tuple[int, ...]) -> SharedMemory:
+    """Allocate shared memory now: where a container only promises it, a reading process would be killed later."""
     memory, size = None, math.prod(shape)
     try:
         memory = SharedMemory(create=True, size=size)
@@ -94,52 +109,38 @@ def _shared(shape: tuple[int, ...]) -> SharedMemory:
         ) from None
 
 
-def _in_turn(
-    pool: ProcessPoolExecutor, items: Iterator, halves: np.ndarray, workers: int, unreadable: dict | None
-) -> Iterator[np.ndarray]:
-    """The two halves of the memory by turns: one is filled while the other is computed on."""
+def _alternate(pool: ProcessPoolExecutor, items: Iterator, halves: np.ndarray, workers: int) -> Iterator[Batch]:
+    """Yield the two halves of the memory in turn: one is filled while the caller computes on the other."""
     batch_size = halves.shape[1]
-    share = -(-batch_size // workers)
-    filling: deque = deque()
+    share = -(-batch_size // workers)  # images that a process reads at a time
+    pending: deque = deque()
 
     def fill(half: int) -> None:
         chosen = list(islice(items, batch_size))
         if chosen:
-            parts = [
-                (start, pool.submit(_read, half, start, chosen[start : start + share]))
-                for start in range(0, len(chosen), share)
-            ]
-            filling.append((half, len(chosen), parts))
+            starts = range(0, len(chosen), share)
+            parts = [(start, pool.submit(_read, half, start, chosen[start : start + share])) for start in starts]
+            pending.append((half, len(chosen), parts))
 
     fill(0)
     fill(1)
-    done = 0
-    while filling:
-        half, count, parts = filling.popleft()
-        for start, part in parts:
-            _note(part.result(), done + start, unreadable)
-        done += count
-        yield halves[half, :count]
+    while pending:
+        half, count, parts = pending.popleft()
+        failures = {start + index: cause for start, part in parts for index, cause in part.result().items()}
+        yield Batch(halves[half, :count], failures)
         fill(half)
 
 
-def _fill(rows: np.ndarray, items: list, read: Callable) -> list[tuple[int, Unreadable]]:
-    """Read each item into its row; the places of those that cannot be read, and why."""
-    failures = []
-    for i, item in enumerate(items):
+def _fill(pixels: np.ndarray, items: list, read: Callable) -> dict[int, str]:
+    """Read each item into its array of `pixels`; return the index and the cause of each that cannot be read."""
+    failures = {}
+    for index, item in enumerate(items):
         try:
-            rows[i] = read(item)
+            pixels[index] = read(item)
         except Unreadable as error:
-            rows[i] = 0
-            failures.append((i, error))
+            pixels[index] = 0
+            failures[index] = str(error)
     return failures
-
-
-def _note(failures: list[tuple[int, Unreadable]], start: int, unreadable: dict | None) -> None:
-    for i, error in failures:
-        if unreadable is None:
-            raise error
-        unreadable[start + i] = str(error)
 
 
 # ---- in a reading process ----
@@ -160,5 +161,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _read(half: int, start: int, items: list) -> list[tuple[int, Unreadable]]:
+def _read(half: int, start: int, items: list) -> dict[int, str]:
     return _fill(_halves[half, start : start + len(items)], items, _reader)

@@ -1,5 +1,4 @@
-"""Top-1 and top-5, over all, per group and per class; what is confused with what; how far probabilities can be
-trusted."""
+"""Figures of answers: top-1 and top-5 by split, group and class, calibration, and which classes are confused."""
 
 from __future__ import annotations
 
@@ -11,17 +10,26 @@ from pathlib import Path
 
 import numpy as np
 
+from fewshot.errors import TaskError
 from fewshot.files import written_whole
+from jclip import bounded
 
-BINS = 15  # of probability, as in Guo et al.
-PAIRS = 20
+BINS = 15  # ranges of probability, as in Guo et al.
+PAIRS = 20  # of confused classes in metrics.json
 SPLITS = ("val", "test")
 
 
 def top_classes(logits: np.ndarray, k: int = 5) -> np.ndarray:
-    """The k likeliest classes of each row, best first; of equal logits the lower label comes first.
+    """Return the k likeliest classes of each row, best first; of equal logits the lower label comes first.
 
-    logits (M, C) -> int64 (M, min(k, C)).
+    Parameters
+    ----------
+    logits : array of shape (M, C)
+    k : int
+
+    Returns
+    -------
+    int64 array of shape (M, min(k, C))
     """
     k = min(k, logits.shape[1])
     if 4 * k >= logits.shape[1]:
@@ -37,24 +45,27 @@ def top_classes(logits: np.ndarray, k: int = 5) -> np.ndarray:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities of each row's classes; logits and result (M, C)."""
+    """Return the probabilities, float (M, C), of logits (M, C)."""
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 def score(logits: np.ndarray, labels: np.ndarray, names: Sequence[str], groups: Sequence[str]) -> dict:
-    """Figures of the rows whose label is known (0 or more).
+    """Compute the figures of the rows whose label is known.
 
     Parameters
     ----------
-    logits : float (M, C)
-    labels : int (M,), -1 where unknown
-    names, groups : of the C classes
+    logits : float array of shape (M, C)
+    labels : int array of shape (M,)
+        -1 where the class is not known.
+    names, groups : sequences of str, length C
+        Name and group of each class.
 
     Returns
     -------
-    {"n", "top1", "top5", "calibration_error", "groups": {group: {"n", "top1", "top5"}}, "per_class": {name: …},
-    "confused": […]}: fractions of 1, None of no rows
+    dict
+        {"n", "top1", "top5", "calibration_error", "groups": {group: {"n", "top1", "top5"}}, "per_class": {name: …},
+        "confused": […]}; fractions of 1, None where there is no row.
     """
     logits, labels = logits[labels >= 0], labels[labels >= 0]
     ranked = top_classes(logits)
@@ -80,24 +91,39 @@ def score(logits: np.ndarray, labels: np.ndarray, names: Sequence[str], groups: 
 
 
 def calibration_error(logits: np.ndarray, labels: np.ndarray) -> float | None:
-    """Expected calibration error: how far the first class's probability is from its accuracy, in the mean over BINS
-    ranges of it.
+    """Compute the expected calibration error of the likeliest class over BINS ranges of its probability.
 
-    Guo et al. 2017, arXiv:1706.04599, equation 3. logits (M, C), labels (M,); None of no rows.
+    Guo et al. 2017, arXiv:1706.04599, equation 3.
+
+    Parameters
+    ----------
+    logits : float array of shape (M, C)
+    labels : int array of shape (M,)
+
+    Returns
+    -------
+    float, or None where there is no row
     """
     if not len(labels):
         return None
     probabilities = softmax(logits)
     first = probabilities.argmax(axis=1)
-    sure, right = probabilities[np.arange(len(labels)), first], first == labels
-    part = np.minimum((sure * BINS).astype(int), BINS - 1)
-    gaps = np.abs(np.bincount(part, sure, BINS) - np.bincount(part, right, BINS))
+    confidence, correct = probabilities[np.arange(len(labels)), first], first == labels
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gaps = np.abs(np.bincount(bins, confidence, BINS) - np.bincount(bins, correct, BINS))
     return float(gaps.sum() / len(labels))
 
 
 def confused(first: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> list[dict]:
-    """The PAIRS pairs of classes most often confused: {"is", "taken_for", "n"}, most often first; first and labels
-    (M,)."""
+    """Return the PAIRS pairs of classes that are confused most often, as {"is", "taken_for", "n"}.
+
+    Parameters
+    ----------
+    first, labels : int arrays of shape (M,)
+        The likeliest class and the true class of each row.
+    names : sequence of str
+        Of the classes.
+    """
     wrong = first != labels
     pairs, counts = np.unique(np.stack([labels[wrong], first[wrong]]), axis=1, return_counts=True)
     return [
@@ -107,7 +133,7 @@ def confused(first: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> lis
 
 
 def write(folder: Path, figures: dict) -> None:
-    """Write figures to metrics.json and, as far as they are a table, to metrics.csv: each whole or not at all."""
+    """Write figures to metrics.json, and those of splits as a table to metrics.csv, each whole or not at all."""
     write_json(Path(folder) / "metrics.json", figures)
     with written_whole(Path(folder) / "metrics.csv") as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
@@ -127,7 +153,25 @@ def _rows(figures: dict) -> Iterator[tuple[str, str, dict]]:
         yield from (("class", name, row) for name, row in figures["per_class"].items())
 
 
+def record_test(folder: Path, figures: dict) -> None:
+    """Add the test figures to the metrics.json and metrics.csv that training wrote.
+
+    Raises
+    ------
+    TaskError
+        Where metrics.json is damaged.
+    """
+    path = folder / "metrics.json"
+    try:
+        recorded = bounded.json_value(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not isinstance(recorded, dict):
+            raise ValueError(f"holds a {type(recorded).__name__}, expected an object")
+    except ValueError as error:
+        raise TaskError(f"{path}: {error}; run train_adapter.py again") from None
+    write(folder, {**recorded, "test": figures})
+
+
 def write_json(path: Path, content: dict) -> None:
-    """Write `content` as readable JSON, whole or not at all."""
+    """Write readable JSON, whole or not at all."""
     with written_whole(path) as file:
         file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))

@@ -7,65 +7,119 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fewshot.artifacts import Adapter
+from fewshot.files import written_whole
+from fewshot.prompts import in_words
+
+from .metrics import top_classes
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # Pillow's name by suffix
+MAX_PHOTOS = 30
 COLUMNS = 5
-PHOTO = (228, 171)  # the box that a photograph is fitted into, in pixels
-MARGIN, LINE, SIZE = 14, 19, 13  # around a cell, between its lines, of its letters
+PHOTO = (228, 171)  # width and height of the box that a photograph is fitted into, in pixels
+MARGIN = 14  # pixels around a cell
+LINE = 19  # pixels from one line of text to the next
+SIZE = 13  # of the letters
 RIGHT, WRONG, PLAIN = (26, 127, 62), (190, 48, 38), (70, 78, 92)
 INK, PALE, GROUND, BAR = (33, 37, 45), (120, 126, 138), (250, 250, 248), (214, 222, 234)
-# Pillow's own font has Latin letters only; where names have others, the first of these that is installed
+# Pillow's own font has Latin letters only. For other names, the first of these that is installed is used.
 FONTS = ("NotoSansCJK-Regular.ttc", "wqy-zenhei.ttc", "wqy-microhei.ttc", "PingFang.ttc", "msyh.ttc", "DejaVuSans.ttf")
 
 
 class Shown(NamedTuple):
-    """One photograph on the sheet."""
+    """A photograph on the sheet."""
 
     path: Path
     guesses: Sequence[tuple[str, float]]  # class and probability, best first
     truth: str | None  # the class, where it is known
 
 
-def contact_sheet(shown: Sequence[Shown]) -> Image.Image:
-    """The sheet, RGB: five photographs a row, each over its classes with bars as long as their probabilities.
+def spread(n: int) -> list[int]:
+    """Return at most MAX_PHOTOS indices, spread evenly over n."""
+    return np.linspace(0, n - 1, min(MAX_PHOTOS, n)).astype(int).tolist()
 
-    A frame and a mark say whether the first guess is right; where it is wrong, a line says what the photograph shows.
-    Raises OSError where a photograph cannot be read.
+
+def write(
+    path: Path, photos: Sequence[Path], probabilities: np.ndarray, adapter: Adapter, labels: Sequence[int], k: int
+) -> None:
+    """Draw photographs with their k likeliest classes, named in words, and write the picture whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        Its suffix, one of FORMATS, chooses the format.
+    photos : sequence of Path, length M
+    probabilities : array of shape (M, C)
+    adapter : Adapter
+        Names its C classes.
+    labels : sequence of int, length M
+        -1 where the class is not known.
+    k : int
+
+    Raises
+    ------
+    OSError
+        Where a photograph cannot be read.
     """
-    lines = max(len(one.guesses) for one in shown)
-    marked = any(one.truth is not None for one in shown)
+    words = in_words(adapter)
+    shown = [
+        Shown(photo, [(words[i], float(row[i])) for i in best], words[label] if label >= 0 else None)
+        for photo, row, best, label in zip(photos, probabilities, top_classes(probabilities, k), labels)
+    ]
+    drawn = contact_sheet(shown)
+    with written_whole(path) as file:
+        drawn.save(file, FORMATS[path.suffix.lower()])
+
+
+def contact_sheet(shown: Sequence[Shown]) -> Image.Image:
+    """Draw a sheet of five photographs a row, each above its classes with bars as long as their probabilities.
+
+    A frame and a mark say whether the first guess is right; where it is wrong, a line names the class.
+
+    Raises
+    ------
+    OSError
+        Where a photograph cannot be read.
+    """
+    lines = max(len(photo.guesses) for photo in shown)
+    marked = any(photo.truth is not None for photo in shown)
     width, height = PHOTO[0] + 2 * MARGIN, PHOTO[1] + 2 * MARGIN + LINE * (lines + marked) + 8
     columns = min(COLUMNS, len(shown))
     sheet = Image.new("RGB", (columns * width, -(-len(shown) // columns) * height), GROUND)
-    font = _font("".join([one.truth or "" for one in shown] + [name for one in shown for name, _ in one.guesses]))
-    for i, one in enumerate(shown):
-        sheet.paste(_cell(one, lines, marked, (width, height), font), (i % columns * width, i // columns * height))
+    font = _font(
+        "".join([photo.truth or "" for photo in shown] + [name for photo in shown for name, _ in photo.guesses])
+    )
+    for i, photo in enumerate(shown):
+        sheet.paste(_cell(photo, lines, marked, (width, height), font), (i % columns * width, i // columns * height))
     return sheet
 
 
-def _cell(one: Shown, lines: int, marked: bool, size: tuple[int, int], font) -> Image.Image:
+def _cell(photo: Shown, lines: int, marked: bool, size: tuple[int, int], font) -> Image.Image:
     cell = Image.new("RGB", size, GROUND)
     draw = ImageDraw.Draw(cell)
-    colour = PLAIN if one.truth is None else RIGHT if one.truth == one.guesses[0][0] else WRONG
+    colour = PLAIN if photo.truth is None else RIGHT if photo.truth == photo.guesses[0][0] else WRONG
     left, right, top = MARGIN, MARGIN + PHOTO[0], MARGIN
     draw.rectangle((left - 4, top - 4, right + 3, top + PHOTO[1] + 3), outline=colour, width=3)
-    photo = _fitted(one.path)
-    cell.paste(photo, (left + (PHOTO[0] - photo.width) // 2, top + (PHOTO[1] - photo.height) // 2))
+    picture = _fitted(photo.path)
+    cell.paste(picture, (left + (PHOTO[0] - picture.width) // 2, top + (PHOTO[1] - picture.height) // 2))
     top += PHOTO[1] + 8
     if marked:
-        if one.truth is not None:
+        if photo.truth is not None:
             _mark(draw, left, top, colour)
-            said = "right" if colour == RIGHT else f"wrong: it is {one.truth}"
-            draw.text((left + 17, top), _cut(draw, said, right - left - 17, font), fill=colour, font=font)
+            verdict = "right" if colour == RIGHT else f"wrong: it is {photo.truth}"
+            draw.text((left + 17, top), _cut(draw, verdict, right - left - 17, font), fill=colour, font=font)
         top += LINE
-    for rank, (name, probability) in enumerate(one.guesses):
+    for rank, (name, probability) in enumerate(photo.guesses):
         share = f"{probability:.0%}"
         draw.rectangle((left, top + 1, left + round((right - left) * probability), top + LINE - 3), fill=BAR)
         room = right - left - 12 - draw.textlength("100%", font=font)
         draw.text(
             (left + 4, top),
             _cut(draw, name, room, font),
-            fill=RIGHT if name == one.truth else INK if rank == 0 else PALE,
+            fill=RIGHT if name == photo.truth else INK if rank == 0 else PALE,
             font=font,
         )
         draw.text(
@@ -76,7 +130,7 @@ def _cell(one: Shown, lines: int, marked: bool, size: tuple[int, int], font) -> 
 
 
 def _mark(draw: ImageDraw.ImageDraw, left: int, top: int, colour) -> None:
-    """A tick or a cross, drawn, for not every font has them."""
+    """Draw a tick or a cross, which some fonts lack."""
     box = (left, top + 3, left + 10, top + 13)
     if colour == RIGHT:
         draw.line([(box[0], top + 9), (left + 4, box[3]), (box[2] + 1, box[1])], fill=colour, width=3, joint="curve")
@@ -86,7 +140,7 @@ def _mark(draw: ImageDraw.ImageDraw, left: int, top: int, colour) -> None:
 
 
 def _fitted(path: Path) -> Image.Image:
-    """The photograph as large as the box allows; a small one is enlarged."""
+    """Read a photograph and fit it into the box; a small one is enlarged."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a photograph is large, or its metadata odd
         with Image.open(path) as image:
@@ -97,7 +151,7 @@ def _fitted(path: Path) -> Image.Image:
 
 
 def _cut(draw: ImageDraw.ImageDraw, text: str, room: float, font) -> str:
-    """The text, or as much of its beginning as there is room for."""
+    """Return the text, or as much of its beginning as there is room for."""
     if draw.textlength(text, font=font) <= room:
         return text
     while text and draw.textlength(text + "…", font=font) > room:

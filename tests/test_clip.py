@@ -23,6 +23,7 @@ from PIL import Image
 
 import jclip
 from jclip import features, reading, runtime, weights
+from jclip.errors import Unreadable
 from jclip.preprocess import normalised, pixels
 from jclip.tokenizer import clean, tokenize
 
@@ -184,12 +185,12 @@ def test_gradients_reach_every_parameter(jt, stages):
 class Drawer:
     """Reads number i: an image of its own, or an error."""
 
-    def __init__(self, broken=None, killed=None):
-        self.broken, self.killed = broken, killed
+    def __init__(self, broken=None, killed=None, error=jclip.ClipError):
+        self.broken, self.killed, self.error = broken, killed, error
 
     def __call__(self, i):
         if i == self.broken:
-            raise jclip.ClipError(f"image {i} is broken")
+            raise self.error(f"image {i} is broken")
         if i == self.killed:
             os.kill(os.getpid(), 9)
         return np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)
@@ -198,7 +199,8 @@ class Drawer:
 @pytest.mark.parametrize("n, batch_size", [(0, 4), (1, 4), (8, 4), (23, 5)])
 def test_image_features_keep_the_order_whoever_reads(jt, model, n, batch_size):
     here, elsewhere = (
-        list(features.image_features(model, range(n), Drawer(), batch_size, workers)) for workers in (0, 2)
+        [encoded.rows for encoded in features.image_features(model, range(n), Drawer(), batch_size, workers)]
+        for workers in (0, 2)
     )
     assert (
         [len(rows) for rows in here]
@@ -242,6 +244,14 @@ def test_on_cuda_a_batch_is_fetched_before_the_next_is_started(jt, model, monkey
 def test_image_features_raise_what_the_reader_raises(model, workers):
     with pytest.raises(jclip.ClipError, match="image 13 is broken"):
         list(features.image_features(model, range(40), Drawer(broken=13), 4, workers))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_cannot_be_read_has_a_row_of_nan_and_a_cause(model, workers):
+    read = Drawer(broken=13, error=Unreadable)
+    encoded = list(features.image_features(model, range(18), read, 4, workers))
+    assert [batch.failures for batch in encoded] == [{}, {}, {}, {1: "image 13 is broken"}, {}]
+    assert np.flatnonzero(np.isnan(np.concatenate([batch.rows for batch in encoded])).any(axis=1)).tolist() == [13]
 
 
 def test_a_killed_reader_is_one_clear_error(model):

@@ -197,7 +197,10 @@ def encoded(clip):
         if (device, precision) not in made:
             model, _ = jclip.load(clip, device, precision=precision)
             images = np.concatenate(
-                list(features.image_features(model, range(len(pictures)), pictures.__getitem__, batch_size=4))
+                [
+                    of.rows
+                    for of in features.image_features(model, range(len(pictures)), pictures.__getitem__, batch_size=4)
+                ]
             )
             texts = np.empty((len(TEXTS), images.shape[1]), np.float32)
             for chosen, rows in features.text_features(model, TEXTS):

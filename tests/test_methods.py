@@ -8,7 +8,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 import tip_adapter_utils as tip
 from fewshot.artifacts import Split, Support, Text
-from fewshot.support import redrawn
+from fewshot.support import redraw
 from methods import blend, gaussian, published
 from methods.regression import _loss, cross_entropy, regressions
 from methods.task import (
@@ -367,11 +367,11 @@ def test_rows_that_are_all_right_leave_the_weights_moderate(rng):
 
 def test_other_shots_are_drawn_from_shots_and_validation_rows(rng):
     text, support, val, _ = make_task(rng, shots=3)
-    shots, rest = redrawn(support, val, 5)
+    shots, rest = redraw(support, val, 5)
     assert np.bincount(shots.labels).tolist() == [3] * 12 and shots.features.shape == support.features.shape
     assert sorted([*shots.names, *rest.names]) == sorted([*support.names, *val.names])
-    assert (redrawn(support, val, 5)[0].names == shots.names).all() and (
-        redrawn(support, val, 6)[0].names != shots.names
+    assert (redraw(support, val, 5)[0].names == shots.names).all() and (
+        redraw(support, val, 6)[0].names != shots.names
     ).any()
 
 

@@ -21,7 +21,7 @@ import extract_feature
 import predict
 import train_adapter
 from fewshot import artifacts, data
-from fewshot.encoder import TRANSFORM, Encoder, Reader
+from fewshot.encoder import FEATURES_VERSION, Encoder, Reader
 from fewshot.store import key_of
 from jclip import download, features, preprocess, weights
 from jclip.errors import Unreadable
@@ -240,9 +240,9 @@ def encoder_of(device="cpu", store=None):
 def test_for_a_gpu_more_processes_read(monkeypatch, device, cores, processes):
     started = []
 
-    def image_features(model, images, read, batch_size, workers, causes):
+    def image_features(model, images, read, batch_size, workers):
         started.append(workers)
-        yield np.ones((len(list(images)), 4), np.float32)
+        yield features.Encoded(np.ones((len(list(images)), 4), np.float32), {})
 
     monkeypatch.setattr(features, "image_features", image_features)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
@@ -258,7 +258,9 @@ def test_official_weights_are_hashed_as_the_file_they_are(monkeypatch, tiny_weig
 def test_a_rows_key_is_what_it_was_when_stores_were_filled(zoo):
     """Whatever the progress bar says; of the same name as a training and as a test photograph it differs."""
     asked = []
-    store = SimpleNamespace(rows=lambda keys, compute: asked.extend(keys) or np.ones((len(keys), 4), np.float32))
+    store = SimpleNamespace(
+        missing=lambda keys: asked.extend(keys) or [], get=lambda keys: np.ones((len(keys), 4), np.float32)
+    )
     photo, status = data.Photo(zoo, "a.jpg", 0), os.stat(zoo / "a.jpg")
     for label, of in (("train", "train"), ("whatever", "train"), ("test", "test")):
         encoder_of(store=store).photos([photo], label, of)
@@ -267,7 +269,7 @@ def test_a_rows_key_is_what_it_was_when_stores_were_filled(zoo):
     assert asked == [
         key_of(
             "abc",
-            TRANSFORM,
+            FEATURES_VERSION,
             "cpu",
             "photo",
             32,

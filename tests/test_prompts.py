@@ -39,7 +39,7 @@ def test_sentences_are_the_groups_templates_and_the_classs_own(folder):
         ["a photo of a teapot 2."],
         ["a photo of a Animal."],
     ]
-    assert read.without == ["Animal_Bee"] and read.strangers == ["Animal_prompt.json: Yeti"]
+    assert read.without == ["Animal_Bee"] and read.unmatched == ["Animal_prompt.json: Yeti"]
     assert read.groups == ["Animal", "Animal", "Animal_Sea", "default", "default"] and read.templates == [2, 2, 1, 1, 1]
 
 
@@ -141,7 +141,7 @@ def plain(text):
 
 def test_every_class_of_the_contest_has_sentences_and_no_entry_is_a_stranger():
     read = prompts.read(CLASSES)
-    assert not read.without and not read.strangers
+    assert not read.without and not read.unmatched
     assert {group: read.groups.count(group) for group in GROUPS} == GROUPS and len(CLASSES) == 403
     assert {f"{group}_prompt.json" for group in GROUPS} == {file.name for file in prompts.FOLDER.glob("*_prompt.json")}
     assert data.read_classes(PROJECT / "Dataset" / "classes.txt") == CLASSES[:374]

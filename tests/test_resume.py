@@ -32,7 +32,7 @@ ALL = SENTENCES + TRAIN + TEST + VIEWS
 # time that something is put on disk
 DRIVEN = f"""
 import os, sys
-import encoder, extract_feature
+import extract_feature
 from fewshot import store
 from jclip import features
 moment, number, log, *argv = sys.argv[1:]
@@ -47,7 +47,7 @@ def counting(what):
     def run(*arguments):
         for found in what(*arguments):
             with open(log, "a") as file:
-                print(len(found[-1]) if isinstance(found, tuple) else len(found), file=file)
+                print(len(found.rows), file=file)
             yield found
     return run
 os.fsync, os.replace = killing(os.fsync), killing(os.replace)
@@ -203,9 +203,12 @@ class Noise:
 def test_a_photographs_row_does_not_depend_on_its_place_or_company(model, batch_size):
     """The bits are the same alone, in any order, and in a batch that is not full."""
     rng = np.random.default_rng(batch_size)
-    rows = np.concatenate(list(features.image_features(model, range(70), Noise(), batch_size)))
+    rows = np.concatenate([encoded.rows for encoded in features.image_features(model, range(70), Noise(), batch_size)])
     for chosen in (rng.permutation(70), rng.permutation(70)[:21], [69], rng.integers(0, 70, 50)):
-        found = np.concatenate(list(features.image_features(model, list(map(int, chosen)), Noise(), batch_size)))
+        images = list(map(int, chosen))
+        found = np.concatenate(
+            [encoded.rows for encoded in features.image_features(model, images, Noise(), batch_size)]
+        )
         np.testing.assert_array_equal(found, rows[chosen])
 
 
@@ -348,7 +351,7 @@ def test_what_is_changed_is_encoded_anew_and_nothing_else(work, extract, change)
 
 
 def test_another_transform_encodes_all_anew(extract, monkeypatch):
-    monkeypatch.setattr(encoder, "TRANSFORM", encoder.TRANSFORM + 1)
+    monkeypatch.setattr(encoder, "FEATURES_VERSION", encoder.FEATURES_VERSION + 1)
     assert extract() == (ALL, 0)
 
 
@@ -363,14 +366,12 @@ def test_a_trial_costs_nothing_of_what_was_there(work, extract):
     assert extract() == (0, ALL)
 
 
-def test_every_photograph_is_looked_up_once(extract, monkeypatch):
+def test_every_photograph_is_encoded_once(extract, monkeypatch):
     """Also those that are first read to choose the shots by, and then kept."""
-    asked, rows = [], store.Store.rows
-    monkeypatch.setattr(
-        store.Store, "rows", lambda self, keys, compute: asked.extend(keys) or rows(self, keys, compute)
-    )
+    encoded, put = [], store.Store.put
+    monkeypatch.setattr(store.Store, "put", lambda self, keys, rows: encoded.extend(keys) or put(self, keys, rows))
     extract()
-    assert len(asked) == len(set(asked)) == ALL
+    assert len(encoded) == len(set(encoded)) == ALL
 
 
 def test_the_store_does_not_grow_for_ever(work, extract, monkeypatch):

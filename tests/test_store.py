@@ -23,28 +23,16 @@ def keys(numbers):
     return [key_of("item", number) for number in numbers]
 
 
-class Computing:
-    """A compute function for Store.rows that remembers which numbers it was asked for; of `blind` ones it makes no
-    row."""
-
-    def __init__(self, numbers, batch=4, blind=()):
-        self.numbers, self.batch, self.blind, self.asked = list(numbers), batch, blind, []
-
-    def __call__(self, places):
-        for start in range(0, len(places), self.batch):
-            chosen = places[start : start + self.batch]
-            self.asked += [self.numbers[place] for place in chosen]
-            seen = [place for place in chosen if self.numbers[place] not in self.blind]
-            yield seen, np.array([row(self.numbers[place]) for place in seen], np.float32).reshape(-1, WIDTH)
-
-
-def rows_of(opened, numbers, **options):
-    """The rows of the numbers, checked, and the numbers that were computed for it."""
-    computing = Computing(numbers, **options)
-    found = opened.rows(keys(numbers), computing)
-    for number, of_number in zip(numbers, found):
-        np.testing.assert_array_equal(of_number, np.full(WIDTH, np.nan) if number in computing.blind else row(number))
-    return computing.asked
+def rows_of(opened, numbers, batch=4, unreadable=()):
+    """Get the rows of the numbers, computing what is missing in batches; check them; return what was computed."""
+    asked = keys(numbers)
+    missing = opened.missing(asked)
+    for start in range(0, len(missing), batch):
+        indices = [i for i in missing[start : start + batch] if numbers[i] not in unreadable]
+        opened.put([asked[i] for i in indices], np.array([row(numbers[i]) for i in indices], np.float32))
+    for number, found in zip(numbers, opened.get(asked)):
+        np.testing.assert_array_equal(found, np.full(WIDTH, np.nan) if number in unreadable else row(number))
+    return [numbers[i] for i in missing]
 
 
 @pytest.fixture
@@ -56,18 +44,18 @@ def test_rows_are_computed_once(tmp_path, chunked):
     assert rows_of(Store(tmp_path / "deep/er", WIDTH), range(25)) == list(range(25))
     again = Store(tmp_path / "deep/er", WIDTH)
     assert rows_of(again, range(24, -1, -1)) == [] and rows_of(again, [30, 3, 31, 30]) == [30, 31]
-    assert again.tally() == (2, 25)
+    assert (again.computed, again.kept) == (2, 25)
 
 
 def test_rows_that_cannot_be_made_are_nan_and_asked_for_again(tmp_path, chunked):
     for _ in range(2):
         opened = Store(tmp_path, WIDTH)
-        asked = rows_of(opened, range(12), blind={0, 7, 11})
-    assert asked == [0, 7, 11] and opened.tally() == (0, 9)
+        asked = rows_of(opened, range(12), unreadable={0, 7, 11})
+    assert asked == [0, 7, 11] and (opened.computed, opened.kept) == (0, 9)
 
 
 def test_no_keys_no_rows(tmp_path):
-    assert Store(tmp_path, WIDTH).rows([], Computing([])).shape == (0, WIDTH)
+    assert Store(tmp_path, WIDTH).missing([]) == [] and Store(tmp_path, WIDTH).get([]).shape == (0, WIDTH)
 
 
 @pytest.mark.parametrize(
@@ -89,16 +77,17 @@ def test_of_a_damaged_part_the_rows_are_computed_anew(tmp_path, chunked, harm):
     lost = [key.tobytes() for key in np.load(damaged)["key"]]
     damaged.write_bytes(harm(damaged.read_bytes()))
     opened = Store(tmp_path, WIDTH)
-    assert keys(rows_of(opened, range(30))) == lost and opened.tally() == (10, 20)
+    assert keys(rows_of(opened, range(30))) == lost and (opened.computed, opened.kept) == (10, 20)
     opened.tidy()
     assert len(list(tmp_path.iterdir())) == 3 and rows_of(Store(tmp_path, WIDTH), range(30)) == []
 
 
 def test_rows_of_another_width_are_no_rows(tmp_path):
     rows_of(Store(tmp_path, WIDTH), range(3))
-    assert Store(tmp_path, WIDTH + 1).rows(
-        keys(range(3)), lambda places: [(places, np.ones((3, WIDTH + 1), np.float32))]
-    ).shape == (3, WIDTH + 1)
+    other = Store(tmp_path, WIDTH + 1)
+    assert other.missing(keys(range(3))) == [0, 1, 2] and np.isnan(other.get(keys(range(3)))).all()
+    other.put(keys(range(3)), np.ones((3, WIDTH + 1), np.float32))
+    assert (other.get(keys(range(3))) == np.ones((3, WIDTH + 1))).all()
 
 
 def test_without_spare_rows_tidying_leaves_what_was_asked_for_in_whole_parts(tmp_path, chunked, monkeypatch):
@@ -124,13 +113,14 @@ def test_tidying_keeps_what_was_not_asked_for_too(tmp_path, chunked):
     rows_of(trial, [3, 46, 100])
     trial.tidy()
     other = Store(tmp_path, WIDTH + 1)
-    other.rows(keys(range(200, 212)), lambda places: [(places, np.ones((12, WIDTH + 1), np.float32))])
+    other.put(keys(range(200, 212)), np.ones((12, WIDTH + 1), np.float32))
+    other.get(keys(range(200, 212)))
     other.tidy()
     assert rows_of(Store(tmp_path, WIDTH), [*range(47), 100]) == []
     assert sorted(len(np.load(path)) for path in tmp_path.iterdir()) == [2, 8, 10, 10, 10, 10, 10]
     for width, numbers in ((WIDTH, [*range(47), 100]), (WIDTH + 1, range(200, 212))):
         opened = Store(tmp_path, width)
-        assert not np.isnan(opened.rows(keys(numbers), lambda places: [])).any()
+        assert not opened.missing(keys(numbers)) and not np.isnan(opened.get(keys(numbers))).any()
 
 
 def test_of_more_spare_rows_than_there_is_room_for_the_parts_written_first_go(tmp_path, chunked, monkeypatch):
@@ -141,7 +131,8 @@ def test_of_more_spare_rows_than_there_is_room_for_the_parts_written_first_go(tm
         for path in set(tmp_path.iterdir()) - before:
             os.utime(path, (1e9 - age, 1e9 - age))
     other = Store(tmp_path, WIDTH + 1)
-    other.rows(keys(range(200, 210)), lambda places: [(places, np.ones((10, WIDTH + 1), np.float32))])
+    other.put(keys(range(200, 210)), np.ones((10, WIDTH + 1), np.float32))
+    other.get(keys(range(200, 210)))
     opened = Store(tmp_path, WIDTH)
     rows_of(opened, [0, 1, 10])
     opened.tidy()  # spare: 10 of another width, 10 of the third part, 9 of the second, 8 of the first
@@ -183,7 +174,7 @@ def killing(what):
     return run
 os.fsync, os.replace = killing(os.fsync), killing(os.replace)
 keys = [store.key_of("item", number) for number in range(40)]
-store.Store(sys.argv[1], {WIDTH}).rows(keys, lambda places: [(places, np.float32({rows}))])
+store.Store(sys.argv[1], {WIDTH}).put(keys, np.float32({rows}))
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=PROJECT)
     assert done.returncode == -signal.SIGKILL

@@ -16,15 +16,15 @@ def features(seed=0):
 @pytest.mark.parametrize("how", support.SELECT)
 @pytest.mark.parametrize("shots", [1, 3, 9])
 def test_every_class_gets_its_shots_or_all_it_has(how, shots):
-    chosen = support.choose(LABELS, shots, how, 1, features())
+    chosen = support.select_shots(LABELS, shots, how, 1, features())
     assert np.bincount(LABELS[chosen], minlength=3).tolist() == [min(shots, 6), 1, min(shots, 5)]
     assert len(set(chosen)) == len(chosen) and (np.diff(chosen) > 0).all()
-    np.testing.assert_array_equal(chosen, support.choose(LABELS, shots, how, 1, features()))
+    np.testing.assert_array_equal(chosen, support.select_shots(LABELS, shots, how, 1, features()))
 
 
 def test_first_takes_the_first_and_random_draws_by_the_seed():
-    assert support.choose(LABELS, 2, "first", 1).tolist() == [0, 1, 2, 3, 5]
-    drawn = {tuple(support.choose(LABELS, 2, "random", seed)) for seed in range(20)}
+    assert support.select_shots(LABELS, 2, "first", 1).tolist() == [0, 1, 2, 3, 5]
+    drawn = {tuple(support.select_shots(LABELS, 2, "random", seed)) for seed in range(20)}
     assert len(drawn) > 5
 
 
@@ -32,7 +32,7 @@ def test_kmeans_takes_one_of_each_kind():
     kinds = np.repeat(np.eye(3, 8, dtype=np.float32), 4, axis=0) + 0.01 * np.random.default_rng(0).normal(
         size=(12, 8)
     ).astype(np.float32)
-    chosen = support.choose(np.zeros(12, int), 3, "kmeans", 1, kinds)
+    chosen = support.select_shots(np.zeros(12, int), 3, "kmeans", 1, kinds)
     assert (chosen // 4).tolist() == [0, 1, 2]
     centres = kinds.reshape(3, 4, 8).mean(axis=1)
     assert chosen.tolist() == [
@@ -44,25 +44,27 @@ def test_copies_of_one_photograph_still_give_the_shots_without_a_warning():
     rows = np.repeat(np.eye(2, 8, dtype=np.float32), 3, axis=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(set(support.choose(np.zeros(6, int), 4, "kmeans", 1, rows))) == 4
+        assert len(set(support.select_shots(np.zeros(6, int), 4, "kmeans", 1, rows))) == 4
 
 
 def test_one_class_does_not_change_what_is_drawn_of_another():
     more = np.append(LABELS, [1, 1, 1])
-    kept = support.choose(more, 2, "random", 1)
+    kept = support.select_shots(more, 2, "random", 1)
     assert [row for row in kept if more[row] != 1] == [
-        row for row in support.choose(LABELS, 2, "random", 1) if LABELS[row] != 1
+        row for row in support.select_shots(LABELS, 2, "random", 1) if LABELS[row] != 1
     ]
 
 
 def test_a_cap_bounds_each_class():
-    assert support.looked_at(LABELS, None, 1).tolist() == list(range(12))
-    assert np.bincount(LABELS[support.looked_at(LABELS, 3, 1)], minlength=3).tolist() == [3, 1, 3]
-    assert support.looked_at(LABELS, 0, 1).tolist() == []
+    assert support.subsample(LABELS, None, 1).tolist() == list(range(12))
+    assert np.bincount(LABELS[support.subsample(LABELS, 3, 1)], minlength=3).tolist() == [3, 1, 3]
+    assert support.subsample(LABELS, 0, 1).tolist() == []
 
 
 def test_no_photographs_give_no_shots():
     none = np.zeros(0, np.int64)
     assert (
-        support.choose(none, 4, "kmeans", 1, np.zeros((0, 8))).tolist() == support.looked_at(none, 3, 1).tolist() == []
+        support.select_shots(none, 4, "kmeans", 1, np.zeros((0, 8))).tolist()
+        == support.subsample(none, 3, 1).tolist()
+        == []
     )

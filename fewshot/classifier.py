@@ -1,0 +1,79 @@
+"""A CLIP and an adapter that fit together: what classifies photographs that are in no file of features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from . import artifacts, prompts
+from .encoder import Encoder, check_lengths
+from .errors import TaskError
+
+
+class Classifier(NamedTuple):
+    """An encoder of photographs and an adapter for its rows."""
+
+    encoder: Encoder
+    adapter: artifacts.Adapter
+
+
+def trained(path: Path, weights: Path | str, **options) -> Classifier:
+    """Load CLIP and the adapter that was trained on its features.
+
+    Parameters
+    ----------
+    path : Path
+        The file adapter.npz.
+    weights : Path or str
+        A weights file or an official name.
+    **options
+        Of `Encoder.load`.
+
+    Raises
+    ------
+    TaskError
+        Where the adapter was trained on features of other weights.
+    """
+    adapter = artifacts.read(path, artifacts.Adapter)
+    encoder = Encoder.load(weights, **options)
+    trained_on = adapter.meta.get("weights_sha256", encoder.weights_sha256)
+    if trained_on != encoder.weights_sha256:
+        raise TaskError(
+            f"{path} was trained on features of other weights (SHA-256 {trained_on[:12]}…) than {weights} "
+            f"({encoder.weights_sha256[:12]}…); name those with --weights or run extract_feature.py and "
+            "train_adapter.py again"
+        )
+    if adapter.text.shape[1] != encoder.width:
+        raise TaskError(
+            f"{path} is of features of width {adapter.text.shape[1]}, {weights} makes {encoder.width}; name the right "
+            "weights with --weights"
+        )
+    return Classifier(encoder, adapter)
+
+
+def zero_shot(class_names: Sequence[str], weights: Path | str, **options) -> Classifier:
+    """Load CLIP and make an adapter of class names alone, without a cache.
+
+    Parameters
+    ----------
+    class_names : sequence of str
+    weights : Path or str
+        A weights file or an official name.
+    **options
+        Of `Encoder.load`.
+
+    Raises
+    ------
+    TaskError
+        Where a name is too long.
+    """
+    read = prompts.read(class_names)
+    check_lengths(class_names, read, prompts.FOLDER, "shorten the name in --classes")
+    encoder = Encoder.load(weights, **options)
+    text = encoder.prompts(read.sentences)
+    keys, values = np.zeros((0, encoder.width), np.float32), np.zeros((0, len(class_names)), np.float32)
+    adapter = artifacts.Adapter("zero-shot", np.array(class_names), text, encoder.scale, keys, values, 0.0, 0.0)
+    return Classifier(encoder, adapter)
