@@ -1,4 +1,4 @@
-"""What the four scripts share: options spelt the same everywhere, and one line for a user's mistake."""
+"""What the commands share: options of the same name and meaning, and one line for a user's mistake."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ try:
 except ImportError:  # not a Unix: runs are not kept apart
     fcntl = None
 
-from fewshot.errors import TaskError
 from jclip import bounded, runtime
 from jclip.errors import ClipError
 
+from .errors import TaskError
 from .files import remove_unfinished
 
 
 def at_least(low: int, most: float = math.inf):
-    """An argparse type: a whole number from `low` to `most`."""
+    """Return an argparse type for whole numbers from `low` to `most`."""
 
     def number(text: str) -> int:
         value = int(text)
@@ -65,7 +65,7 @@ SHARED = {
 
 
 def parser(description: str, *shared: str) -> argparse.ArgumentParser:
-    """A parser with the named shared options; `description` is the script's docstring."""
+    """Make a parser with the named options of SHARED; `description` is the docstring of the command."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for option in shared:
         made.add_argument(option, **SHARED[option])
@@ -74,9 +74,14 @@ def parser(description: str, *shared: str) -> argparse.ArgumentParser:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """`folder`, made where it is missing, for this run alone; raises TaskError where another run is at work in it.
+    """Make `folder` where it is missing, and keep it for this run alone while the block runs.
 
-    The system frees the lock when the process ends, however it ends. What killed runs left half-written is removed.
+    The system frees the lock however the process ends. What killed runs left half-written is removed.
+
+    Raises
+    ------
+    TaskError
+        Where another run is at work in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
@@ -86,7 +91,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(file) -> bool:
-    """Whether the file is locked now; some systems and file systems have no locks."""
+    """Lock the file and return whether that worked; some systems and file systems have no locks."""
     try:
         if fcntl:
             fcntl.lockf(
@@ -103,7 +108,7 @@ def _lock(file) -> bool:
 
 
 class _StderrHandler(logging.Handler):
-    """Prints each message of a logger as one line on what sys.stderr is at that moment."""
+    """Prints messages as they are, to what sys.stderr is at that moment."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr)
@@ -112,19 +117,20 @@ class _StderrHandler(logging.Handler):
 _stderr_handler = _StderrHandler()
 
 
-def _show_log_of_jclip() -> None:
-    """Show jclip's messages, such as the device it computes on; a logger adds the same handler only once."""
-    logger = logging.getLogger("jclip")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(_stderr_handler)
+def _show_messages() -> None:
+    """Show what the packages log, such as the device that computes; a logger adds the same handler only once."""
+    for name in ("jclip", "fewshot"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.addHandler(_stderr_handler)
 
 
 def script(main):
-    """Decorate a script's main(argv): a mistake becomes one line on stderr and exit code 1; returns the exit code."""
+    """Decorate main(argv) of a command to return an exit code: a user's mistake becomes one line on stderr, and 1."""
 
     @functools.wraps(main)
     def run(argv=None) -> int:
-        _show_log_of_jclip()
+        _show_messages()
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text that the terminal can show
         try:
