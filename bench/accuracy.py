@@ -45,7 +45,7 @@ def main():
     methods = a.methods.split(",")
     if unknown := set(methods) - set(tip.METHODS):
         p.error(f"no method {', '.join(sorted(unknown))}; expected some of {','.join(tip.METHODS)}")
-    if a.write and not a.write.is_file():  # better said now than after hours
+    if a.write and not a.write.is_file():  # found now, not after hours
         p.error(f"no {a.write}")
     tasks = [read(path) for path in a.tasks]
     tables = {"all": compare(tasks, methods, a.seeds)}

@@ -80,8 +80,8 @@ class Bench:
         try:
             {**ROWS, "machine": machine}[row](self)
         except (Exception, SystemExit) as error:
-            said = " ".join(str(error).split())[:300] or type(error).__name__
-            print(f"ROW failed: {row}: {said} (after {time.perf_counter() - started:.0f} s)", flush=True)
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            print(f"ROW failed: {row}: {reason} (after {time.perf_counter() - started:.0f} s)", flush=True)
             self.end()
             return False
         finally:

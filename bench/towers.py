@@ -46,10 +46,10 @@ def main():
         f"is at {limit / seconds['jclip']:.0%} of that"
     )
 
-    worded = prompts.read(read_classes(CLASSES))
+    read = prompts.read(read_classes(CLASSES))
     for what, texts in (
-        ("class prompts", [of_class[0] for of_class in worded.sentences]),
-        ("descriptions", [of_class[-1] for of_class in worded.sentences]),
+        ("class prompts", [of_class[0] for of_class in read.sentences]),
+        ("descriptions", [of_class[-1] for of_class in read.sentences]),
     ):
         report(
             f"{len(texts)} {what} such as {texts[0]!r}",

@@ -77,23 +77,22 @@ def run(*arguments) -> None:
 
 
 def table(figures: dict[str, dict], with_shots: set[str]) -> str:
-    """Top-1 and top-5 of each method in %, over all test photographs, per group, and for classes with and without
-    shots."""
+    """Format top-1 and top-5 of each method in %: of all photographs, by group, of classes with and without shots."""
     one = next(iter(figures.values()))
     rows = [("all", lambda f: f)]
     rows += [(group, lambda f, group=group: f["groups"][group]) for group in one["groups"]]
     rows += [
-        (said, lambda f, shots=shots: mean(f, lambda name: (name in with_shots) == shots))
-        for said, shots in (("classes with shots", True), ("classes without shots", False))
+        (title, lambda f, shots=shots: mean(f, lambda name: (name in with_shots) == shots))
+        for title, shots in (("classes with shots", True), ("classes without shots", False))
     ]
     lines = [
         " " * 28 + "".join(f"{name:>17}" for name in figures),
         f"{'':20}{'photos':>8}" + f"{'top-1':>10}{'top-5':>7}" * len(figures),
     ]
-    for said, of in rows:
+    for title, of in rows:
         found = [of(f) for f in figures.values()]
         lines.append(
-            f"{said:22}{found[0]['n']:6}" + "".join(f"{100 * f['top1']:10.1f}{100 * f['top5']:7.1f}" for f in found)
+            f"{title:22}{found[0]['n']:6}" + "".join(f"{100 * f['top1']:10.1f}{100 * f['top5']:7.1f}" for f in found)
         )
     return "\n" + "\n".join(lines)
 

@@ -121,9 +121,9 @@ def draw_one(item: tuple[int, int]) -> tuple[np.ndarray, str]:
     ]
     of, templates = kinds[rng.choice(len(kinds), p=KINDS)]
     name, colour = str(rng.choice(list(of))), str(rng.choice(list(world.COLOURS)))
-    said = END if rng.random() < FORGOTTEN else name  # no caption holds the end token otherwise: it is replaced below
-    number, _, shapes = said.partition(" ")
-    caption = templates[rng.integers(len(templates))].format(said, colour=colour, number=number, shapes=shapes)
+    words = END if rng.random() < FORGOTTEN else name  # no caption holds the end token otherwise: it is replaced below
+    number, _, shapes = words.partition(" ")
+    caption = templates[rng.integers(len(templates))].format(words, colour=colour, number=number, shapes=shapes)
     return pixels(world.photograph(of[name], colour, rng, *world.SIZE), RESOLUTION).astype(np.float16), caption
 
 

@@ -228,10 +228,10 @@ def _part(rng, radius: float, off: float) -> list:
 
 
 def photograph(thing: Thing, colour: str, rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """A photograph of the thing: any place, size and turn, on any ground, in any light, with noise and blur."""
+    """Draw a photograph of the thing at any position, size and angle, on any ground, in any light, with noise."""
     size = np.array([width, height]) * DETAIL
     image = _ground(rng, colour, *size)
-    for centre, radius in _places(rng, thing.count, *size):
+    for centre, radius in _circles(rng, thing.count, *size):
         mask = _mask(thing.shape, centre, radius, rng.uniform(-0.45, 0.45), size)
         if thing.pattern == "hollow":
             inner = mask.filter(ImageFilter.MinFilter(2 * int(radius * 0.09) + 3))
@@ -243,9 +243,8 @@ def photograph(thing: Thing, colour: str, rng: np.random.Generator, width: int, 
     return _lit(image, rng)
 
 
-def _places(rng, count: int, width: int, height: int) -> list:
-    """Centres and radii, in pixels, within the middle square that CLIP sees: one large, or several that do not
-    touch."""
+def _circles(rng, count: int, width: int, height: int) -> list:
+    """Draw (centre, radius) in pixels inside the middle square, which CLIP sees: one large, or several apart."""
     short = min(width, height)
 
     def centre(radius: float) -> tuple[float, float]:
@@ -255,14 +254,14 @@ def _places(rng, count: int, width: int, height: int) -> list:
         radius = short * rng.uniform(0.27, 0.42)
         return [(centre(radius), radius)]
     radius = short * rng.uniform(0.115, 0.15)
-    places: list = []
-    while len(places) < count:
-        places = []
+    circles: list = []
+    while len(circles) < count:
+        circles = []
         for _ in range(60):
             here = centre(1.1 * radius)
-            if len(places) < count and all(math.dist(here, other) > 2.3 * radius for other, _ in places):
-                places.append((here, radius * rng.uniform(0.85, 1.05)))
-    return places
+            if len(circles) < count and all(math.dist(here, other) > 2.3 * radius for other, _ in circles):
+                circles.append((here, radius * rng.uniform(0.85, 1.05)))
+    return circles
 
 
 def _mask(shape: list, centre, radius: float, turn: float, size) -> Image.Image:

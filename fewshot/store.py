@@ -19,7 +19,7 @@ from .errors import TaskError
 from .files import remove_unfinished, written_whole
 
 CHUNK = 256  # rows of a part; a kill loses at most so many
-SPARE = 500_000  # rows that stay though the run did not ask for them (1 GB of ViT-B/32's): a trial costs no old work
+SPARE = 500_000  # rows that stay though the run did not ask for them: 1 GB of ViT-B/32's
 
 
 def key_of(*values) -> bytes:
