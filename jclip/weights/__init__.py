@@ -1,6 +1,7 @@
-"""CLIP's weights from any of the usual files: recognised by content, renamed by one table per layout, checked strictly.
+"""Reads CLIP's weights from any of the usual formats into OpenAI's state dict.
 
-Everything becomes OpenAI's state dict: name -> array, such as visual.transformer.resblocks.0.attn.in_proj_weight.
+formats.py recognises the format by the file's content, layouts.py maps names to OpenAI's, such as
+visual.transformer.resblocks.0.attn.in_proj_weight, and the result must be complete and have the right shapes.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from ..architecture import architecture_of, expected_shapes
 from ..errors import ClipError
 from . import configs, formats, layouts, unpickle
 
-LISTED = 8  # names in an error before "and n more"
+MAX_LISTED = 8  # names in an error message before "and n more"
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """Read OpenAI's state dict from a file, float16 or float32 as stored.
+    """Read the weights of one CLIP model from a file; nothing in the file is executed.
 
-    Reads OpenAI's TorchScript archive, torch state dicts (zip or older format; plain or nested), Hugging Face's and
-    open_clip's safetensors, Jittor's .pkl and .npz. Nothing in the file is run.
+    Formats are OpenAI's TorchScript archive, torch state dicts (zip or older format; plain or nested), safetensors of
+    Hugging Face and open_clip, Jittor's .pkl, and .npz.
 
     Parameters
     ----------
@@ -32,12 +33,14 @@ def read(path: Path) -> dict[str, np.ndarray]:
     Returns
     -------
     dict of str to array
+        OpenAI's state dict, with the dtypes of the file.
 
     Raises
     ------
     ClipError
-        Where the file is none of these, is damaged or holds another model (also by the words of a Hugging Face or
-        open_clip config beside it), or has missing, extra, misshapen or non-finite tensors, which the message lists.
+        If the file is missing, damaged or in another format; if tensors are missing, extra, misshapen or not finite,
+        which the message lists; or if the model is one that jclip does not compute, also according to a config of
+        Hugging Face or open_clip beside the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -52,34 +55,47 @@ def read(path: Path) -> dict[str, np.ndarray]:
             f"{path}: a CLIP with a ResNet image tower; jclip has OpenAI's vision transformers only (ViT-B/32, "
             "ViT-B/16, ViT-L/14, ViT-L/14@336px)"
         )
-    beside = configs.candidates(path, state)
+    config_files = configs.candidates(path, state)
     try:
         state = layouts.openai_names(state)
         sizes = architecture_of(state)
     except (ValueError, ClipError) as error:
         raise ClipError(f"{path}: {error}") from None
     _check(path, state, expected_shapes(sizes))
-    configs.check(beside, path, sizes)
+    configs.check(config_files, path, sizes)
     return state
 
 
 def write(state: dict[str, np.ndarray], file: BinaryIO) -> None:
-    """Write arrays as float32, as jt.save does and jt.load and JCLIP read: a pickle, its SHA-1, a magic word."""
+    """Write weights as float32 in the format of jt.save, which jt.load and JCLIP read.
+
+    The format is a pickle, its SHA-1 and Jittor's magic word.
+
+    Parameters
+    ----------
+    state : dict of str to array
+    file : binary file
+    """
     digest = hashlib.sha1()
 
-    class Sink:
+    class HashingWriter:
         def write(self, part):
             digest.update(part)
             return file.write(part)
 
-    pickler = pickle.Pickler(Sink(), 4)
-    pickler.fast = True  # no memo: it would keep a second copy of every array until the end
+    pickler = pickle.Pickler(HashingWriter(), 4)
+    pickler.fast = True  # no memo, which would keep a copy of every array until the end
     pickler.dump({name: np.ascontiguousarray(value, np.float32).reshape(value.shape) for name, value in state.items()})
     file.write(digest.digest() + unpickle.JITTOR_MAGIC)
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal, as sha256sum prints it."""
+    """Return the SHA-256 of a file in hexadecimal, as the command sha256sum prints it.
+
+    Parameters
+    ----------
+    path : str or Path
+    """
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for part in iter(lambda: file.read(1 << 20), b""):
@@ -88,8 +104,8 @@ def sha256(path: Path) -> str:
 
 
 def _check(path: Path, state: dict[str, np.ndarray], expected: dict[str, tuple[int, ...]]) -> None:
-    """Raise a ClipError that lists every tensor that is missing, extra, misshapen, not of floats or not finite."""
-    for name, value in state.items():  # 0-d scalars come back from Jittor with one element
+    """Raise a ClipError that lists the tensors that are missing, extra, misshapen, not floating point or not finite."""
+    for name, value in state.items():  # Jittor has no 0-d arrays and saves them with shape (1,)
         if value.shape == (1,) and expected.get(name) == ():
             state[name] = value.reshape(())
     present = [name for name in expected if name in state]
@@ -105,11 +121,12 @@ def _check(path: Path, state: dict[str, np.ndarray], expected: dict[str, tuple[i
         "not floating point": [f"{name} ({state[name].dtype})" for name in present if name not in floats],
         "NaN or infinite": [name for name in floats if not np.isfinite(state[name]).all()],
     }
-    lines = [f"{problem}: {_listed(names)}" for problem, names in problems.items() if names]
+    lines = [f"{problem}: {_join(names)}" for problem, names in problems.items() if names]
     if lines:
         raise ClipError(f"{path}: not the weights of one CLIP; {'; '.join(lines)}")
 
 
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
+def _join(names: list[str]) -> str:
+    """Join names by commas, the first MAX_LISTED of them."""
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more

@@ -1,4 +1,7 @@
-"""The config files beside weights, by Hugging Face and open_clip: they tell what the weights themselves cannot."""
+"""Reads the config files that Hugging Face and open_clip put beside weights.
+
+They say which activation and how many attention heads a model has, which the weights do not show.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from ..errors import ClipError
 from .layouts import is_hugging_face
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
-RELEASED = "input_resolution"  # a tensor of OpenAI's own files alone
-SIZES = {  # what the configs call the sizes of an Architecture, by section
+OPENAI_ONLY = "input_resolution"  # a tensor that only OpenAI's own files have
+SIZES = {  # section of a config -> its name of a size -> the name in Architecture
     "vision_config": {"hidden_size": "vision_width", "num_hidden_layers": "vision_layers", "patch_size": "patch_size"},
     "text_config": {"hidden_size": "text_width", "num_hidden_layers": "text_layers"},
     "vision_cfg": {"width": "vision_width", "layers": "vision_layers", "patch_size": "patch_size"},
@@ -21,17 +24,39 @@ OPEN_CLIP_TEXT = {"width": 512, "heads": 8}  # open_clip's defaults
 
 
 def candidates(path: Path, state: dict) -> list[Path]:
-    """Return the config files that may belong to a weights file, none where the file comes from elsewhere.
+    """Return the config files that may belong to a weights file.
 
-    Under OpenAI's names, .pkl and .npz are Jittor's and numpy's, and the release is OpenAI's own: none of them has a
-    config.
+    With OpenAI's names, a .pkl file is Jittor's, an .npz file numpy's, and OpenAI's own files have a tensor
+    OPENAI_ONLY. Neither of the three has a config; one in the same folder belongs to another file.
+
+    Parameters
+    ----------
+    path : Path, the weights file
+    state : dict of str to array, the tensors by the names in the file
+
+    Returns
+    -------
+    list of Path
+        The files need not exist.
     """
-    foreign = not is_hugging_face(state) and (path.suffix in (".pkl", ".npz") or RELEASED in state)
-    return [] if foreign else [path.with_name("config.json"), path.with_name(OPEN_CLIP_CONFIG)]
+    has_no_config = not is_hugging_face(state) and (path.suffix in (".pkl", ".npz") or OPENAI_ONLY in state)
+    return [] if has_no_config else [path.with_name("config.json"), path.with_name(OPEN_CLIP_CONFIG)]
 
 
 def check(configs: list[Path], path: Path, sizes: Architecture) -> None:
-    """Raise ClipError where a config of these sizes asks for an activation or heads that jclip does not compute."""
+    """Check that no config asks for an activation or attention heads that jclip does not compute.
+
+    Parameters
+    ----------
+    configs : list of Path, from `candidates`; missing and damaged files are ignored
+    path : Path, the weights file, for the message
+    sizes : Architecture of the weights; a config with other sizes belongs to other weights and is ignored
+
+    Raises
+    ------
+    ClipError
+        If a config does.
+    """
     for config in filter(Path.is_file, configs):
         try:
             content = bounded.json_value(bounded.content(config, bounded.JSON_BYTES).decode("utf-8"))
@@ -46,43 +71,46 @@ def check(configs: list[Path], path: Path, sizes: Architecture) -> None:
 
 
 def _has_sizes(config: dict, sizes: Architecture) -> bool:
-    """Whether every size that a config tells is that of the weights; else it belongs to other weights in the folder."""
+    """Return whether all sizes that a config names are those of the weights."""
     towers = _section(config, "model_cfg") or config
-    told = [
+    pairs = [
         (_section(towers, section).get(key), getattr(sizes, size))
         for section, names in SIZES.items()
         for key, size in names.items()
     ]
-    return all(value == size for value, size in told if isinstance(value, int))
+    return all(value == size for value, size in pairs if isinstance(value, int))
 
 
 def _unsupported(config: dict) -> str | None:
-    """Say what in a config jclip does not compute; None where there is nothing."""
+    """Return the setting of a config that jclip does not compute, or None."""
     if isinstance(config.get("model_cfg"), dict):
-        return _unsupported_by_open_clip(config["model_cfg"])
+        return _unsupported_in_open_clip(config["model_cfg"])
     for tower in (_section(config, "vision_config"), _section(config, "text_config")):
         if tower.get("hidden_act", "quick_gelu") != "quick_gelu":
             return f"hidden_act is {tower['hidden_act']}"
-        if problem := _other_heads(tower.get("hidden_size"), tower.get("num_attention_heads")):
+        if problem := _unsupported_heads(tower.get("hidden_size"), tower.get("num_attention_heads")):
             return problem
     return None
 
 
-def _unsupported_by_open_clip(model: dict) -> str | None:
+def _unsupported_in_open_clip(model: dict) -> str | None:
+    """Return the same for the section model_cfg of open_clip's config."""
     if not model.get("quick_gelu", False):
         return "quick_gelu is off"
     head_width = _section(model, "vision_cfg").get("head_width", HEAD_WIDTH)
     if head_width != HEAD_WIDTH:
         return f"heads of width {head_width}"
     text = {**OPEN_CLIP_TEXT, **_section(model, "text_cfg")}
-    return _other_heads(text["width"], text["heads"])
+    return _unsupported_heads(text["width"], text["heads"])
 
 
-def _other_heads(width, heads) -> str | None:
-    is_other = isinstance(width, int) and isinstance(heads, int) and width != heads * HEAD_WIDTH
-    return f"{heads} heads at width {width}" if is_other else None
+def _unsupported_heads(width, heads) -> str | None:
+    """Return a description of the heads if their width is not HEAD_WIDTH."""
+    is_unsupported = isinstance(width, int) and isinstance(heads, int) and width != heads * HEAD_WIDTH
+    return f"{heads} heads at width {width}" if is_unsupported else None
 
 
 def _section(config: dict, name: str) -> dict:
+    """Return a section of a config; {} if it is missing or no dict."""
     section = config.get(name)
     return section if isinstance(section, dict) else {}

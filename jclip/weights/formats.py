@@ -1,4 +1,4 @@
-"""What a weights file holds, whatever its format: names and arrays, before they are renamed and checked."""
+"""Reads the names and arrays of a weights file in any format, before they are renamed and checked."""
 
 from __future__ import annotations
 
@@ -12,14 +12,26 @@ from .. import bounded
 from . import unpickle
 
 NAME_LENGTH = 200
-NAME = re.compile(rf"[!-~]{{1,{NAME_LENGTH}}}")  # of a tensor, in every format
-NESTED = ("state_dict", "model_state_dict", "model", "module")  # where training scripts put a state dict
+NAME = re.compile(rf"[!-~]{{1,{NAME_LENGTH}}}")  # of a tensor: printable ASCII without spaces
+NESTED = ("state_dict", "model_state_dict", "model", "module")  # keys under which training scripts save a state dict
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Read all tensors of a file by name, without running anything that the file holds.
+    """Read all tensors of a file; nothing in the file is executed.
 
-    Raises one of `unpickle.DAMAGE` where the file is damaged, of an unknown format, or declares more than it holds.
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    dict of str to array
+        The tensors by the names in the file.
+
+    Raises
+    ------
+    One of unpickle.DAMAGE
+        If the file is damaged, in an unknown format, or declares more than it holds.
     """
     with open(path, "rb") as file:
         tensors = _state_dict(_content(path, file))
@@ -28,7 +40,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _content(path: Path, file: BinaryIO):
-    """Read what the file holds by the reader that its first bytes ask for."""
+    """Read a file with the reader for its first bytes; return nested dicts, lists, arrays and ModuleStubs."""
     start = file.read(9)
     file.seek(0)
     if start.startswith(b"PK\x03\x04"):
@@ -57,18 +69,18 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _state_dict(content) -> dict[str, np.ndarray]:
-    """Return the state dict that a file held, itself, nested in a dict, or as attributes of a TorchScript module."""
-    if isinstance(content, unpickle.Inert):
+    """Return the state dict in what `_content` read: that itself, nested in a dict, or the attributes of a module."""
+    if isinstance(content, unpickle.ModuleStub):
         return _attributes(content)
     if not isinstance(content, dict):
         raise ValueError(f"holds a {type(content).__name__}, expected names and tensors")
-    content = {name: unpickle.plain(value) for name, value in content.items()}
+    content = {name: unpickle.to_array(value) for name, value in content.items()}
     if not any(isinstance(value, np.ndarray) for value in content.values()):
         inner = next((content[name] for name in NESTED if isinstance(content.get(name), dict)), None)
         if inner is None:
             raise ValueError("holds no tensors")
         return _state_dict(inner)
-    if all(isinstance(name, str) and name.startswith("module.") for name in content):  # of torch's DataParallel
+    if all(isinstance(name, str) and name.startswith("module.") for name in content):  # torch's DataParallel
         content = {name[len("module.") :]: value for name, value in content.items()}
     other = next((name for name, value in content.items() if not isinstance(value, (np.ndarray, int, float))), None)
     if other is not None:
@@ -76,8 +88,11 @@ def _state_dict(content) -> dict[str, np.ndarray]:
     return {str(name): np.asarray(value) for name, value in content.items()}
 
 
-def _attributes(module: unpickle.Inert, prefix: str = "", seen: set[int] | None = None) -> dict[str, np.ndarray]:
-    """Return the tensors of a TorchScript module and its submodules by their dotted names; each module counts once."""
+def _attributes(module: unpickle.ModuleStub, prefix: str = "", seen: set[int] | None = None) -> dict[str, np.ndarray]:
+    """Return the tensors of a TorchScript module and its submodules by their dotted names.
+
+    A module that is reached in several ways is read once; `seen` has the ids of those that were.
+    """
     if len(prefix) > NAME_LENGTH:
         raise ValueError("modules nested deeper than any model's")
     seen = {id(module)} if seen is None else seen
@@ -85,16 +100,16 @@ def _attributes(module: unpickle.Inert, prefix: str = "", seen: set[int] | None 
     for name, value in module.attributes.items():
         if isinstance(value, np.ndarray):
             tensors[f"{prefix}{name}"] = value
-        elif isinstance(value, unpickle.Inert) and id(value) not in seen:
+        elif isinstance(value, unpickle.ModuleStub) and id(value) not in seen:
             seen.add(id(value))
             tensors.update(_attributes(value, f"{prefix}{name}.", seen))
     return tensors
 
 
 def _check_names_and_size(state: dict[str, np.ndarray], size: int) -> None:
-    """Raise ValueError for odd names, and where all tensors together are far larger than the file.
+    """Raise ValueError for names that are not like NAME, or if the tensors are far larger than the file.
 
-    A few bytes of a file can name one storage a million times.
+    They can be, because a million tensors may share one storage.
     """
     other = next((name for name in state if not NAME.fullmatch(name)), None)
     if other is not None:

@@ -1,7 +1,8 @@
-"""Pickles and torch archives, read without running anything that they hold, and without PyTorch.
+"""Reads pickles and torch archives without executing anything that they hold, and without PyTorch.
 
-A pickle names the functions that rebuild its objects. Here such a name gives an inert stand-in from one short table,
-or the file is refused before anything happens; no name ever gives the real thing. machine.py runs the rest.
+A pickle names the functions that rebuild its objects. A table, ALLOWED_GLOBALS, has a harmless replacement for each
+name that weights need; a file with any other name is refused, and no name ever gives the original function. machine.py
+executes the rest of a pickle. PyTorch's torch/_weights_only_unpickler.py has the same shape.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from .. import bounded
 from . import machine
 from .machine import Allowance, Machine
 
-JITTOR_MAGIC = b"HCAJSLHD"  # ends every file of jt.save, behind the SHA-1 of the pickle
+JITTOR_MAGIC = b"HCAJSLHD"  # the last bytes of every file of jt.save, after the SHA-1 of the pickle
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of torch.save before its zip format; torch/serialization.py
-DIMENSIONS = 32  # numpy's most
-DTYPES = {
+MAX_DIMENSIONS = 32  # of an array in numpy before version 2
+DTYPES = {  # torch's type of a storage -> dtype
     "HalfStorage": "<f2",
     "FloatStorage": "<f4",
     "DoubleStorage": "<f8",
@@ -41,67 +42,100 @@ DAMAGE = (pickle.UnpicklingError, AttributeError, *bounded.DAMAGE)
 
 
 def read_torch_zip(archive: zipfile.ZipFile):
-    """What torch.save or torch.jit.save put into a zip file: nested dicts, lists, arrays and Inert objects."""
-    listings = [name for name in archive.namelist() if name == "data.pkl" or name.endswith("/data.pkl")]
-    if len(listings) != 1:
+    """Read what torch.save or torch.jit.save wrote.
+
+    Parameters
+    ----------
+    archive : zipfile.ZipFile, opened by `bounded.archive`
+
+    Returns
+    -------
+    nested dicts, lists, arrays and ModuleStubs
+
+    Raises
+    ------
+    One of DAMAGE
+        If the archive is damaged, or its pickle names what is not in ALLOWED_GLOBALS.
+    """
+    pickles = [name for name in archive.namelist() if name == "data.pkl" or name.endswith("/data.pkl")]
+    if len(pickles) != 1:
         raise pickle.UnpicklingError("its archive holds two torch files")
-    folder = listings[0][: -len("data.pkl")]
+    folder = pickles[0][: -len("data.pkl")]
     if f"{folder}byteorder" in archive.namelist() and bounded.member(archive, f"{folder}byteorder") != b"little":
         raise pickle.UnpicklingError("its numbers are big-endian; save it on a usual machine")
     storages: dict[str, np.ndarray] = {}
 
-    def storage(kind: str, key: str, numel: int) -> np.ndarray:
+    def storage(storage_type: str, key: str, count: int) -> np.ndarray:
         if key not in storages:
-            storages[key] = _values(bounded.member(archive, f"{folder}data/{key}"), kind, numel)  # checks its CRC
+            storages[key] = _values(bounded.member(archive, f"{folder}data/{key}"), storage_type, count)
         return storages[key]
 
-    listing = bounded.member(archive, listings[0])
-    allowance = Allowance(len(listing))
-    return Machine(BytesIO(listing), allowance, _names(allowance), storage).run()
+    content = bounded.member(archive, pickles[0])
+    allowance = Allowance(len(content))
+    return Machine(BytesIO(content), allowance, _resolver(allowance), storage).run()
 
 
 def read_pickle(file: BinaryIO):
-    """What pickle, jt.save or torch.save (in its older format) wrote, from the start of an open file."""
+    """Read what pickle, jt.save or torch.save (in its older format) wrote.
+
+    Parameters
+    ----------
+    file : binary file, seekable, at its start
+
+    Returns
+    -------
+    nested dicts, lists and arrays; `to_array` is needed for numpy's
+
+    Raises
+    ------
+    One of DAMAGE
+        If the file is damaged, or names what is not in ALLOWED_GLOBALS.
+    """
     allowance = Allowance(machine.size(file))
-    tail = _jittor_tail(file)
-    return _read_streams(file, allowance, _names(allowance), tail)
+    trailer = _check_jittor_trailer(file)
+    return _read_pickles(file, allowance, _resolver(allowance), trailer)
 
 
-def _read_streams(file: BinaryIO, allowance: Allowance, names: Callable, tail: int = 0):
-    first = Machine(file, allowance, names).run()
-    content = _read_legacy_torch(file, allowance, names) if type(first) is int and first == LEGACY_MAGIC else first
-    if machine.size(file) - file.tell() != tail:
+def _read_pickles(file: BinaryIO, allowance: Allowance, resolve: Callable, trailer: int = 0):
+    """Read one pickle, or the several of torch's older format; `trailer` bytes must follow."""
+    first = Machine(file, allowance, resolve).run()
+    content = _read_legacy_torch(file, allowance, resolve) if type(first) is int and first == LEGACY_MAGIC else first
+    if machine.size(file) - file.tell() != trailer:
         raise pickle.UnpicklingError("it is cut short, or something was put behind its end")
     return content
 
 
-def _read_legacy_torch(file: BinaryIO, allowance: Allowance, names: Callable):
-    """The rest of an old torch file: version, machine, the object, keys of its storages, then their bytes."""
+def _read_legacy_torch(file: BinaryIO, allowance: Allowance, resolve: Callable):
+    """Read the rest of a file in torch's older format.
+
+    After the magic number come the pickles of the format's version, the machine, the object and the keys of its
+    storages, then the storages' bytes.
+    """
     for _ in range(2):
-        Machine(file, allowance, names).run()
-    waiting: dict[str, tuple[str, np.ndarray]] = {}
+        Machine(file, allowance, resolve).run()
+    storages: dict[str, tuple[str, np.ndarray]] = {}  # arrays that are filled when their bytes are read
 
-    def storage(kind: str, key: str, numel: int) -> np.ndarray:
-        if key not in waiting:
-            dtype = _dtype(kind)
-            allowance.take(numel * _itemsize(dtype))
-            waiting[key] = kind, np.zeros(numel, "<f4" if dtype == "bfloat16" else dtype)
-        return waiting[key][1]
+    def storage(storage_type: str, key: str, count: int) -> np.ndarray:
+        if key not in storages:
+            dtype = _dtype(storage_type)
+            allowance.use_bytes(count * _itemsize(dtype))
+            storages[key] = storage_type, np.zeros(count, "<f4" if dtype == "bfloat16" else dtype)
+        return storages[key][1]
 
-    loaded = Machine(file, allowance, names, storage).run()
-    for key in Machine(file, allowance, names).run():
-        kind, values = waiting.pop(machine.text(key))
-        (numel,) = struct.unpack("<q", file.read(8))
-        if numel != len(values):
+    loaded = Machine(file, allowance, resolve, storage).run()
+    for key in Machine(file, allowance, resolve).run():
+        storage_type, values = storages.pop(machine.text(key))
+        (count,) = struct.unpack("<q", file.read(8))
+        if count != len(values):
             raise pickle.UnpicklingError("a storage of another size than announced")
-        values[:] = _values(file.read(numel * _itemsize(_dtype(kind))), kind, numel)
-    if waiting:
+        values[:] = _values(file.read(count * _itemsize(_dtype(storage_type))), storage_type, count)
+    if storages:
         raise pickle.UnpicklingError("a storage that it names is not in it")
     return loaded
 
 
-class Inert:
-    """Stands for a module of a TorchScript archive: it holds attributes and does nothing."""
+class ModuleStub:
+    """Replaces a module of a TorchScript archive; it has the attributes of the module, but not its code."""
 
     def __init__(self):
         self.attributes: dict = {}
@@ -111,7 +145,7 @@ class Inert:
 
 
 def _tensor(storage: np.ndarray, offset: int, size, stride, *_):
-    """torch._utils._rebuild_tensor_v2: a strided view of a storage."""
+    """Replace torch._utils._rebuild_tensor_v2: return a strided view of a storage."""
     size, stride = _sizes(size), _sizes(stride)
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
@@ -128,7 +162,7 @@ def _tensor(storage: np.ndarray, offset: int, size, stride, *_):
 
 
 class _Dtype:
-    """numpy.dtype; the byte order comes with the state."""
+    """Replaces numpy.dtype; the byte order comes with the state."""
 
     def __init__(self, code, *_):
         if machine.text(code).lstrip("<=|") not in ("f2", "f4", "f8", "i8", "i4", "i2", "i1", "u1", "b1"):
@@ -140,7 +174,7 @@ class _Dtype:
 
 
 class _Array:
-    """numpy's _reconstruct; shape, dtype and bytes come with the state."""
+    """Replaces numpy's _reconstruct; shape, dtype and bytes come with the state."""
 
     def __init__(self, *_):
         pass
@@ -150,26 +184,34 @@ class _Array:
         self.array = _from_buffer(content, dtype, shape, "F" if column_major else "C")
 
 
+def to_array(value):
+    """Return the array that a replacement of numpy's holds, and any other value as it is."""
+    return value.array if isinstance(value, _Array) else value
+
+
 def _from_buffer(content, dtype: _Dtype, shape, order="C") -> np.ndarray:
+    """Replace numpy's _frombuffer."""
     return np.frombuffer(content, dtype.dtype).reshape(_sizes(shape), order=order)
 
 
 def _sizes(values) -> tuple[int, ...]:
-    if len(values) > DIMENSIONS or not all(type(n) is int for n in values):
-        raise pickle.UnpicklingError(f"a shape that is not of up to {DIMENSIONS} whole numbers")
+    """Return a shape or strides as a tuple; raise UnpicklingError if they are not that."""
+    if len(values) > MAX_DIMENSIONS or not all(type(n) is int for n in values):
+        raise pickle.UnpicklingError(f"a shape that is not of up to {MAX_DIMENSIONS} whole numbers")
     return tuple(values)
 
 
 def _first(value, *_):
+    """Replace a function that wraps or converts its first argument."""
     return value
 
 
 def _ordered_dict(*pairs) -> dict:
-    """collections.OrderedDict; its content follows as that of a dict, or as one list of pairs."""
+    """Replace collections.OrderedDict, whose items follow as those of a dict, or as one list of pairs."""
     return {machine.key(name): value for name, value in (pairs[0] if pairs else ())}
 
 
-STAND_INS = {  # a name that pickles know -> what of ours is called in its place
+ALLOWED_GLOBALS = {  # (module, name) in a pickle -> the replacement
     ("collections", "OrderedDict"): _ordered_dict,
     ("numpy", "dtype"): _Dtype,
     ("numpy", "ndarray"): _first,
@@ -179,7 +221,7 @@ STAND_INS = {  # a name that pickles know -> what of ours is called in its place
         for core in ("core", "_core")
     },
     **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
-    ("jittor", "jittor_core.Var"): _first,  # as protocol 4 spells a nested name
+    ("jittor", "jittor_core.Var"): _first,  # a nested name in protocol 4
     ("jittor.jittor_core", "Var"): _first,
     ("jittor_core", "Var"): _first,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
@@ -192,74 +234,74 @@ STAND_INS = {  # a name that pickles know -> what of ours is called in its place
 }
 
 
-def _names(allowance: Allowance) -> Callable:
-    """What each name of a pickle stands for, where what it may cost is counted by `allowance`."""
+def _resolver(allowance: Allowance) -> Callable:
+    """Return the function that maps (module, name) to its replacement; `allowance` counts the bytes they allocate."""
 
-    def latin1(text: str, codec: str) -> bytes:  # _codecs.encode, by which protocol 2 spells bytes
+    def encode(text: str, codec: str) -> bytes:  # _codecs.encode, by which protocol 2 writes bytes
         if codec != "latin1":
             raise pickle.UnpicklingError("bytes in another encoding than numpy's")
-        allowance.take(len(text))
+        allowance.use_bytes(len(text))
         return text.encode("latin1")
 
-    def typed_storage(content: bytes):  # torch.storage._load_from_bytes: a storage in torch's older format
-        allowance.take(len(content))
-        return _read_streams(BytesIO(content), allowance, partial(find, known=STAND_INS))  # which holds no other
+    def load_storage(content: bytes):  # torch.storage._load_from_bytes: a storage in torch's older format
+        allowance.use_bytes(len(content))
+        # with the table alone, so that such a storage cannot hold another
+        return _read_pickles(BytesIO(content), allowance, partial(resolve, allowed=ALLOWED_GLOBALS))
 
-    known = {**STAND_INS, ("_codecs", "encode"): latin1, ("torch.storage", "_load_from_bytes"): typed_storage}
+    counted = {("_codecs", "encode"): encode, ("torch.storage", "_load_from_bytes"): load_storage}
+    all_allowed = {**ALLOWED_GLOBALS, **counted}
 
-    def find(module: str, name: str, known: dict = known):
+    def resolve(module: str, name: str, allowed: dict = all_allowed):
         if module == "__torch__" or module.startswith("__torch__."):
-            return Inert
-        found = known.get((module, name))
-        if found is None:
+            return ModuleStub
+        replacement = allowed.get((module, name))
+        if replacement is None:
             raise pickle.UnpicklingError(
                 f"it names {module}.{name}, which weights have no use for; refused, nothing was run"
             )
-        return found
+        return replacement
 
-    return find
-
-
-def plain(value):
-    """The array that a pickle's value stands for, or the value itself."""
-    return value.array if isinstance(value, _Array) else value
+    return resolve
 
 
-def _dtype(kind: str) -> str:
-    if kind not in DTYPES:
-        raise pickle.UnpicklingError(f"a storage of kind {kind!r}")
-    return DTYPES[kind]
+def _dtype(storage_type: str) -> str:
+    if storage_type not in DTYPES:
+        raise pickle.UnpicklingError(f"a storage of kind {storage_type!r}")
+    return DTYPES[storage_type]
 
 
 def _itemsize(dtype: str) -> int:
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 
-def _values(content: bytes, kind: str, numel: int) -> np.ndarray:
-    """The numbers of a storage; bfloat16, which numpy lacks, is the upper half of a float32."""
-    dtype = _dtype(kind)
+def _values(content: bytes, storage_type: str, count: int) -> np.ndarray:
+    """Return the first `count` numbers of a storage.
+
+    numpy has no bfloat16; its bits are the upper half of a float32, which is returned.
+    """
+    dtype = _dtype(storage_type)
     values = (
         (np.frombuffer(content, "<u2").astype("<u4") << 16).view("<f4")
         if dtype == "bfloat16"
         else np.frombuffer(content, dtype)
     )
-    if len(values) < numel:
+    if len(values) < count:
         raise pickle.UnpicklingError("a storage cut short")
-    return values[:numel]
+    return values[:count]
 
 
-def _jittor_tail(file: BinaryIO) -> int:
-    """How many bytes stand behind the pickle in a file of jt.save, whose SHA-1 must fit; 0 in other files.
+def _check_jittor_trailer(file: BinaryIO) -> int:
+    """Check the SHA-1 that jt.save writes after the pickle and return the trailer's length; 0 if there is none.
 
-    The file stands at its start again.
+    The position of the file is its start before and after. Raises UnpicklingError if the SHA-1 is wrong.
     """
-    size, tail = machine.size(file), hashlib.sha1().digest_size + len(JITTOR_MAGIC)
-    file.seek(max(0, size - tail))
+    size, trailer = machine.size(file), hashlib.sha1().digest_size + len(JITTOR_MAGIC)
+    file.seek(max(0, size - trailer))
     end = file.read()
     file.seek(0)
-    if not end.endswith(JITTOR_MAGIC) or size < tail:
+    if not end.endswith(JITTOR_MAGIC) or size < trailer:
         return 0
-    digest, left = hashlib.sha1(), size - tail
+    digest, left = hashlib.sha1(), size - trailer
     while left:
         part = file.read(min(left, 1 << 20))
         digest.update(part)
@@ -267,4 +309,4 @@ def _jittor_tail(file: BinaryIO) -> int:
     if digest.digest() != end[: -len(JITTOR_MAGIC)]:
         raise pickle.UnpicklingError("its checksum does not fit its content")
     file.seek(0)
-    return tail
+    return trailer
