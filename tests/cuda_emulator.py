@@ -1,7 +1,7 @@
-"""Runs the CUDA kernels of this project on the CPU, as Jittor would launch them on a GPU: numbers only, no speed.
+"""Runs the CUDA kernels of this project on the CPU: the numbers are those of a GPU, the speed is not.
 
-The source that jclip/kernels.py and methods/cache_logits.py give to Jittor is compiled by g++ with cuda_on_cpu.h in
-place of nvcc; its launches become calls, and cuBLAS a loop.
+The source that jclip/kernels.py and methods/cache_logits.py pass to Jittor is compiled by g++ with cuda_on_cpu.h
+instead of by nvcc. Launches are replaced by calls, and cuBLAS by a loop.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ template <class T> void product(const T* x, const T* matrix, T* out, int64_t m, 
 
 
 class Emulator:
-    """Compiles into `folder`, each source once."""
+    """Compiles each source once, into a folder."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -47,15 +47,14 @@ class Emulator:
     def run(
         self, shapes: Sequence, dtypes: Sequence[str], header: str, source: str, inputs: Sequence[np.ndarray]
     ) -> list[np.ndarray]:
-        """What `jt.code(shapes, dtypes, inputs, cuda_header=header, cuda_src=source)` computes.
+        """Return what `jt.code(shapes, dtypes, inputs, cuda_header=header, cuda_src=source)` computes.
 
-        It is computed twice, threads and blocks in order and backwards: where a barrier is missing, the bits may
-        differ.
+        It is computed twice, with threads and blocks in ascending and in descending order, and the bits must be the
+        same; they may differ if a barrier is missing.
         """
         ins = [np.ascontiguousarray(x) for x in inputs]
-        both = [
-            [np.full(shape, 97, dtype) for shape, dtype in zip(shapes, dtypes)] for _ in range(2)
-        ]  # what is not written shows
+        # filled with 97, so that an element that is never written is noticed
+        both = [[np.full(shape, 97, dtype) for shape, dtype in zip(shapes, dtypes)] for _ in range(2)]
         run = self._compiled(
             header, source, [(x.ndim, str(x.dtype)) for x in ins], [(x.ndim, str(x.dtype)) for x in both[0]]
         )
@@ -82,12 +81,12 @@ extern "C" void run(void** pointers, const int64_t* sizes, bool backwards) {{
         return ctypes.CDLL(str(path)).run
 
     def _with_calls(self, header: str) -> str:
-        """The included files themselves, launches turned into calls."""
+        """Return the content of the included files with launches replaced by calls."""
         files = re.findall(r'#include "(.*?)"', header)
         return "".join(calls(Path(file).read_text().replace("#pragma once", "")) for file in files)
 
     def _variables(self, ins: list, outs: list) -> str:
-        """What Jittor defines for a source: in0_p, in0->num, in0_shape0 …"""
+        """Return the definitions that Jittor puts before a source: in0_p, in0->num, in0_shape0 …"""
         names, lines, at = [*(f"in{i}" for i in range(len(ins))), *(f"out{i}" for i in range(len(outs)))], [], 0
         for number, (name, (dims, dtype)) in enumerate(zip(names, ins + outs)):
             lines.append(f"auto {name}_p = ({TYPES[dtype]}*)pointers[{number}];")
@@ -99,5 +98,5 @@ extern "C" void run(void** pointers, const int64_t* sizes, bool backwards) {{
 
 
 def calls(source: str) -> str:
-    """kernel<<<grid, block>>>(arguments); -> a call of the emulator."""
+    """Replace each launch, kernel<<<grid, block>>>(arguments);, by a call of the emulator."""
     return LAUNCH.sub(r"cuda_on_cpu::launch(dim3(\2), dim3(\3), 0, [&] { \1\4; });", source)

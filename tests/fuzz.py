@@ -1,10 +1,9 @@
-"""Mutated files against every reader, in a process of its own: nothing may run, hang, fill the memory or end in a
-traceback.
+"""Gives mutated files to every reader: none may run code, hang, fill the memory or end in a traceback.
 
     python -m tests.fuzz INPUTS [SEED]
 
-Prints, as JSON, how many mutated files each reader was given and how they ended; exit code 1 where one ended otherwise
-than as read or refused. The same numbers give the same files. test_fuzz.py runs it.
+Prints as JSON how many mutated files each reader has read and refused. The exit code is 1 if there was any other
+outcome. The same arguments give the same files. test_fuzz.py runs it in a process of its own.
 """
 
 from __future__ import annotations
@@ -70,45 +69,47 @@ TEXTS = [
 
 
 def mutated(content: bytes, others: list[bytes], rng: random.Random) -> bytes:
-    """One to three changes: flipped, overwritten, inserted, deleted, cut off, spliced, lengths replaced."""
-    found = bytearray(content)
+    """Return `content` with one to three random changes: bits, bytes, insertions, deletions, splices, numbers."""
+    result = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 3))):
-        at = rng.randrange(min(len(found), rng.choice((200, 4000, len(found) or 1))) or 1) if found else 0
-        if found and rng.random() < 0.2:
-            at = max(0, len(found) - 1 - at)
+        at = rng.randrange(min(len(result), rng.choice((200, 4000, len(result) or 1))) or 1) if result else 0
+        if result and rng.random() < 0.2:
+            at = max(0, len(result) - 1 - at)
         end = at + rng.choice((1, 2, 8, 100, 5000))
-        number = rng.choice(NUMBERS + [len(found)])
+        number = rng.choice(NUMBERS + [len(result)])
         other = rng.choice(others)
         start = rng.randrange(len(other) or 1)
         change = rng.randrange(9)
-        if change == 0 and found:
-            found[at] ^= 1 << rng.randrange(8)
+        if change == 0 and result:
+            result[at] ^= 1 << rng.randrange(8)
         elif change == 1:
-            found[at : at + 1] = bytes([rng.randrange(256)])
+            result[at : at + 1] = bytes([rng.randrange(256)])
         elif change == 2:
-            found[at:at] = rng.choice(TEXTS)
+            result[at:at] = rng.choice(TEXTS)
         elif change == 3:
-            del found[at:end]
+            del result[at:end]
         elif change == 4:
-            del found[at:]
+            del result[at:]
         elif change == 5:
-            found[at:end] = other[start : start + rng.choice((1, 8, 100, 5000))]
+            result[at:end] = other[start : start + rng.choice((1, 8, 100, 5000))]
         elif change == 6:
             width = rng.choice((1, 2, 4, 8))
-            found[at : at + width] = (number % 256**width).to_bytes(width, "little")
+            result[at : at + width] = (number % 256**width).to_bytes(width, "little")
         elif change == 7:  # a number in text
-            places = list(re.finditer(rb"[0-9]+", bytes(found[:20000])))
-            if places:
-                place = rng.choice(places)
-                found[place.start() : place.end()] = str(number).encode()
+            matches = list(re.finditer(rb"[0-9]+", bytes(result[:20000])))
+            if matches:
+                match = rng.choice(matches)
+                result[match.start() : match.end()] = str(number).encode()
         else:
-            found[at:at] = found[at:end] * rng.choice((1, 2, 50))
-    return bytes(found)
+            result[at:at] = result[at:end] * rng.choice((1, 2, 50))
+    return bytes(result)
 
 
-def beneath(content: bytes, others: list[bytes], rng: random.Random) -> bytes:
-    """Changes below what a checksum or a length would give away: a zip's member, a signed pickle, the header of
-    safetensors."""
+def mutated_inside(content: bytes, others: list[bytes], rng: random.Random) -> bytes:
+    """Return `content` with changes that checksums and lengths do not reveal.
+
+    Mutated are a member of a zip archive, a pickle before its SHA-1 is computed, or the header of safetensors.
+    """
     if content.startswith(b"PK"):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}
@@ -137,7 +138,7 @@ def beneath(content: bytes, others: list[bytes], rng: random.Random) -> bytes:
 
 
 def example(kind: type):
-    """A small artefact of a kind, whatever its fields."""
+    """Return a small artefact of a class of `artifacts`."""
     sizes, rng = dict(C=3, N=4, V=2, D=8, M=5), np.random.default_rng(0)
     values = {}
     for field in artifacts._arrays_of(kind):
@@ -152,7 +153,7 @@ def example(kind: type):
 
 
 def targets(folder: Path) -> Iterator[tuple[str, list[bytes], Path, Callable]]:
-    """(name, whole files, where a mutated one is put, what reads it)."""
+    """Yield for each reader its name, valid contents, the path of the mutated file, and a function that reads it."""
     whole = [(GOLDEN / name).read_bytes() for name in WEIGHTS]
     for name, content in zip(WEIGHTS, whole):
         path = folder / name
@@ -196,29 +197,29 @@ def main(inputs: int, seed: int) -> int:
     failures = []
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        known = list(targets(Path(folder)))
-        for _, whole, path, read in known:
+        readers = list(targets(Path(folder)))
+        for _, whole, path, read in readers:
             path.write_bytes(whole[0])
             read()  # whole files are read; what is imported late is imported now
         forget_peak()
         before = peak()
         limit_memory()
-        for name, whole, path, read in known:
+        for name, whole, path, read in readers:
             rng = random.Random(f"{name} {seed}")
-            ended = outcomes[name] = {"read": 0, "refused": 0}
-            for number in range(max(1, inputs // len(known))):
+            counts = outcomes[name] = {"read": 0, "refused": 0}
+            for number in range(max(1, inputs // len(readers))):
                 path.write_bytes(
-                    (beneath if rng.random() < 0.6 else mutated)(
+                    (mutated_inside if rng.random() < 0.6 else mutated)(
                         rng.choice(whole[: 2 if path.suffix == ".npz" else 1]), whole, rng
                     )
                 )
-                how, why = watched(read)
-                if how in ended:
-                    ended[how] += 1
+                outcome, reason = watched(read)
+                if outcome in counts:
+                    counts[outcome] += 1
                 else:
-                    failures.append(f"{name}, input {number}: {how} {why}")
+                    failures.append(f"{name}, input {number}: {outcome} {reason}")
             path.write_bytes(whole[0])
-    total = {how: sum(ended[how] for ended in outcomes.values()) for how in ("read", "refused")}
+    total = {outcome: sum(counts[outcome] for counts in outcomes.values()) for outcome in ("read", "refused")}
     print(
         json.dumps(
             {

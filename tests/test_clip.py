@@ -30,9 +30,9 @@ from jclip.tokenizer import clean, tokenize
 TOLERANCE = 1e-5  # relative L2 error of a stage; the whole must stay within 1e-4
 
 
-def error(found, expected):
+def error(actual, expected):
     """The largest relative L2 error of any row."""
-    return (np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)).max()
+    return (np.linalg.norm(actual - expected, axis=-1) / np.linalg.norm(expected, axis=-1)).max()
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +74,9 @@ def test_an_over_long_text_is_refused_unless_truncated():
 @pytest.mark.parametrize("number", range(13))
 def test_preprocessing_is_torchvisions(number):
     golden = np.load(GOLDEN / "preprocess.npz")
-    found = pixels(Image.open(io.BytesIO(golden[f"file_{number}"].tobytes())), 64)
-    assert found.shape == (3, 64, 64) and found.dtype == np.float32
-    np.testing.assert_allclose(found, golden[f"pixels_{number}"], atol=1e-6, err_msg=str(golden["modes"][number]))
+    actual = pixels(Image.open(io.BytesIO(golden[f"file_{number}"].tobytes())), 64)
+    assert actual.shape == (3, 64, 64) and actual.dtype == np.float32
+    np.testing.assert_allclose(actual, golden[f"pixels_{number}"], atol=1e-6, err_msg=str(golden["modes"][number]))
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ def test_each_stage_is_openais(jt, model, stages, stage):
     for part in stage.split("."):
         module = getattr(module, part)
     with jt.no_grad():
-        found = module(jt.array(stages[f"{stage}.in"])).numpy()
-    assert error(found, stages[f"{stage}.out"]) < TOLERANCE
+        actual = module(jt.array(stages[f"{stage}.in"])).numpy()
+    assert error(actual, stages[f"{stage}.out"]) < TOLERANCE
 
 
 def test_features_and_logits_are_openais(jt, model, stages):

@@ -1,4 +1,4 @@
-"""CUDA is found wherever it is installed, and laid out for Jittor; on machines of all sorts, most of them drawn."""
+"""CUDA is found wherever it is installed, and laid out for Jittor; most of the installations are simulated."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def bare(tmp_path, monkeypatch):
     monkeypatch.setattr(cuda, "TOOLKITS", ())
     monkeypatch.setattr(cuda, "SYSTEM", tmp_path / "usr")
     monkeypatch.setattr(
-        sys, "path", [str(tmp_path / "site"), *(place for place in sys.path if not Path(place, "nvidia").is_dir())]
+        sys, "path", [str(tmp_path / "site"), *(folder for folder in sys.path if not Path(folder, "nvidia").is_dir())]
     )
     monkeypatch.setattr(cuda.ctypes, "CDLL", lambda name: Driver())
 
@@ -81,7 +81,7 @@ def files(folder: Path, *names: str) -> None:
 
 
 def toolkit(home: Path, major: int, pip: bool = False) -> Path:
-    """A complete toolkit, or pip's packages, which have no library names without a version; its nvcc."""
+    """Make a complete toolkit, or pip's packages (whose libraries have a version in their names); return its nvcc."""
     include = home / "include"
     files(include, *(f"cccl/{name}" if major >= 13 and name.startswith("cub/") else name for name in HEADERS))
     for name in LIBRARIES:
@@ -103,7 +103,7 @@ def problem(gpu: cuda.Gpu = H100) -> str:
 
 
 def passed_on(folder: Path, *arguments: str) -> list[str]:
-    """What the wrapper in `folder` tells nvcc."""
+    """Return the arguments that the wrapper in `folder` passes to nvcc."""
     return subprocess.run(
         [folder / "bin/nvcc", *arguments], capture_output=True, text=True, check=True
     ).stdout.splitlines()[1:]
@@ -121,8 +121,8 @@ def check_complete(folder: Path) -> None:
 def test_a_toolkit(tmp_path, monkeypatch, major):
     program = toolkit(tmp_path / "cuda", major)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    found = cuda.find(H100)
-    assert (found.nvcc, found.version, found.missing) == (program, tuple(map(int, RELEASES[major].split("."))), {})
+    result = cuda.find(H100)
+    assert (result.nvcc, result.version, result.missing) == (program, tuple(map(int, RELEASES[major].split("."))), {})
     check_complete(made())
 
 
@@ -134,13 +134,13 @@ def test_a_toolkit_that_is_not_on_the_path(tmp_path, monkeypatch, where):
     assert cuda.find(H100).nvcc == tmp_path / {"/cuda": "cuda", "/cuda-*": "cuda-13.0"}[where] / "bin/nvcc"
 
 
-def test_the_next_nvcc_is_taken_where_the_first_does_not_do(tmp_path, monkeypatch):
+def test_the_next_nvcc_is_used_if_the_first_cannot_be(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{nvcc(tmp_path / 'bin/nvcc', 12).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path / "cuda", 13).parent.parent))
     assert cuda.find(H100).version == (13, 0, 88)
 
 
-def test_the_program_is_looked_for_behind_a_script(tmp_path, monkeypatch):
+def test_a_script_is_resolved_to_the_program_it_calls(tmp_path, monkeypatch):
     program = toolkit(tmp_path / "cuda", 13)
     program.write_text(program.read_text() + f"[ $1 != --dryrun ] || echo '#$ _HERE_={program.parent}'\n")
     script = nvcc(tmp_path / "bin/nvcc", 13)
@@ -149,9 +149,9 @@ def test_the_program_is_looked_for_behind_a_script(tmp_path, monkeypatch):
     assert cuda.find(H100).nvcc == program and cuda.find(H100).missing == {}
 
 
-@pytest.mark.parametrize("place", ["site/nvidia", "elsewhere"])
-def test_pips_packages_of_cuda_13(tmp_path, monkeypatch, place):
-    program = toolkit(tmp_path / place / "cu13", 13, pip=True)
+@pytest.mark.parametrize("folder", ["site/nvidia", "elsewhere"])
+def test_pips_packages_of_cuda_13(tmp_path, monkeypatch, folder):
+    program = toolkit(tmp_path / folder / "cu13", 13, pip=True)
     monkeypatch.setenv("CUDA_PACKAGES", str(tmp_path / "elsewhere"))
     assert cuda.find(H100).nvcc == program
     check_complete(made())
@@ -216,8 +216,8 @@ def test_a_distributions_package(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("driver, name", [((12, 4), "cuda12.2_cudnn8_linux"), ((11, 8), "cuda11.2_cudnn8_linux")])
-def test_the_cuda_that_jittor_has_brought(tmp_path, monkeypatch, driver, name):
-    """Where it has brought any, it takes no other."""
+def test_the_cuda_that_jittor_has_downloaded(tmp_path, monkeypatch, driver, name):
+    """If Jittor has downloaded any, it uses no other."""
     monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path / "cuda", 11).parent.parent))
     gpu = cuda.Gpu("A100", 80, driver)
     assert cuda.find(gpu).nvcc == tmp_path / "cuda/bin/nvcc"
@@ -293,7 +293,7 @@ def test_another_nvcc(tmp_path, monkeypatch, output, message):
             "the NVIDIA driver supports CUDA up to 12.8, nvcc is of CUDA 13.0; install a newer driver or the CUDA "
             "toolkit 12.8",
         ),
-        (12, (12, 2), 90, ""),  # within a major version an older driver does
+        (12, (12, 2), 90, ""),  # within a major version an older driver is enough
         (12, (12, 2), 100, "the NVIDIA driver supports CUDA up to 12.2"),  # but it does not compile newer PTX
         (13, (13, 0), 100, ""),
         (
@@ -455,8 +455,7 @@ def test_python_config_answers_for_this_python(tmp_path, monkeypatch, option, ex
 
 
 def test_nvcc_of_the_users_own_is_used_as_it_is(tmp_path, monkeypatch):
-    """Jittor takes what lies beside it. libcudart elsewhere does not count: Jittor would not start, where it computes
-    well on the CPU."""
+    """Jittor uses the libraries beside it. With libcudart elsewhere it would not start, not even on the CPU."""
     program = nvcc(tmp_path / "own/bin/nvcc", 12)
     monkeypatch.setenv("nvcc_path", str(program))
     for folder in ("lib", "lib64/stubs", "lib/x86_64-linux-gnu"):
@@ -590,7 +589,7 @@ def build(library: Path, include: Path, *texts: str) -> None:
 
 
 def stand_in(library: Path, real: Path, include: Path) -> None:
-    """A library with the names of the real one, all of which do nothing and return 0, but for those of RUNTIME."""
+    """Build a library with the functions of the real one; all but those of RUNTIME do nothing and return 0."""
     own = RUNTIME if "cudart" in library.name else ""
     listed = subprocess.run(["nm", "-D", "--defined-only", real], capture_output=True, text=True, check=True).stdout
     names = [name for name in re.findall(r" T (\w+)", listed) if f" {name}(" not in own]
@@ -611,7 +610,7 @@ print((x + 1).numpy().shape, jt.matmul(x, jt.ones((5, 3))).numpy().shape, x.resh
 
 @pytest.mark.slow
 def test_jittor_is_built_with_this_cuda_and_its_operators_compile(installed, tmp_path):
-    """On a stand-in for the GPU that computes nothing, so that it says nothing about numbers."""
+    """With a simulated GPU that computes nothing, so the results are not checked."""
     if installed.missing:
         pytest.skip(f"needs {', '.join(installed.missing)}; CUDA_PACKAGES names folders of pip's packages")
     home, stands, include = tmp_path / "home", tmp_path / "stand-ins", installed.includes[0]

@@ -1,5 +1,4 @@
-"""The CUDA kernels against numpy in float64, computed on the CPU by tests/cuda_on_cpu.h: no GPU is needed, and none is
-used."""
+"""The CUDA kernels are compared with numpy in float64; cuda_emulator.py runs them on the CPU, so no GPU is needed."""
 
 import shutil
 from types import SimpleNamespace
@@ -16,7 +15,7 @@ from jclip.preprocess import LEVELS, normalised
 if not shutil.which("g++"):
     pytest.skip("needs g++", allow_module_level=True)
 
-DTYPES = {"float32": 2e-5, "float16": 2e-3}  # and what may be lost of numbers up to some 5
+DTYPES = {"float32": 2e-5, "float16": 2e-3}  # dtype -> tolerance for numbers up to about 5
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +31,7 @@ def emulator(tmp_path_factory):
 
 @pytest.fixture
 def kernels(jt, emulator, monkeypatch):
-    """jclip.kernels as on CUDA under no_grad; what it gives to Jittor is computed by the emulator."""
+    """jclip.kernels as on CUDA under no_grad; the emulator computes what Jittor would."""
     from jclip import kernels
 
     called = []
@@ -61,9 +60,9 @@ def test_layer_norm(jt, kernels, shape, dtype):
     x, weight, bias = normal(shape) + np.float32(10), normal(shape[-1:], seed=1), normal(shape[-1:], seed=2)
     exact = x.astype(np.float64)
     exact = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + 1e-5) * weight + bias
-    found = kernels.layer_norm(*map(jt.array, (x, weight, bias)), dtype).numpy()
-    assert found.dtype == dtype
-    np.testing.assert_allclose(found, exact, rtol=DTYPES[dtype], atol=DTYPES[dtype])
+    actual = kernels.layer_norm(*map(jt.array, (x, weight, bias)), dtype).numpy()
+    assert actual.dtype == dtype
+    np.testing.assert_allclose(actual, exact, rtol=DTYPES[dtype], atol=DTYPES[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -71,35 +70,35 @@ def test_layer_norm(jt, kernels, shape, dtype):
 def test_quick_gelu(jt, kernels, shape, scale, dtype):
     x, bias = normal(shape, scale).astype(dtype), normal(shape[-1:], seed=1)
     z = x.astype(np.float64) + bias
-    found = kernels.quick_gelu(jt.array(x), jt.array(bias)).numpy()
-    assert found.dtype == dtype
+    actual = kernels.quick_gelu(jt.array(x), jt.array(bias)).numpy()
+    assert actual.dtype == dtype
     with np.errstate(over="ignore"):
-        np.testing.assert_allclose(found, z / (1 + np.exp(-1.702 * z)), rtol=DTYPES[dtype], atol=DTYPES[dtype] / 10)
+        np.testing.assert_allclose(actual, z / (1 + np.exp(-1.702 * z)), rtol=DTYPES[dtype], atol=DTYPES[dtype] / 10)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", WIDTHS)
 def test_residual(jt, kernels, shape, dtype):
     x, branch, bias = normal(shape), normal(shape, seed=1).astype(dtype), normal(shape[-1:], seed=2)
-    found = kernels.residual(*map(jt.array, (x, branch, bias))).numpy()
-    np.testing.assert_allclose(found, x + branch.astype(np.float32) + bias, atol=1e-6)
+    actual = kernels.residual(*map(jt.array, (x, branch, bias))).numpy()
+    np.testing.assert_allclose(actual, x + branch.astype(np.float32) + bias, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("side, size", [(32, 8), (30, 5), (28, 14)])
 def test_patches(jt, kernels, monkeypatch, side, size, dtype):
     x = normal((3, 3, side, side))
-    found = kernels.patches(jt.array(x), size, dtype).numpy()
+    actual = kernels.patches(jt.array(x), size, dtype).numpy()
     monkeypatch.undo()
-    np.testing.assert_array_equal(found, kernels.patches(jt.array(x), size).numpy().astype(dtype))
+    np.testing.assert_array_equal(actual, kernels.patches(jt.array(x), size).numpy().astype(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_tokens(jt, kernels, dtype):
     patches, first, positions = normal((3, 6, 20)).astype(dtype), normal((20,), seed=1), normal((7, 20), seed=2)
-    found = kernels.tokens(*map(jt.array, (patches, first, positions))).numpy()
+    actual = kernels.tokens(*map(jt.array, (patches, first, positions))).numpy()
     exact = np.concatenate([np.tile(first, (3, 1, 1)), patches.astype(np.float32)], axis=1) + positions
-    np.testing.assert_array_equal(found, exact)
+    np.testing.assert_array_equal(actual, exact)
 
 
 def test_normalised_pixels_are_those_of_the_cpu_to_the_bit(jt, kernels):
@@ -114,23 +113,23 @@ def test_normalised_pixels_are_those_of_the_cpu_to_the_bit(jt, kernels):
 )
 def test_attention(jt, kernels, n, l, w, heads, dtype, causal):
     qkv, bias = normal((n, l, 3 * w), 2).astype(dtype), normal((3 * w,), seed=1)
-    found = kernels.attention(jt.array(qkv), jt.array(bias), heads, causal).numpy()
-    assert found.dtype == dtype
-    np.testing.assert_allclose(found, attention(qkv.astype(np.float32) + bias, heads, causal), atol=5 * DTYPES[dtype])
+    actual = kernels.attention(jt.array(qkv), jt.array(bias), heads, causal).numpy()
+    assert actual.dtype == dtype
+    np.testing.assert_allclose(actual, attention(qkv.astype(np.float32) + bias, heads, causal), atol=5 * DTYPES[dtype])
 
 
-def test_attention_of_scores_far_apart_neither_overflows_nor_loses_the_best(jt, kernels):
+def test_attention_with_very_different_scores_does_not_overflow(jt, kernels):
     qkv, bias = normal((1, 70, 192), 30), np.zeros(192, np.float32)
     for dtype in DTYPES:
-        found = kernels.attention(jt.array(qkv.astype(dtype)), jt.array(bias), 1, True).numpy()
+        actual = kernels.attention(jt.array(qkv.astype(dtype)), jt.array(bias), 1, True).numpy()
         np.testing.assert_allclose(
-            found, attention(qkv.astype(dtype), 1, True), rtol=1e-2, atol=1e-3 if dtype == "float32" else 0.2
+            actual, attention(qkv.astype(dtype), 1, True), rtol=1e-2, atol=1e-3 if dtype == "float32" else 0.2
         )
 
 
 @pytest.mark.parametrize("precision", ["float32", "half"])
 def test_both_towers(jt, request, precision):
-    """A whole model, its blocks as the operators that CUDA runs."""
+    """A model whose blocks are the operators of CUDA has the features of the plain model."""
     from jclip import model as towers
     from jclip import weights
 
@@ -142,7 +141,7 @@ def test_both_towers(jt, request, precision):
     with jt.no_grad():
         expected = [plain.encode_image(images).numpy(), plain.encode_text(texts).numpy()]
         called = request.getfixturevalue("kernels").called
-        found = [fast.encode_image(images).numpy(), fast.encode_text(texts).numpy()]
+        actual = [fast.encode_image(images).numpy(), fast.encode_text(texts).numpy()]
     assert (
         set(called) == {"patches", "tokens", "layer_norm", *(name for name in called if name.startswith("block<"))}
         and len(called) > 8
@@ -150,7 +149,7 @@ def test_both_towers(jt, request, precision):
     assert sum(name.startswith("block<") for name in called) == len(fast.visual.transformer.resblocks) + len(
         fast.transformer.resblocks
     )
-    for a, b in zip(found, expected):
+    for a, b in zip(actual, expected):
         assert a.dtype == np.float32 and np.linalg.norm(a - b) < {"float32": 1e-5, "half": 5e-3}[
             precision
         ] * np.linalg.norm(b)
@@ -158,7 +157,7 @@ def test_both_towers(jt, request, precision):
 
 @pytest.fixture
 def cache_logits(jt, emulator, monkeypatch):
-    """methods.cache_logits, whose CUDA operators are computed by the emulator; `.gradient(slope)` is the last one's."""
+    """methods.cache_logits, computed by the emulator; `.gradient(slope)` is that of the last operator."""
     from methods import cache_logits
 
     def code(shape, dtype, inputs, cuda_header, cuda_src, cuda_grad_src, **_):
@@ -180,10 +179,10 @@ def test_the_caches_logits_and_their_gradient(jt, cache_logits):
     labels = rng.permutation(np.repeat([0, 1, 2, 4], [3, 1, 20, 13]))  # class 3 has no keys
     affinity, base, slope = rng.uniform(-1, 1, (7, 37)), rng.normal(0, 3, (7, 5)), rng.normal(0, 1, (7, 5))
     cached = np.exp(-1.5 * (1 - affinity))
-    found = cache_logits.CacheLogits(labels, 5, 4.0, 1.5)(
+    actual = cache_logits.CacheLogits(labels, 5, 4.0, 1.5)(
         *map(jt.array, (affinity.astype(np.float32), base.astype(np.float32)))
     )
-    np.testing.assert_allclose(found.numpy(), base + 4 * cached @ np.eye(5)[labels], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(actual.numpy(), base + 4 * cached @ np.eye(5)[labels], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(
         cache_logits.gradient(slope.astype(np.float32)), 4 * 1.5 * cached * slope[:, labels], rtol=1e-5, atol=1e-6
     )
@@ -202,7 +201,7 @@ def test_cross_entropy_and_its_gradient(jt, cache_logits, classes):
         - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True))
         - logits.max(1, keepdims=True)
     )
-    found = cache_logits.cuda_cross_entropy(jt.array(logits.astype(np.float32)), jt.array(labels)).numpy()
-    np.testing.assert_allclose(found, -log_p[np.arange(7), labels].mean(), rtol=1e-5, atol=1e-5)
+    actual = cache_logits.cuda_cross_entropy(jt.array(logits.astype(np.float32)), jt.array(labels)).numpy()
+    np.testing.assert_allclose(actual, -log_p[np.arange(7), labels].mean(), rtol=1e-5, atol=1e-5)
     expected = slope[:, None] * (np.exp(log_p) - np.eye(classes)[labels])
     np.testing.assert_allclose(cache_logits.gradient(slope.astype(np.float32)), expected, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Downloads from a local server that behaves as servers do: well, badly, and not at all."""
+"""Downloads from a local server that works, fails or is absent."""
 
 import errno
 import hashlib
@@ -22,12 +22,12 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves CONTENT; notes the Range of each request; `cut` bytes at a time where it hangs up early."""
+    """Serves CONTENT and records the Range of each request; after `cut` bytes it closes the connection."""
 
     daemon_threads = True
     cut = None
     ignores_range = False
-    says = None  # in place of an answer
+    raw_response = None  # bytes sent instead of HTTP
 
     def __init__(self):
         self.ranges = []
@@ -39,15 +39,15 @@ class Server(http.server.ThreadingHTTPServer):
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        asked = self.headers.get("Range")
-        self.server.ranges.append(asked)
+        requested = self.headers.get("Range")
+        self.server.ranges.append(requested)
         if "absent" in self.path:
             return self.send_error(404)
-        start = int(asked[len("bytes=") : -1]) if asked and not self.server.ignores_range else 0
+        start = int(requested[len("bytes=") : -1]) if requested and not self.server.ignores_range else 0
         if start >= len(CONTENT):
             return self.send_error(416)
-        if self.server.says:
-            return self.wfile.write(self.server.says)
+        if self.server.raw_response:
+            return self.wfile.write(self.server.raw_response)
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(CONTENT) - start))
         self.end_headers()
@@ -90,7 +90,7 @@ def test_a_connection_that_ends_early_is_resumed(server, target):
     assert target.read_bytes() == CONTENT and server.ranges == [None, "bytes=100000-"]
 
 
-def test_a_server_that_knows_no_ranges_sends_all_again(server, target):
+def test_a_server_without_range_requests_sends_the_whole_file_again(server, target):
     target.parent.mkdir()
     target.with_name("ViT-B-32.pt.part").write_bytes(b"x" * 1000)
     server.ignores_range = True
@@ -99,7 +99,7 @@ def test_a_server_that_knows_no_ranges_sends_all_again(server, target):
 
 
 @pytest.mark.parametrize("part", [CONTENT, CONTENT + b"more"])
-def test_a_part_that_is_complete_is_taken_and_one_that_is_too_long_is_not(server, target, part):
+def test_a_complete_part_is_used_and_one_that_is_too_long_is_not(server, target, part):
     target.parent.mkdir()
     target.with_name("ViT-B-32.pt.part").write_bytes(part)
     if part == CONTENT:
@@ -112,7 +112,7 @@ def test_a_part_that_is_complete_is_taken_and_one_that_is_too_long_is_not(server
 
 
 @pytest.mark.parametrize(
-    "says",
+    "raw_response",
     [
         b"SSH-2.0-OpenSSH\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nabc",
@@ -122,8 +122,8 @@ def test_a_part_that_is_complete_is_taken_and_one_that_is_too_long_is_not(server
         b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 300,
     ],
 )
-def test_a_server_that_does_not_speak_http_is_a_clear_error(server, target, says):
-    server.says = says
+def test_a_server_that_does_not_speak_http_is_a_clear_error(server, target, raw_response):
+    server.raw_response = raw_response
     with pytest.raises(jclip.ClipError, match="cannot download|SHA-256") as raised:
         fetch(server, target)
     assert str(raised.value).isprintable() and not target.exists()
@@ -159,7 +159,7 @@ def test_an_absent_file_and_an_absent_server_are_clear_errors(server, target):
 
 
 class OldTimeout(OSError):
-    """socket.timeout of Python 3.9, which is no TimeoutError."""
+    """socket.timeout in Python 3.9, where it is no TimeoutError."""
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ class OldTimeout(OSError):
 )
 @pytest.mark.parametrize("when", ["before", "between"])
 def test_whatever_the_network_raises_says_how_to_go_on(target, monkeypatch, error, when):
-    class Answer(io.BytesIO):
+    class Response(io.BytesIO):
         status, headers = 200, {}
 
         def read(self, n):
@@ -185,7 +185,7 @@ def test_whatever_the_network_raises_says_how_to_go_on(target, monkeypatch, erro
     def urlopen(*_, **__):
         if when == "before":
             raise error
-        return Answer(CONTENT)
+        return Response(CONTENT)
 
     monkeypatch.setattr(download.urllib.request, "urlopen", urlopen)
     with pytest.raises(
@@ -237,9 +237,8 @@ def test_tls_is_verified_although_jittor_switches_it_off(server, target, tmp_pat
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "certificate.pem", tmp_path / "key.pem")
     server.socket = context.wrap_socket(server.socket, server_side=True)
-    monkeypatch.setattr(
-        ssl, "_create_default_https_context", ssl._create_unverified_context
-    )  # what Jittor does at its import
+    # as Jittor does when it is imported
+    monkeypatch.setattr(ssl, "_create_default_https_context", ssl._create_unverified_context)
     with pytest.raises(jclip.ClipError, match="CERTIFICATE_VERIFY_FAILED"):
         download.download(server.url("https"), DIGEST, target)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
@@ -247,7 +246,7 @@ def test_tls_is_verified_although_jittor_switches_it_off(server, target, tmp_pat
 
 
 def test_official_names_load_from_the_cache(tmp_path, monkeypatch):
-    """jclip.load("ViT-B/32") takes the verified file; here a tiny one stands for it."""
+    """`jclip.weights_file` returns the verified file of an official name; here it is a tiny one."""
     tiny = GOLDEN / "weights" / "release.pt"
     monkeypatch.setitem(download.OFFICIAL, "ViT-B/32", (hashlib.sha256(tiny.read_bytes()).hexdigest(), "ViT-B-32.pt"))
     (tmp_path / "ViT-B-32.pt").write_bytes(tiny.read_bytes())

@@ -1,5 +1,4 @@
-"""The readers on what nobody thought of: mutated real files (fuzz.py), and what hypothesis makes up. Seeded: the same
-inputs every time."""
+"""Readers are given mutated files (fuzz.py) and what hypothesis generates; the inputs are the same every time."""
 
 import io
 import json
@@ -27,8 +26,8 @@ SPLIT = dict(
     names=np.array(list("abcd")),
     meta=np.array("{}"),
 )
-NORMAL = {"allow_subnormal": False}  # where Jittor is loaded, floats have no others
-made_up = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+NORMAL = {"allow_subnormal": False}  # Jittor makes the process treat subnormal numbers as zero
+generated = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 
 
 @pytest.mark.parametrize("inputs", [1020, pytest.param(20_400, marks=pytest.mark.slow)])
@@ -37,12 +36,11 @@ def test_mutated_files_are_read_or_refused(inputs):
         [sys.executable, "-m", "tests.fuzz", str(inputs)], cwd=PROJECT, capture_output=True, text=True, timeout=1200
     )
     print(done.stdout)
-    found = json.loads(done.stdout)
-    assert not found["failures"] and not done.returncode and not done.stderr
-    assert found["tried"] == found["read"] + found["refused"] == inputs and found["memory"] < 256 << 20
-    assert (
-        all(reader["refused"] for reader in found["readers"].values()) and found["read"] > inputs / 20
-    )  # neither all damaged nor all whole
+    result = json.loads(done.stdout)
+    assert not result["failures"] and not done.returncode and not done.stderr
+    assert result["tried"] == result["read"] + result["refused"] == inputs and result["memory"] < 256 << 20
+    # the mutations leave some files valid, and damage some of each reader
+    assert all(reader["refused"] for reader in result["readers"].values()) and result["read"] > inputs / 20
 
 
 instructions = st.one_of(
@@ -86,7 +84,7 @@ instructions = st.one_of(
 )
 
 
-@made_up
+@generated
 @given(st.lists(instructions, max_size=40))
 def test_any_program_of_the_pickle_machine_ends(program):
     try:
@@ -102,7 +100,7 @@ numbers = arrays.arrays(
 )
 
 
-@made_up
+@generated
 @given(
     st.dictionaries(
         st.one_of(st.sampled_from(sorted(EXPECTED)), st.text(st.characters(max_codepoint=300), min_size=1, max_size=9)),
@@ -124,7 +122,7 @@ def test_any_shapes_are_weights_or_a_clear_error(tmp_path_factory, changes):
         assert str(error).isprintable()
 
 
-@made_up
+@generated
 @given(
     st.fixed_dictionaries(
         {},
@@ -140,11 +138,11 @@ def test_any_arrays_are_a_split_or_a_clear_error(tmp_path_factory, changes):
     path = tmp_path_factory.getbasetemp() / "split.npz"
     np.savez(path, **{**SPLIT, **changes})
     try:
-        found = artifacts.read(path, artifacts.Split)
+        result = artifacts.read(path, artifacts.Split)
     except TaskError as error:
         assert str(error).isprintable()
     else:
-        assert len(found.features) == len(found.labels) == len(found.names) and np.isfinite(found.features).all()
+        assert len(result.features) == len(result.labels) == len(result.names) and np.isfinite(result.features).all()
 
 
 json_values = st.recursive(
@@ -163,7 +161,7 @@ json_values = st.recursive(
 )
 
 
-@made_up
+@generated
 @given(
     st.sampled_from(["templates.json", "default_prompt.json", "names.json"]),
     st.dictionaries(
@@ -175,14 +173,14 @@ def test_any_json_is_prompts_or_a_clear_error(tmp_path_factory, name, content):
     (folder / "templates.json").write_text('{"default": "a {}"}')
     (folder / name).write_text(json.dumps(content))
     try:
-        found = prompts.read(["teapot", "a_b"], folder)
+        result = prompts.read(["teapot", "a_b"], folder)
     except TaskError as error:
         assert str(error).isprintable()
     else:
-        assert all(sentence.encode() for sentences in found.sentences for sentence in sentences)  # no half characters
+        assert all(sentence.encode() for sentences in result.sentences for sentence in sentences)  # no half characters
 
 
-@made_up
+@generated
 @given(
     st.lists(
         st.tuples(
@@ -201,8 +199,8 @@ def test_any_text_is_a_class_list_or_a_clear_error(tmp_path_factory, lines, line
         line_end.join(f"{name}{between}{label}" for name, label, between in lines).encode(encoding, "replace")
     )
     try:
-        found = data.read_classes(path)
+        result = data.read_classes(path)
     except TaskError as error:
         assert str(error).isprintable() and "classes.txt" in str(error)
     else:
-        assert len(set(found)) == len(found) and all(name and not data.NOT_IN_NAMES.search(name) for name in found)
+        assert len(set(result)) == len(result) and all(name and not data.NOT_IN_NAMES.search(name) for name in result)

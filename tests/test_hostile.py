@@ -1,7 +1,7 @@
-"""Files made to run something, to hang, to crash the interpreter or to fill the memory: each is refused in one line, at
-once.
+"""Hostile files are refused at once, each with a message of one line.
 
-All are read in one process under watch (watch.py): what it does besides reading, its time and its memory are seen.
+They try to run code, to hang, to crash the interpreter or to fill the memory. All are read in one process, in which
+watch.py records forbidden actions, time and memory.
 """
 
 import hashlib
@@ -25,9 +25,7 @@ from jclip import weights
 from jclip.architecture import architecture_of, expected_shapes
 from jclip.weights import unpickle
 
-MEMORY = (
-    192 << 20
-)  # bytes that reading one of these files may take: 64 MiB that any archive may unpack to, and what is made of it
+MEMORY = 192 << 20  # bytes that reading one file may take: the 64 MiB that any archive may unpack to, and copies of it
 EXPECTED = dict(np.load(GOLDEN / "weights/expected.npz"))
 P = b"\x80\x04"
 TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n"
@@ -35,7 +33,7 @@ STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cp
 
 
 class Call:
-    """Pickles as a call of any function."""
+    """An object that is pickled as a call of a function."""
 
     def __init__(self, function, *arguments):
         self.reduced = function, arguments
@@ -83,7 +81,7 @@ def torch_zip(listing: bytes, **storages) -> bytes:
 
 
 def doubled(start: bytes, pair: bytes) -> bytes:
-    """A pickle's value of 2**60 parts: sixty times over, two (#) of what stands on the stack."""
+    """Return pickle code of a value with 2**60 parts: sixty times, `pair` joins two copies (#) of the last value."""
     return start + b"".join(b"q%c0" % i + pair.replace(b"#", b"h%c" % i) for i in range(60))
 
 
@@ -103,7 +101,7 @@ def old_torch(body: bytes, keys=(), data=b"") -> bytes:
 
 
 def nested_files(levels: int) -> bytes:
-    """A pickle that reads a pickle 100 times, which reads a pickle 100 times, and so on."""
+    """Return a pickle that reads a pickle 100 times, which reads a pickle 100 times, and so on."""
     content = b"\x80\x02N."
     for _ in range(levels):
         content = (
@@ -119,7 +117,7 @@ def nested_files(levels: int) -> bytes:
 
 
 def modules(levels: int) -> bytes:
-    """TorchScript modules, each of which holds the next one twice: 2**levels paths."""
+    """Return TorchScript modules, each of which has the next one twice: 2**levels paths."""
     content = b"\x80\x02c__torch__.m\nM\nq\x00)\x81"
     for i in range(levels):
         content += (
@@ -157,7 +155,7 @@ MANY = (
     + b"u."
 )
 
-WEIGHTS = {  # what is wrong -> the file, what is said
+WEIGHTS = {  # what is wrong -> content of the file, regular expression of the message
     "a zip bomb in an .npz": (
         zipped([("a.npy", npy(declared((1 << 25,)), bytes(1 << 27)))], zipfile.ZIP_DEFLATED),
         "declare 134",
@@ -465,8 +463,8 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory):
-    """What became of each file: {what: (how it ended, what was said, seconds, bytes of memory)}."""
+def outcomes(tmp_path_factory):
+    """({name of a case: (outcome, message, seconds, bytes of memory)}, the process)."""
     folder, arguments = tmp_path_factory.mktemp("hostile"), {}
     for number, (what, (reader, name, content, _)) in enumerate(CASES.items()):
         (folder / f"{number}").mkdir()
@@ -481,46 +479,46 @@ def ended(tmp_path_factory):
         timeout=300,
     )
     assert not (folder / "harm").exists()
-    found = {arguments[line[0]]: line[1:] for line in map(json.loads, done.stdout.splitlines())}
+    results = {arguments[line[0]]: line[1:] for line in map(json.loads, done.stdout.splitlines())}
     print(
-        f"{len(found)} hostile files, {sum(line[2] for line in found.values()):.1f} s, the longest "
-        f"{max(line[2] for line in found.values()):.2f} s, "
-        f"the most memory {max(line[3] for line in found.values()) >> 20} MiB"
+        f"{len(results)} hostile files, {sum(line[2] for line in results.values()):.1f} s, the longest "
+        f"{max(line[2] for line in results.values()):.2f} s, "
+        f"the most memory {max(line[3] for line in results.values()) >> 20} MiB"
     )
-    return found, done
+    return results, done
 
 
 @pytest.mark.parametrize("what", CASES)
-def test_a_hostile_file_is_refused_at_once(ended, what):
-    found, done = ended
-    assert what in found, f"the process ended with {done.returncode} before this file or at it: {done.stderr[-500:]}"
-    how, said, _, memory = found[what]
-    assert how == "refused" and re.search(CASES[what][3], said), (how, said)
+def test_a_hostile_file_is_refused_at_once(outcomes, what):
+    results, done = outcomes
+    assert what in results, f"the process ended with {done.returncode} before this file or at it: {done.stderr[-500:]}"
+    outcome, message, _, memory = results[what]
+    assert outcome == "refused" and re.search(CASES[what][3], message), (outcome, message)
     assert memory < MEMORY and not done.stderr
 
 
 def test_unusual_and_honest_arrays_are_read(tmp_path):
     rows = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0]
     for save in (np.savez, np.savez_compressed):
-        for kind in ("<f2", "<f4", ">f4", "<f8", ">f8"):
+        for dtype in ("<f2", "<f4", ">f4", "<f8", ">f8"):
             (tmp_path / "a.npz").write_bytes(
                 npz(
                     {
                         **SPLIT,
-                        "features": np.asfortranarray(rows.astype(kind)),
+                        "features": np.asfortranarray(rows.astype(dtype)),
                         "labels": SPLIT["labels"].astype(">u2"),
                         "names": SPLIT["names"].astype(">U3"),
                     },
                     save,
                 )
             )
-            found = artifacts.read(tmp_path / "a.npz", artifacts.Split)
-            np.testing.assert_allclose(found.features, rows, atol=1e-3)
+            results = artifacts.read(tmp_path / "a.npz", artifacts.Split)
+            np.testing.assert_allclose(results.features, rows, atol=1e-3)
             assert (
-                found.features.dtype == np.float32
-                and found.features.flags.c_contiguous
-                and found.labels.dtype == np.int64
-                and found.names.tolist() == list("abcd")
+                results.features.dtype == np.float32
+                and results.features.flags.c_contiguous
+                and results.labels.dtype == np.int64
+                and results.names.tolist() == list("abcd")
             )
 
 

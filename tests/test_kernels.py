@@ -1,11 +1,11 @@
-"""Each kernel of the CPU against its plain equivalent, and both against numpy in float64."""
+"""Each CPU kernel and its equivalent in plain Jittor are compared with numpy in float64."""
 
 import numpy as np
 import pytest
 
 from jclip import runtime
 
-WIDTHS = [(3, 5, 64), (2, 7, 48), (1, 1, 1), (2, 3, 17), (1, 33, 130)]  # with and without a rest behind the vectors
+WIDTHS = [(3, 5, 64), (2, 7, 48), (1, 1, 1), (2, 3, 17), (1, 33, 130)]  # multiples of the vector width, and others
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def kernels(jt):
 
 
 def both(jt, function, *arrays):
-    """What the kernel gives and what plain Jittor gives."""
+    """Return the results of the kernel and of plain Jittor."""
     with jt.no_grad():
         fused = function(*map(jt.array, arrays)).numpy()
     return fused, function(*map(jt.array, arrays)).numpy()
@@ -48,7 +48,7 @@ def attention(qkv, heads, causal):
     return (softmax(scores) @ v).transpose(0, 2, 1, 3).reshape(n, l, w)
 
 
-def test_kernels_without_a_gradient_are_used_without_gradients_only(jt, kernels, monkeypatch):
+def test_kernels_without_a_gradient_are_used_under_no_grad_only(jt, kernels, monkeypatch):
     called = []
     monkeypatch.setattr(kernels, "_run", lambda shape, dtype, call, *inputs: called.append(call) or inputs[0])
     x, bias = jt.array(normal((2, 8))), jt.array(normal((8,)))
@@ -65,10 +65,9 @@ def test_layer_norm_is_exact_also_far_from_zero(jt, kernels, shape, mean):
     x, weight, bias = normal(shape) + np.float32(mean), normal(shape[-1:], seed=1), normal(shape[-1:], seed=2)
     exact = x.astype(np.float64)
     exact = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + 1e-5) * weight + bias
-    for found in both(jt, kernels.layer_norm, x, weight, bias):
-        np.testing.assert_allclose(
-            found, exact, atol=1e-6 if not mean else 3e-4
-        )  # jittor.nn.LayerNorm is off by 0.02 there
+    for actual in both(jt, kernels.layer_norm, x, weight, bias):
+        # with mean 100, the error of jittor.nn.LayerNorm is 0.02
+        np.testing.assert_allclose(actual, exact, atol=1e-6 if not mean else 3e-4)
 
 
 @pytest.mark.parametrize("shape", WIDTHS)
@@ -76,8 +75,8 @@ def test_layer_norm_is_exact_also_far_from_zero(jt, kernels, shape, mean):
 def test_quick_gelu_is_exact_in_all_its_range(jt, kernels, shape, scale):
     x, bias = normal(shape, scale), normal(shape[-1:], seed=1)
     z = x.astype(np.float64) + bias
-    for found in both(jt, kernels.quick_gelu, x, bias):
-        np.testing.assert_allclose(found, z / (1 + np.exp(-1.702 * z)), rtol=2e-6, atol=2e-6)
+    for actual in both(jt, kernels.quick_gelu, x, bias):
+        np.testing.assert_allclose(actual, z / (1 + np.exp(-1.702 * z)), rtol=2e-6, atol=2e-6)
 
 
 def test_with_gradients_half_stays_half(jt, kernels):
@@ -89,8 +88,8 @@ def test_with_gradients_half_stays_half(jt, kernels):
 @pytest.mark.parametrize("shape", WIDTHS)
 def test_residual_adds_all_three(jt, kernels, shape):
     x, branch, bias = normal(shape), normal(shape, seed=1), normal(shape[-1:], seed=2)
-    for found in both(jt, kernels.residual, x, branch, bias):
-        np.testing.assert_allclose(found, x + branch + bias, atol=1e-6)
+    for actual in both(jt, kernels.residual, x, branch, bias):
+        np.testing.assert_allclose(actual, x + branch + bias, atol=1e-6)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -100,42 +99,43 @@ def test_residual_adds_all_three(jt, kernels, shape):
 def test_attention_is_exact(jt, kernels, n, l, w, heads, causal):
     qkv, bias = normal((n, l, 3 * w), 2), normal((3 * w,), seed=1)
     exact = attention(qkv + bias, heads, causal)
-    for found in (
-        *both(jt, lambda *given: kernels.attention(*given, heads, causal), qkv, bias),
+    for actual in (
+        *both(jt, lambda *inputs: kernels.attention(*inputs, heads, causal), qkv, bias),
         kernels.plain_attention(jt.array(qkv), jt.array(bias), heads, causal).numpy(),
     ):
-        np.testing.assert_allclose(found, exact, atol=2e-5)
+        np.testing.assert_allclose(actual, exact, atol=2e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
     "n, l, w, heads", [(2, 50, 128, 2), (1, 1, 64, 1), (3, 5, 48, 2), (1, 19, 12, 4), (1, 130, 64, 1)]
 )
-def test_attention_has_the_gradient_of_the_plain_way(jt, kernels, n, l, w, heads, causal):
+def test_attention_has_the_gradient_of_plain_attention(jt, kernels, n, l, w, heads, causal):
     qkv, bias, slope = normal((n, l, 3 * w), 2), normal((3 * w,), seed=1), normal((n, l, w), seed=2)
 
     def gradients(function):
-        given = [jt.array(qkv), jt.array(bias)]
-        return [one.numpy() for one in jt.grad((function(*given, heads, causal) * jt.array(slope)).sum(), given)]
+        inputs = [jt.array(qkv), jt.array(bias)]
+        loss = (function(*inputs, heads, causal) * jt.array(slope)).sum()
+        return [gradient.numpy() for gradient in jt.grad(loss, inputs)]
 
-    for found, expected in zip(gradients(kernels.attention), gradients(kernels.plain_attention)):
-        np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(expected).max())
+    for actual, expected in zip(gradients(kernels.attention), gradients(kernels.plain_attention)):
+        np.testing.assert_allclose(actual, expected, atol=2e-6 * np.abs(expected).max())
 
 
-def test_of_frozen_queries_keys_and_values_the_bias_alone_has_a_gradient(jt, kernels):
+def test_the_bias_has_a_gradient_if_queries_keys_and_values_are_frozen(jt, kernels):
     qkv, bias = normal((2, 7, 48), 2), jt.array(normal((48,), seed=1))
-    found = [
+    actual = [
         jt.grad(attention(jt.array(qkv).stop_grad(), bias, 2, True).sqr().sum(), [bias])[0].numpy()
         for attention in (kernels.attention, kernels.plain_attention)
     ]
-    np.testing.assert_allclose(*found, atol=2e-6 * np.abs(found[1]).max())
+    np.testing.assert_allclose(*actual, atol=2e-6 * np.abs(actual[1]).max())
 
 
-def test_attention_of_scores_far_apart_neither_overflows_nor_loses_the_best(jt, kernels):
+def test_attention_with_very_different_scores_does_not_overflow(jt, kernels):
     qkv = normal((1, 20, 192), 30)
     bias = np.zeros(192, np.float32)
-    for found in (
-        *both(jt, lambda *given: kernels.attention(*given, 1, False), qkv, bias),
+    for actual in (
+        *both(jt, lambda *inputs: kernels.attention(*inputs, 1, False), qkv, bias),
         kernels.plain_attention(jt.array(qkv), jt.array(bias), 1, False).numpy(),
     ):
-        np.testing.assert_allclose(found, attention(qkv, 1, False), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(actual, attention(qkv, 1, False), rtol=1e-3, atol=1e-3)

@@ -1,4 +1,4 @@
-"""Jittor is imported, and the device chosen, on machines of all sorts; each in a process of its own."""
+"""Jittor is imported and the device chosen on machines with and without CUDA, most tests in a process of its own."""
 
 import functools
 import os
@@ -30,7 +30,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def broken_tools(tmp_path):
-    """A folder for PATH with an nvcc that has no libraries and an mpicc that does not work."""
+    """A value of PATH with an nvcc without libraries and an mpicc that does not work."""
     for name, output in (("nvcc", "release 12.2, V12.2.140"), ("mpicc", "")):
         tool = tmp_path / "bin" / name
         tool.parent.mkdir(exist_ok=True)
@@ -43,7 +43,7 @@ def test_importing_jclip_does_not_import_jittor():
     assert python("import sys, jclip; assert 'jittor' not in sys.modules").returncode == 0
 
 
-def test_half_a_cuda_and_a_broken_mpi_do_not_stop_it(broken_tools):
+def test_an_incomplete_cuda_and_a_broken_mpi_do_no_harm(broken_tools):
     done = python(
         SHOW_LOG + "from jclip import runtime; assert runtime.use('auto') == 'cpu'\n"
         "import jittor as jt; print(jt.ones((2, 2)).numpy().sum())",
@@ -76,7 +76,7 @@ def test_jittor_may_be_imported_between_jclip_and_the_first_use(broken_tools):
     assert done.stdout.strip() == "cpu", done.stderr
 
 
-def test_what_the_user_has_set_is_left_alone():
+def test_variables_of_the_user_are_left_alone():
     names = dict(nvcc_path="/opt/nvcc", use_mpi="1", use_parallel_op_compiler="3")
     done = python(f"import os, jclip; print(*[os.environ[name] for name in {list(names)}])", **names)
     assert done.stdout.split() == list(names.values())
@@ -95,10 +95,10 @@ VARIABLES = {"nvcc_path": "/made/bin/nvcc", "conv_opt": "1", "use_cutlass": "0"}
 
 @pytest.fixture
 def untouched(monkeypatch):
-    """No Jittor in this process, and no variable of it set by the tests' own machine."""
+    """A process in which Jittor is not imported and none of its variables is set."""
     monkeypatch.delitem(sys.modules, "jittor", raising=False)
     for name in (*VARIABLES, "use_parallel_op_compiler", "use_cutt", "cache_name"):
-        monkeypatch.setenv(name, "")  # so that it is given back
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores it
         monkeypatch.delenv(name)
     monkeypatch.setattr(runtime, "_cuda_setup", functools.cache(runtime._cuda_setup.__wrapped__))
     return monkeypatch
@@ -112,7 +112,7 @@ def test_variables_for_cuda_are_set_but_none_of_the_users(untouched):
     assert runtime.cuda_problem() == ""
 
 
-def test_why_there_is_no_cuda_is_kept_and_jittor_is_built_for_the_cpu(untouched):
+def test_without_cuda_jittor_is_built_for_the_cpu_and_the_reason_is_kept(untouched):
     def absent():
         raise runtime.cuda.NoCuda("no nvcc")
 
@@ -122,7 +122,7 @@ def test_why_there_is_no_cuda_is_kept_and_jittor_is_built_for_the_cpu(untouched)
     assert runtime.cuda_problem() == "no nvcc"
 
 
-def test_cuda_that_is_switched_off_is_not_looked_for(untouched):
+def test_cuda_that_is_switched_off_is_not_searched(untouched):
     untouched.setattr(runtime.cuda, "environment", lambda: pytest.fail("asked for"))
     untouched.setenv("nvcc_path", "")
     runtime.prepare()
@@ -133,7 +133,7 @@ def test_cuda_that_is_switched_off_is_not_looked_for(untouched):
     "nvcc, left", [("/user/cuda/bin/nvcc", "/user/cuda/bin/nvcc"), ("~/.cache/jclip/cuda/key/bin/nvcc", "")]
 )
 def test_nvcc_that_cannot_be_used_is_left_where_it_is_the_users(untouched, nvcc, left):
-    """The other is of the process that has started this one, and has not hidden the GPU, as this one has."""
+    """The other path is inherited from a parent process in which the GPU was visible."""
     untouched.setattr(runtime, "cuda_problem", lambda: "the NVIDIA driver finds no GPU")
     untouched.setenv("nvcc_path", os.path.expanduser(nvcc))
     runtime.prepare()
@@ -142,7 +142,7 @@ def test_nvcc_that_cannot_be_used_is_left_where_it_is_the_users(untouched, nvcc,
 
 @pytest.mark.parametrize("name, kept", [("jclip_cuda", None), ("mine", "mine")])
 def test_without_cuda_jittor_does_not_build_where_its_core_for_cuda_lies(untouched, name, kept):
-    """Below it, to be exact; Jittor would import the core for the CPU from then on."""
+    """With one cache for both, Jittor would import the core for the CPU also with CUDA."""
     untouched.setenv("nvcc_path", "")
     untouched.setenv("cache_name", name)
     runtime.prepare()
@@ -182,7 +182,7 @@ print(runtime.use({device!r}, {precision!r}), jt.flags.use_cuda)
         ("cpu", "double", 0, "", "", "unknown precision 'double'; expected one of float32, half"),
     ],
 )
-def test_what_is_chosen_and_said(device, precision, has_cuda, problem, chosen, line):
+def test_the_chosen_device_is_logged(device, precision, has_cuda, problem, chosen, line):
     done = python(SHOW_LOG + FAKE_JITTOR.format(**locals()))
     assert done.stdout.strip() == chosen and line in done.stderr.splitlines()[-1], done.stderr
     assert len(done.stderr.splitlines()) == 1 or not chosen
@@ -197,7 +197,7 @@ def test_half_precision_needs_the_tensor_cores_of_its_kernels():
     )
 
 
-def test_the_first_use_is_told_apart_by_what_the_core_was_linked_with(tmp_path, monkeypatch):
+def test_a_compiled_core_is_recognised_by_its_link_command(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     core = tmp_path / ".cache/jittor/jt/g++/py/os/cpu/7b6b/a/branch"
     command = "jittor_core.cpython-311-x86_64-linux-gnu.so.key"
@@ -215,7 +215,7 @@ def test_the_first_use_is_told_apart_by_what_the_core_was_linked_with(tmp_path, 
 
 @pytest.fixture
 def unstartable(tmp_path):
-    """CUDA that is complete, and on which Jittor's import ends its process; the environment."""
+    """The environment of a complete CUDA with which the import of Jittor aborts the process."""
     nvcc = tmp_path / ".cache/jclip/cuda/key/bin/nvcc"
     nvcc.parent.mkdir(parents=True)
     (tmp_path / "site/jittor").mkdir(parents=True)

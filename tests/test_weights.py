@@ -1,5 +1,7 @@
-"""Weights in every format, each written by the program that people have it from (golden/record_weights.py); hostile and
-damaged ones."""
+"""Weights are read in every format, hostile and damaged files are refused.
+
+The files were written by the programs that people use for each format (golden/record_weights.py).
+"""
 
 import hashlib
 import io
@@ -61,7 +63,7 @@ def test_the_release_keeps_its_float16(expected):
     }
 
 
-def test_the_format_is_told_by_content_not_by_suffix(tmp_path, expected):
+def test_the_format_is_recognised_by_content_not_by_suffix(tmp_path, expected):
     for name in FORMATS:
         (tmp_path / "weights.bin").write_bytes((FILES / name).read_bytes())
         assert set(weights.read(tmp_path / "weights.bin")) == set(expected)
@@ -125,7 +127,7 @@ assert all((ours[name] == theirs[name]).all() and ours[name].shape == theirs[nam
 
 
 @pytest.mark.parametrize(
-    "damage, said",
+    "damage, message",
     [
         (lambda s: s.pop("visual.ln_pre.bias"), "missing: visual.ln_pre.bias"),
         (lambda s: s.pop("visual.proj"), "missing: visual.proj"),
@@ -144,12 +146,12 @@ assert all((ours[name] == theirs[name]).all() and ours[name].shape == theirs[nam
         (lambda s: [s.pop(name) for name in list(s) if ".mlp." in name], "missing: .*mlp.* and "),
     ],
 )
-def test_wrong_tensors_are_listed(tmp_path, expected, damage, said):
+def test_wrong_tensors_are_listed(tmp_path, expected, damage, message):
     state = {name: value.copy() for name, value in expected.items()}
     damage(state)
-    if said.endswith("and "):
+    if message.endswith("and "):
         state.update({f"visual.transformer.resblocks.{i}.ln_1.weight": np.ones(64, np.float16) for i in range(1, 5)})
-    with pytest.raises(jclip.ClipError, match=said) as raised:
+    with pytest.raises(jclip.ClipError, match=message) as raised:
         weights.read(write_npz(tmp_path / "w.npz", state))
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 2000
 
@@ -164,23 +166,21 @@ GELU = {HUGGING_FACE: '{"vision_config": {"hidden_act": "gelu"}}', OPEN_CLIP: '{
 
 
 @pytest.fixture
-def beside(tmp_path):
-    """beside(name, config, content) -> a weights file, what `FILES` has by the name `content`, and a config in its
-    folder."""
+def weights_beside_config(tmp_path):
+    """weights_beside_config(name, config, content): copy FILES / content to `name`, with config files in its folder."""
 
-    def beside(name, config, content):
+    def weights_beside_config(name, config, content):
         if (name, content) == ("pytorch_model.bin", "hugging_face.safetensors"):
-            (tmp_path / name).write_bytes(
-                pickle.dumps(formats._safetensors(FILES / content), 2)
-            )  # its names, in the older kind of file
+            # Hugging Face's names in the older format
+            (tmp_path / name).write_bytes(pickle.dumps(formats._safetensors(FILES / content), 2))
         else:
             (tmp_path / name).write_bytes((FILES / content).read_bytes())
         weights.read(tmp_path / name)
-        for name_of_config, said in config.items():
-            (tmp_path / name_of_config).write_text(said)
+        for name_of_config, message in config.items():
+            (tmp_path / name_of_config).write_text(message)
         return tmp_path / name
 
-    return beside
+    return weights_beside_config
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def beside(tmp_path):
     ],
 )
 @pytest.mark.parametrize(
-    "config, said",
+    "config, message",
     [
         ({HUGGING_FACE: GELU[HUGGING_FACE]}, "config.json says hidden_act is gelu"),
         ({HUGGING_FACE: '{"text_config": {"hidden_size": 64, "hidden_act": "gelu"}}'}, "hidden_act is gelu"),
@@ -200,9 +200,9 @@ def beside(tmp_path):
         ({OPEN_CLIP: GELU[OPEN_CLIP]}, "quick_gelu is off"),
     ],
 )
-def test_a_config_that_says_what_weights_cannot_is_heeded(beside, name, content, config, said):
-    with pytest.raises(jclip.ClipError, match=said):
-        weights.read(beside(name, config, content))
+def test_a_config_with_an_unsupported_setting_is_an_error(weights_beside_config, name, content, config, message):
+    with pytest.raises(jclip.ClipError, match=message):
+        weights.read(weights_beside_config(name, config, content))
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_a_config_that_says_what_weights_cannot_is_heeded(beside, name, content,
     ],
 )
 @pytest.mark.parametrize(
-    "config, said",
+    "config, message",
     [
         ('{"model_cfg": {"vision_cfg": {"width": 64, "layers": 1}}}', "open_clip_config.json says quick_gelu is off"),
         ('{"model_cfg": {}}', "open_clip_config.json says quick_gelu is off"),
@@ -222,9 +222,11 @@ def test_a_config_that_says_what_weights_cannot_is_heeded(beside, name, content,
         ('{"model_cfg": {"quick_gelu": true, "text_cfg": {"width": 64, "heads": 2}}}', "2 heads at width 64"),
     ],
 )
-def test_open_clips_config_is_heeded_beside_its_files(beside, name, content, config, said):
-    with pytest.raises(jclip.ClipError, match=said):
-        weights.read(beside(name, {OPEN_CLIP: config}, content))
+def test_open_clips_config_with_an_unsupported_setting_is_an_error(
+    weights_beside_config, name, content, config, message
+):
+    with pytest.raises(jclip.ClipError, match=message):
+        weights.read(weights_beside_config(name, {OPEN_CLIP: config}, content))
 
 
 @pytest.mark.parametrize(
@@ -264,12 +266,12 @@ def test_open_clips_config_is_heeded_beside_its_files(beside, name, content, con
         ("model.safetensors", "hugging_face.safetensors", {HUGGING_FACE: "[1]"}),
     ],
 )
-def test_a_config_of_other_weights_or_of_the_same_model_is_no_hindrance(beside, name, content, config):
-    assert set(weights.read(beside(name, config, content))) == set(np.load(FILES / "expected.npz"))
+def test_a_config_of_other_weights_or_of_the_same_model_is_accepted(weights_beside_config, name, content, config):
+    assert set(weights.read(weights_beside_config(name, config, content))) == set(np.load(FILES / "expected.npz"))
 
 
 class Call:
-    """Pickles as a call of any function."""
+    """An object that is pickled as a call of a function."""
 
     def __init__(self, function, *arguments):
         self.reduced = function, arguments
@@ -299,9 +301,8 @@ def test_a_hostile_pickle_is_refused_before_it_acts(tmp_path, attack, protocol):
     for name in ("w.pkl", "w.pt"):
         with pytest.raises(jclip.ClipError) as raised:
             weights.read(tmp_path / name)
-        assert (
-            "refused, nothing was run" in str(raised.value) or protocol == 0 and name == "w.pkl"
-        )  # no start that we know
+        # protocol 0 has no magic number, so a .pkl in it is in no known format
+        assert "refused, nothing was run" in str(raised.value) or (protocol == 0 and name == "w.pkl")
     assert not (tmp_path / "harm").exists()
 
 
@@ -319,13 +320,13 @@ def test_a_hostile_pickle_is_refused_before_it_acts(tmp_path, attack, protocol):
         ("builtins", "bytearray"),
     ],
 )
-def test_names_beside_the_allowed_ones_are_refused(module, name):
+def test_names_that_are_not_allowed_are_refused(module, name):
     content = b"\x80\x02c" + f"{module}\n{name}\n".encode() + b")R."
     with pytest.raises(pickle.UnpicklingError, match="refused"):
         unpickle.read_pickle(io.BytesIO(content))
 
 
-def test_a_pickle_cannot_change_what_a_later_one_meets():
+def test_a_pickle_cannot_change_our_functions():
     for state in (b"}U\x08__call__K\x01s", b"N}U\x0c__defaults__)s\x86"):  # a state, and a state of slots
         with pytest.raises(unpickle.DAMAGE):
             unpickle.read_pickle(io.BytesIO(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n" + state + b"b."))
@@ -349,7 +350,7 @@ def test_a_tensor_beyond_its_storage_is_refused(offset, size, stride):
         unpickle._tensor(np.arange(4.0), offset, size, stride)
 
 
-def test_a_strided_tensor_is_read_as_torch_means_it():
+def test_a_strided_tensor_is_read_as_in_torch():
     np.testing.assert_array_equal(unpickle._tensor(np.arange(10.0), 1, (2, 3), (1, 2)), [[1, 3, 5], [2, 4, 6]])
 
 
@@ -368,8 +369,8 @@ def test_a_mutated_file_never_ends_in_anything_but_weights_or_a_clear_error(tmp_
     whole, rng = (FILES / name).read_bytes(), np.random.default_rng(0)
     for _ in range(60):
         content = bytearray(whole)
-        for place in rng.integers(0, min(len(whole), 4000), 3):  # where the structure is; the rest is numbers
-            content[place] = rng.integers(256)
+        for position in rng.integers(0, min(len(whole), 4000), 3):  # the structure of the file; the rest is numbers
+            content[position] = rng.integers(256)
         (tmp_path / name).write_bytes(content)
         try:
             weights.read(tmp_path / name)

@@ -1,10 +1,9 @@
-"""A reader at work under watch: what it does besides reading, how long it takes, what memory. A process of its own for
-a few files:
+"""Records what a reader does besides reading, and its time and memory.
 
     python -m tests.watch READER:FILE …
 
-Prints a line of JSON for each: how it ended (read, refused or worse), why, seconds, bytes of memory beyond what was
-used before.
+Prints a line of JSON for each file: the argument, the outcome (read, refused or worse), the reason, seconds, and bytes
+of memory beyond what was used before.
 """
 
 from __future__ import annotations
@@ -65,52 +64,57 @@ FORBIDDEN = {
 
 
 class TooLong(BaseException):
-    """The time for one file is over; no reader may catch it."""
+    """The time for one file is over. It is no Exception, so that no reader catches it."""
 
 
 class Watch:
-    """Calls a reader; says "read", "refused", or what else happened and why."""
+    """Calls readers and returns the outcome, "read", "refused" or what else happened, and the reason."""
 
     def __init__(self):
-        self.armed, self.seen, self.slowest = False, [], 0.0
-        signal.signal(signal.SIGALRM, self.ring)
-        sys.addaudithook(self.hook)
+        self.is_active, self.violations, self.slowest = False, [], 0.0
+        signal.signal(signal.SIGALRM, self.on_alarm)
+        sys.addaudithook(self.on_event)
 
-    def ring(self, *_):
+    def on_alarm(self, *_):
         raise TooLong
 
-    def hook(self, event: str, arguments: tuple) -> None:
-        if self.armed and (
+    def on_event(self, event: str, arguments: tuple) -> None:
+        if self.is_active and (
             event in FORBIDDEN or event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         ):
-            self.seen.append(f"{event} {arguments!r:.200}")
+            self.violations.append(f"{event} {arguments!r:.200}")
 
     def __call__(self, read: Callable) -> tuple[str, str]:
-        self.seen.clear()
+        self.violations.clear()
         started = time.perf_counter()
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
-        self.armed = True
+        self.is_active = True
         try:
             read()
-            how, why = "read", ""
+            outcome, reason = "read", ""
         except (ClipError, TaskError) as error:
-            how, why = "refused", str(error)
-            if not why.isprintable() or len(why) > 2000 or "MemoryError" in why or "Unable to allocate" in why:
-                how = "badly refused"
+            outcome, reason = "refused", str(error)
+            if (
+                not reason.isprintable()
+                or len(reason) > 2000
+                or "MemoryError" in reason
+                or "Unable to allocate" in reason
+            ):
+                outcome = "badly refused"
         except TooLong:
-            how, why = "too long", f"more than {SECONDS} s"
+            outcome, reason = "too long", f"more than {SECONDS} s"
         except BaseException:
-            self.armed = False  # a traceback compiles
-            how, why = "unexpected", traceback.format_exc()
+            self.is_active = False  # a traceback compiles
+            outcome, reason = "unexpected", traceback.format_exc()
         finally:
-            self.armed = False
+            self.is_active = False
             signal.setitimer(signal.ITIMER_REAL, 0)
         self.slowest = max(self.slowest, time.perf_counter() - started)
-        return ("did more than read", self.seen[0]) if self.seen else (how, why)
+        return ("did more than read", self.violations[0]) if self.violations else (outcome, reason)
 
 
 def peak() -> int:
-    """The most bytes of memory that the process has had since `forget_peak`."""
+    """Return the most bytes of memory that the process has used since `forget_peak`."""
     return 1024 * int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])
 
 
@@ -144,8 +148,8 @@ def main(arguments: list[str]) -> None:
         reader, _, path = argument.partition(":")
         forget_peak()
         before, started = peak(), time.perf_counter()
-        how, why = watched(partial(READERS[reader], Path(path)))
-        print(json.dumps([argument, how, why, time.perf_counter() - started, peak() - before]), flush=True)
+        outcome, reason = watched(partial(READERS[reader], Path(path)))
+        print(json.dumps([argument, outcome, reason, time.perf_counter() - started, peak() - before]), flush=True)
 
 
 if __name__ == "__main__":
