@@ -1,6 +1,7 @@
-// CLIP's transformer on CUDA: one pass over memory for each part that is not a matrix product; sums are always float32.
-// kernels.py has what each computes, in plain Jittor, and the letters. T is float or half: what the matrix products take and
-// give. What is added up along the network, the residual, stays float32. Kernels come first, then what launches them.
+// CUDA kernels for the operations of CLIP's transformer other than matrix products, one pass over memory each. kernels.py has
+// the same operations in plain Jittor and says what the letters in shapes mean. T, float or half, is the type of the inputs and
+// results of matrix products. Sums and the residual stream are float32 always. The file has the kernels first, then the
+// functions that launch them.
 #pragma once
 #ifdef __CUDACC__
 #include <cublas_v2.h>
@@ -17,7 +18,7 @@ typedef int64_t Int;
 typedef __half half_t;
 const int WARP = 32;
 
-// V numbers that are loaded and stored at once.
+// V numbers that are loaded or stored by one instruction.
 template <class T, int V> struct alignas(sizeof(T) * V) Pack { T at[V]; };
 template <int V, class T> __device__ inline Pack<T, V> load(const T* p) { return *(const Pack<T, V>*)p; }
 template <int V, class T> __device__ inline void store(T* p, const Pack<T, V>& pack) { *(Pack<T, V>*)p = pack; }
@@ -32,7 +33,7 @@ __device__ inline float warp_sum(float x) {
     return x;
 }
 
-// out (n, 3, pixels) = levels (256, 3) of the bytes rgb (n, pixels, 3). A thread a pixel.
+// out (n, 3, pixels) = levels (256, 3) of the bytes rgb (n, pixels, 3). One thread per pixel.
 __global__ void normalise_kernel(const uint8_t* rgb, const float* levels, float* out, Int n, Int pixels) {
     const Int i = (Int)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n * pixels) return;
@@ -41,7 +42,7 @@ __global__ void normalise_kernel(const uint8_t* rgb, const float* levels, float*
         out[(image * 3 + channel) * pixels + pixel] = levels[rgb[i * 3 + channel] * 3 + channel];
 }
 
-// out (n·grid², 3·size²) = the patches of x (n, 3, side, side), grid = side / size in each direction. V numbers a thread.
+// out (n·grid², 3·size²) = the patches of x (n, 3, side, side), grid = side / size in each direction. V numbers per thread.
 template <int V, class T> __global__ void patches_kernel(const float* x, T* out, Int count, int side, int size) {
     const Int i = ((Int)blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (i >= count) return;
@@ -54,7 +55,7 @@ template <int V, class T> __global__ void patches_kernel(const float* x, T* out,
     store(out + i, to);
 }
 
-// out (rows, w) = layer norm of x (rows, w): the mean first, then the mean square of what is left. A warp a row.
+// out (rows, w) = layer norm of x (rows, w): first the mean, then the variance. One warp per row.
 template <int V, class T>
 __global__ void layer_norm_kernel(const float* x, const float* weight, const float* bias, T* out, Int rows, int w, float epsilon) {
     const Int row = (Int)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
@@ -80,7 +81,7 @@ __global__ void layer_norm_kernel(const float* x, const float* weight, const flo
     }
 }
 
-// out (rows, w) = x + branch + bias. V numbers a thread.
+// out (rows, w) = x + branch + bias. V numbers per thread.
 template <int V, class T>
 __global__ void residual_kernel(const float* x, const T* branch, const float* bias, float* out, Int count, int w) {
     const Int i = ((Int)blockIdx.x * blockDim.x + threadIdx.x) * V;
@@ -92,7 +93,7 @@ __global__ void residual_kernel(const float* x, const T* branch, const float* bi
     store(out + i, sum);
 }
 
-// out (rows, w) = z · sigmoid(1.702 z) with z = x + bias. V numbers a thread.
+// out (rows, w) = z · sigmoid(1.702 z) with z = x + bias. V numbers per thread.
 template <int V, class T> __global__ void quick_gelu_kernel(const T* x, const float* bias, T* out, Int count, int w) {
     const Int i = ((Int)blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (i >= count) return;
@@ -100,12 +101,13 @@ template <int V, class T> __global__ void quick_gelu_kernel(const T* x, const fl
     const auto shift = load<V>(bias + i % w);
     for (int k = 0; k < V; k++) {
         const float z = number(part.at[k]) + shift.at[k];
-        put(part.at[k], z / (1 + __expf(fminf(-1.702f * z, 80.f))));  // e^89 is infinite in float32; what is left below e^-80 does not count
+        // clamped, as e^89 is infinite in float32; e^80 already makes the result 0 but for rounding
+        put(part.at[k], z / (1 + __expf(fminf(-1.702f * z, 80.f))));
     }
     store(out + i, part);
 }
 
-// out (n, l, w) = the class token, then the patches (n, l - 1, w), each with its position's embedding (l, w).
+// out (n, l, w) = the class token (w), then the patches (n, l - 1, w), plus the positional embedding (l, w).
 template <class T>
 __global__ void tokens_kernel(const T* patches, const float* first, const float* positions, float* out, Int count, int l, int w) {
     const Int i = (Int)blockIdx.x * blockDim.x + threadIdx.x;
@@ -116,7 +118,7 @@ __global__ void tokens_kernel(const T* patches, const float* first, const float*
              (position ? number(patches[(row - image - 1) * w + column]) : first[column]);
 }
 
-// out (n, w) = those rows of x.
+// out (n, w) = x[rows].
 template <class T> __global__ void gather_kernel(const T* x, const int* rows, T* out, Int count, int w) {
     const Int i = (Int)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < count) out[i] = x[rows[i / w] * (Int)w + i % w];
@@ -124,15 +126,16 @@ template <class T> __global__ void gather_kernel(const T* x, const int* rows, T*
 
 // ---- attention ----
 //
-// One block computes a tile of queries of one head of one sequence; keys and values come by, tile by tile, and each query
-// keeps its largest score, the sum of e^(score - largest) and the values weighted with them (Milakov & Gimelshein,
-// arXiv:1805.02867; Dao et al., arXiv:2205.14135). The keys' bias adds the same to all scores of a query, which changes no
-// softmax, and the values' bias adds itself to every result: only the queries' is added before.
+// One block computes a tile of queries of one head of one sequence. It loads keys and values tile by tile, and keeps for each
+// query the largest score, the sum of e^(score - largest), and the sum of the values weighted by e^(score - largest) (Milakov &
+// Gimelshein, arXiv:1805.02867; Dao et al., arXiv:2205.14135). The bias of the queries is added first. The bias of the keys is
+// left out, because it adds the same number to all scores of a query, which softmax ignores. The bias of the values is added to
+// the result, because the weights sum to 1.
 
-// The tile of a block: tiles of one head lie side by side in the grid.
+// The tile of queries of this block; the tiles of one head have consecutive blocks.
 struct Tile {
-    const Int row;          // of the sequence's first position in qkv
-    const int head, query;  // the column of the head's first number; the first query
+    const Int row;          // first row of the sequence in qkv
+    const int head, query;  // first column of the head; first query of the tile
 
     __device__ Tile(int l, int heads, int depth, int queries)
         : row((Int)(blockIdx.x / ((l + queries - 1) / queries) / heads) * l),
@@ -140,8 +143,8 @@ struct Tile {
           query(blockIdx.x % ((l + queries - 1) / queries) * queries) {}
 };
 
-// Positions first … first + ROWS of the columns at `from` (l, stride), DEPTH of them, into shared memory (ROWS, STRIDE);
-// what is behind the sequence's end, and columns up to PADDED, become 0.
+// Copies positions first to first + ROWS, DEPTH columns of them, from `from` (l, stride) to shared memory (ROWS, STRIDE).
+// Positions after the end of the sequence, and columns from DEPTH to PADDED, are filled with 0.
 template <int ROWS, int DEPTH, int PADDED, int STRIDE, class T>
 __device__ inline void copy_tile(T* to, const T* from, Int stride, int first, int l) {
     const int V = DEPTH % 8 == 0 && sizeof(T) == 2 ? 8 : DEPTH % 4 == 0 ? 4 : 1, PARTS = PADDED / V;
@@ -154,12 +157,13 @@ __device__ inline void copy_tile(T* to, const T* from, Int stride, int first, in
     }
 }
 
-// Float32: 128 threads, 32 queries by 32 keys. A thread has 4 rows, of scores the columns x and x + 16, of results 4 in 64.
+// Float32: 128 threads, 32 queries by 32 keys. A thread computes 4 rows: of the scores columns x and x + 16, of the results 4 of
+// every 64 columns.
 template <int DEPTH>
 __global__ void attention_kernel(const float* qkv, const float* bias, float* out, int l, int w, int heads, bool causal) {
     const int ROWS = 32, PADDED = (DEPTH + 3) / 4 * 4, STRIDE = PADDED + 4, SCORES = ROWS + 4, PARTS = (PADDED + 63) / 64;
     __shared__ __align__(16) float queries[ROWS * STRIDE];
-    __shared__ __align__(16) float tile[ROWS * STRIDE];  // of keys, then of values
+    __shared__ __align__(16) float tile[ROWS * STRIDE];  // the keys, then the values
     __shared__ __align__(16) float scores[ROWS * SCORES];
     __shared__ float largest[ROWS], sums[ROWS], fade[ROWS];
     const Tile at(l, heads, DEPTH, ROWS);
@@ -176,7 +180,7 @@ __global__ void attention_kernel(const float* qkv, const float* bias, float* out
         q = (q + bias[at.head + i % DEPTH]) * scale;
     }
     float result[4][PARTS][4] = {};
-    const int end = causal ? min(l, at.query + ROWS) : l;  // behind it no query of the tile looks
+    const int end = causal ? min(l, at.query + ROWS) : l;  // no query of the tile attends to keys from here on
     for (int key = 0; key < end; key += ROWS) {
         __syncthreads();
         copy_tile<ROWS, DEPTH, PADDED, STRIDE>(tile, from + w, stride, key, l);
@@ -197,7 +201,7 @@ __global__ void attention_kernel(const float* qkv, const float* bias, float* out
             }
         __syncthreads();
         copy_tile<ROWS, DEPTH, PADDED, STRIDE>(tile, from + 2 * w, stride, key, l);
-        {  // the softmax so far: 4 neighbouring threads a row. Of each row the tile's first key is seen, or the row is not used
+        {  // update the softmax, 4 neighbouring threads per row; in every row that is used, the tile's first key is not masked
             const int row = thread / 4;
             float* p = scores + row * SCORES + thread % 4 * 8;
             const float before = largest[row];
@@ -239,14 +243,14 @@ __global__ void attention_kernel(const float* qkv, const float* bias, float* out
 }
 
 #ifdef __CUDACC__
-// d (16, 8) += a (16, 16) · b (16, 8) by one warp; which numbers a lane holds is in NVIDIA's PTX ISA, "mma.m16n8k16".
+// d (16, 8) += a (16, 16) · b (16, 8) by one warp. NVIDIA's PTX ISA, "mma.m16n8k16", says which numbers each lane holds.
 __device__ inline void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Two 8 x 8 tiles, turned: lanes 0 to 15 name their rows in shared memory.
+// Loads two 8 x 8 tiles, transposed, from shared memory; lanes 0 to 15 pass the addresses of their rows.
 __device__ inline void ldmatrix_x2_trans(unsigned (&r)[2], const void* row) {
     const unsigned address = (unsigned)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(address) : "memory");
@@ -259,13 +263,13 @@ __device__ inline unsigned pair(float low, float high) {
 }
 __device__ inline unsigned pair_at(const half_t* p) { return *(const unsigned*)p; }
 
-// Half, on the tensor cores: 4 warps, 16 queries each, by 64 keys. Scores and results stay in registers; a lane has, of each
-// 8 columns, two of row lane / 4 (numbers 0 and 1) and two of the row 8 below (2 and 3).
+// Half, on the tensor cores: 4 warps with 16 queries each, by 64 keys. Scores and results stay in registers. Of every 8 columns,
+// a lane holds two in row lane / 4 (numbers 0 and 1) and two in row lane / 4 + 8 (numbers 2 and 3).
 template <int DEPTH>
 __global__ void __launch_bounds__(128)
 attention_kernel(const half_t* qkv, const float* bias, half_t* out, int l, int w, int heads, bool causal) {
-    const int ROWS = 64, PADDED = (DEPTH + 15) / 16 * 16, STRIDE = PADDED + 8;  // 8: else rows lie in the same banks
-    __shared__ __align__(16) half_t keys[ROWS * STRIDE];  // the queries, at first
+    const int ROWS = 64, PADDED = (DEPTH + 15) / 16 * 16, STRIDE = PADDED + 8;  // 8 more, so that rows start in different banks
+    __shared__ __align__(16) half_t keys[ROWS * STRIDE];  // first used for the queries
     __shared__ __align__(16) half_t values[ROWS * STRIDE];
     const Tile at(l, heads, DEPTH, ROWS);
     const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4 * 2, warp = threadIdx.x / WARP * 16;
@@ -275,7 +279,7 @@ attention_kernel(const half_t* qkv, const float* bias, half_t* out, int l, int w
     copy_tile<ROWS, DEPTH, PADDED, STRIDE>(keys, from, stride, at.query, l);
     __syncthreads();
     const float scale = 1 / sqrtf((float)DEPTH);
-    unsigned query[PADDED / 16][4];  // (16, 16) each, as the tensor cores take them
+    unsigned query[PADDED / 16][4];  // tiles of (16, 16) in the layout of mma_m16n8k16
     for (int step = 0; step < PADDED / 16; step++)
         for (int i = 0; i < 4; i++) {
             const int row = warp + g + i % 2 * 8, column = step * 16 + t + i / 2 * 8;
@@ -313,11 +317,12 @@ attention_kernel(const half_t* qkv, const float* bias, half_t* out, int l, int w
         }
         for (int tile = 0; tile < ROWS / 8; tile++)
             for (int i = 0; i < 4; i++) total[i / 2] += score[tile][i] = __expf(score[tile][i] - most[i / 2]);
-        for (int i = 0; i < 2; i++) sums[i] = sums[i] * fade[i] + total[i];  // of this lane's columns; added up at the end
+        // over this lane's columns; the lanes' sums are added at the end
+        for (int i = 0; i < 2; i++) sums[i] = sums[i] * fade[i] + total[i];
         for (int part = 0; part < PADDED / 8; part++)
             for (int i = 0; i < 4; i++) result[part][i] *= fade[i / 2];
         for (int step = 0; step < ROWS / 16; step++) {
-            // two tiles of scores side by side are what the tensor cores take as (16, 16)
+            // two neighbouring tiles of scores have the layout of a (16, 16) in mma_m16n8k16
             const auto &s0 = score[2 * step], &s1 = score[2 * step + 1];
             const unsigned p[4] = {pair(s0[0], s0[1]), pair(s0[2], s0[3]), pair(s1[0], s1[1]), pair(s1[2], s1[3])};
             for (int part = 0; part < PADDED / 8; part++) {
@@ -339,7 +344,7 @@ attention_kernel(const half_t* qkv, const float* bias, half_t* out, int l, int w
 
 // ---- launches ----
 
-const int THREADS = 256;  // a block, where nothing else is said
+const int THREADS = 256;  // per block, unless a launch has another number
 inline int blocks(Int count) { return (count + THREADS - 1) / THREADS; }
 
 inline void normalise(const uint8_t* rgb, const float* levels, float* out, Int n, Int pixels) {
@@ -388,7 +393,7 @@ template <int DEPTH, class T> void attention(const T* qkv, const float* bias, T*
 }
 
 #ifdef __CUDACC__
-inline void check() {  // else a launch that fails leaves numbers without meaning
+inline void check() {  // without it, a launch that fails would leave random numbers
     const auto error = cudaGetLastError();
     if (error) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorName(error) + ": " + cudaGetErrorString(error));
 }
@@ -396,7 +401,7 @@ inline void check() {  // else a launch that fails leaves numbers without meanin
 inline cudaDataType_t type_of(const float*) { return CUDA_R_32F; }
 inline cudaDataType_t type_of(const half_t*) { return CUDA_R_16F; }
 
-// out (m, n) = x (m, k) times the transpose of matrix (n, k); float32 without TF32.
+// out (m, n) = x (m, k) times the transpose of matrix (n, k); in float32, TF32 is not used.
 template <class T> void product(const T* x, const T* matrix, T* out, Int m, int k, int n) {
     const float one = 1, zero = 0;
     const auto type = type_of(x);
@@ -408,14 +413,15 @@ template <class T> void product(const T* x, const T* matrix, T* out, Int m, int 
 #endif
 
 // A block of the transformer: out = y + MLP of y, where y = x + attention of x, x (n, l, w). With `rows` (n), only those rows
-// of y are computed, and out is (n, w): behind the attention nothing passes between positions. scratch has n·l·5w numbers.
+// of y are computed, and out is (n, w): after the attention, no position depends on another. scratch has n·l·5w numbers.
 template <int DEPTH, class T>
 void block(const float* x, const float* norm_1, const float* norm_1_bias, const T* qkv, const float* qkv_bias,
            const T* projection, const float* projection_bias, const float* norm_2, const float* norm_2_bias, const T* fc,
            const float* fc_bias, const T* fc_out, const float* fc_out_bias, const int* rows, float* out, T* scratch, Int n,
            int l, int w, int heads, bool causal, float epsilon) {
     Int count = n * l;
-    T *wide = scratch, *narrow = scratch + count * 4 * w;  // (count, 4w), first, for what is loaded 8 at once, and (count, w)
+    // (count, 4w), first, because its alignment allows loads of 8 numbers, and (count, w)
+    T *wide = scratch, *narrow = scratch + count * 4 * w;
     layer_norm(x, norm_1, norm_1_bias, narrow, count, w, epsilon);
     product(narrow, qkv, wide, count, w, 3 * w);
     attention<DEPTH>(wide, qkv_bias, narrow, n, l, w, heads, causal);

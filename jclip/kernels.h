@@ -1,5 +1,5 @@
-// CLIP's transformer on the CPU, the parts that are not matrix products: float32, all cores, one pass over memory each.
-// kernels.py has what each computes, in plain Jittor, and the letters; the numbers are the same but for rounding.
+// CPU kernels for the operations of CLIP's transformer other than matrix products: float32, all cores, one pass over memory.
+// kernels.py has the same operations in plain Jittor, equal but for rounding, and says what the letters in shapes mean.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -10,7 +10,7 @@
 namespace clip {
 
 typedef int64_t Int;
-// The compiler's vectors: one register of AVX-512, two of AVX2, four of SSE or NEON.
+// GCC's vector type: one register of AVX-512, two of AVX2, four of SSE or NEON.
 typedef float Vec __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t IntVec __attribute__((vector_size(64)));
 const Int LANES = sizeof(Vec) / sizeof(float);
@@ -20,7 +20,8 @@ inline Vec load(const float* p) { return *(const Vec*)p; }
 inline void store(float* p, Vec v) { *(Vec*)p = v; }
 inline float sum(Vec v) { float s = 0; for (Int i = 0; i < LANES; i++) s += v[i]; return s; }
 
-// e^x by x = n·ln 2 + r and the Taylor series of e^r, |r| <= ln 2 / 2, whose rest is below 2e-8. Below e^-87 it is e^-87.
+// e^x = 2^n · e^r with x = n·ln 2 + r, |r| <= ln 2 / 2, and the Taylor series of e^r, whose error is below 2e-8. x is clamped to
+// [-87, 88], where the result is a normal number of float32.
 inline Vec exponential(Vec x) {
     x = x < -87.f ? Vec{} - 87.f : x;
     x = x > 88.f ? Vec{} + 88.f : x;
@@ -38,7 +39,7 @@ inline Vec exponential(Vec x) {
     return e * (Vec)power;
 }
 
-// out (rows, w) = layer norm of x (rows, w): the mean first, then the mean square of what is left.
+// out (rows, w) = layer norm of x (rows, w): first the mean, then the variance.
 inline void layer_norm(const float* x, const float* weight, const float* bias, float* out, Int rows, Int w, float epsilon) {
     #pragma omp parallel for schedule(static)
     for (Int row = 0; row < rows; row++) {
@@ -78,7 +79,7 @@ inline void quick_gelu(const float* x, const float* bias, float* out, Int rows, 
     }
 }
 
-// ROWS rows of c (m, n) = a (m, k) times b (k, n), COLUMNS vectors of columns at a time; n is a multiple of LANES.
+// ROWS rows by COLUMNS vectors of c (m, n) = a (m, k) times b (k, n); n is a multiple of LANES.
 template <int ROWS, int COLUMNS> inline void product_tile(const float* a, Int a_row, const float* b, Int n, float* c, Int c_row, Int k) {
     Vec sums[ROWS][COLUMNS] = {};
     for (Int i = 0; i < k; i++)
@@ -96,14 +97,14 @@ template <int ROWS> inline void product_rows(const float* a, Int a_row, const fl
     for (; column < n; column += LANES) product_tile<ROWS, 1>(a, a_row, b + column, n, c + column, c_row, k);
 }
 
-// c (m, n) = a (m, k) times b (k, n); a_row and c_row are the distances of rows, n is a multiple of LANES.
+// c (m, n) = a (m, k) times b (k, n). The rows of a and c are a_row and c_row numbers apart; n is a multiple of LANES.
 inline void product(const float* a, Int a_row, const float* b, Int n, float* c, Int c_row, Int m, Int k) {
     Int row = 0;
     for (; row + 4 <= m; row += 4) product_rows<4>(a + row * a_row, a_row, b, n, c + row * c_row, c_row, k);
     for (; row < m; row++) product_rows<1>(a + row * a_row, a_row, b, n, c + row * c_row, c_row, k);
 }
 
-// The softmax of the first `seen` of n scores, in place; the others become 0. n is a multiple of LANES.
+// Replaces the first `seen` of n scores by their softmax and the others by 0; n is a multiple of LANES.
 inline void softmax(float* scores, Int seen, Int n) {
     const float most = *std::max_element(scores, scores + seen);
     for (Int i = 0; i < padded(seen); i += LANES) store(scores + i, exponential(load(scores + i) - most));
@@ -114,8 +115,8 @@ inline void softmax(float* scores, Int seen, Int n) {
     for (Int i = 0; i < n; i += LANES) store(scores + i, load(scores + i) * scale);
 }
 
-// One head of one sequence: qkv points at its first query, out at its first result. Works on few queries at a time, so that
-// their scores stay in the processor's cache.
+// Attention of one head of one sequence: qkv points to its first query, out to its first result. A few queries are computed at a
+// time, so that their scores stay in the processor's cache.
 class Head {
     static const Int QUERIES = 16;
     const Int l, depth, w, keys_n, values_n;
@@ -149,7 +150,7 @@ private:
     }
 };
 
-// out (n, l, w) = attention of qkv (n, l, 3w), to which bias (3w) is added first.
+// out (n, l, w) = attention of qkv + bias, for qkv (n, l, 3w) and bias (3w).
 inline void attention(const float* qkv, const float* bias, float* out, Int n, Int l, Int w, Int heads, bool causal) {
     const Int depth = w / heads;
     #pragma omp parallel
@@ -163,7 +164,7 @@ inline void attention(const float* qkv, const float* bias, float* out, Int n, In
     }
 }
 
-// The gradient of one head of one sequence, whole: of texts and small images the (l, l) scores fit into the processor's cache.
+// The gradient of one head of one sequence. All (l, l) scores are kept; those of texts and small images fit into the cache.
 class HeadGradient {
     const Int l, depth, w, keys_n, values_n;
     const float scale;
@@ -211,7 +212,7 @@ private:
         return turned;
     }
 
-    // to (l, depth), rows 3w apart = square (l, l) times rows (l, depth) times factor
+    // to (l, depth) = square (l, l) times rows (l, depth) times factor; the rows of `to` are 3w numbers apart
     void multiply(const std::vector<float>& square, const std::vector<float>& rows, float factor, float* to) {
         product(square.data(), keys_n, rows.data(), values_n, result.data(), values_n, l, l);
         for (Int i = 0; i < l; i++, to += 3 * w)
@@ -219,7 +220,8 @@ private:
     }
 };
 
-// out (n, l, 3w) = the gradient by qkv (n, l, 3w), bias included, of what has the gradient grad (n, l, w) by its attention.
+// out (n, l, 3w) = the gradient with respect to qkv (n, l, 3w), which includes the bias, given the gradient with respect to the
+// result of attention, grad (n, l, w).
 inline void attention_gradient(const float* qkv, const float* grad, float* out, Int n, Int l, Int w, Int heads, bool causal) {
     const Int depth = w / heads;
     #pragma omp parallel
