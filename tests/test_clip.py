@@ -1,4 +1,4 @@
-"""jclip against what OpenAI's own code answered (golden/record_clip.py says how), stage by stage."""
+"""Each stage of jclip is compared with recorded results of OpenAI's own code (golden/record_clip.py)."""
 
 import errno
 import html
@@ -27,11 +27,11 @@ from jclip.errors import Unreadable
 from jclip.preprocess import normalised, pixels
 from jclip.tokenizer import clean, tokenize
 
-TOLERANCE = 1e-5  # relative L2 error of a stage; the whole must stay within 1e-4
+TOLERANCE = 1e-5  # relative L2 error of one stage
 
 
 def error(actual, expected):
-    """The largest relative L2 error of any row."""
+    """Return the largest relative L2 error of any row."""
     return (np.linalg.norm(actual - expected, axis=-1) / np.linalg.norm(expected, axis=-1)).max()
 
 
@@ -57,13 +57,13 @@ def test_token_ids_are_openais(text, ids, truncated):
     assert row.tolist() == ids + [0] * (77 - len(ids))
 
 
-def test_ascii_needs_no_mending():
-    """What `clean` leaves out for it changes nothing."""
+def test_ascii_needs_no_repair():
+    """The steps that `clean` skips for ASCII would not change it."""
     rng = np.random.default_rng(0)
     for _ in range(2000):
         text = "".join(rng.choice([*map(chr, range(32, 127)), " ", "  ", "'s"], rng.integers(0, 30)))
-        whole = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
-        assert clean(text) == regex.sub(r"\s+", " ", whole).strip().lower()
+        repaired = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+        assert clean(text) == regex.sub(r"\s+", " ", repaired).strip().lower()
 
 
 def test_an_over_long_text_is_refused_unless_truncated():
@@ -144,7 +144,7 @@ def test_the_example_is_that_of_the_documents_and_runs_on_the_kernels(jt, tiny_w
         ),
     )
     load = jclip.load
-    monkeypatch.setattr(jclip, "load", lambda path: load(path, "cpu"))  # on a machine with a GPU, too
+    monkeypatch.setattr(jclip, "load", lambda path: load(path, "cpu"))  # also on a machine with a GPU
     Image.new("RGB", (48, 40), "red").save(tmp_path / "photo.jpg")
     shutil.copy(tiny_weights, tmp_path / "ViT-B-32.pkl")
     monkeypatch.chdir(tmp_path)
@@ -162,7 +162,7 @@ def test_the_example_is_that_of_the_documents_and_runs_on_the_kernels(jt, tiny_w
         np.zeros(5, int),
     ],
 )
-def test_tokens_that_the_model_does_not_know_are_refused(model, wrong):
+def test_unusable_tokens_are_refused(model, wrong):
     with pytest.raises(jclip.ClipError, match="encode_text"):
         model.encode_text(wrong)
 
@@ -173,7 +173,7 @@ def test_images_of_another_size_are_refused(jt, model):
 
 
 def test_gradients_reach_every_parameter(jt, stages):
-    """The towers can be trained, not only run; Jittor's eval() stops all gradients, so train() comes first."""
+    """The towers can be trained; Jittor's eval() stops all gradients, so train() must be called first."""
     model = jclip.load(GOLDEN / "clip_weights.npz", "cpu")[0]
     model.train()
     per_image, _ = model(jt.array(stages["image"]), jt.array(stages["tokens"].astype(np.int32)))
