@@ -17,10 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-import tip_adapter_utils as tip
 from fewshot.artifacts import Split, Support, Text
-from methods.task import some_of
+from fewshot.rows import subset, unit_rows
+from methods import METHODS, Settings, train
 from report import metrics
+from tip_adapter_utils import predict_logits
 
 DRAWING = ("tip-f", "taskres", "clap")  # methods that depend on the seed
 HIDING = ("zero-shot", "tip", "tip-f", "gda", "blend")
@@ -35,16 +36,26 @@ class Task(NamedTuple):
     test: Split
 
 
+class NewClasses(NamedTuple):
+    task: Task
+    labels: np.ndarray  # of the classes that have no shots
+
+
+class Predicted(NamedTuple):
+    logits: np.ndarray  # of the test rows
+    seconds: float  # that training took
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("tasks", nargs="+", type=Path, metavar="TASK.npz")
-    p.add_argument("--methods", default=",".join(tip.METHODS), metavar="LIST")
+    p.add_argument("--methods", default=",".join(METHODS), metavar="LIST")
     p.add_argument("--seeds", type=int, default=3, metavar="N", help="of methods that draw at random (default: 3)")
     p.add_argument("--write", type=Path, metavar="FILE", help="put the tables into this file")
     a = p.parse_args()
     methods = a.methods.split(",")
-    if unknown := set(methods) - set(tip.METHODS):
-        p.error(f"no method {', '.join(sorted(unknown))}; expected some of {','.join(tip.METHODS)}")
+    if unknown := set(methods) - set(METHODS):
+        p.error(f"no method {', '.join(sorted(unknown))}; expected some of {','.join(METHODS)}")
     if a.write and not a.write.is_file():  # found now, not after hours
         p.error(f"no {a.write}")
     tasks = [read(path) for path in a.tasks]
@@ -65,10 +76,12 @@ def main():
 def read(path: Path) -> Task:
     with np.load(path) as file:
         part = {name: file[name] for name in file.files}
-    rows = {name: unit(part[f"{name}_features"]) for name in ("train", "val", "test")}
+    rows = {name: unit_rows(part[f"{name}_features"].astype(np.float32)) for name in ("train", "val", "test")}
     labels = {name: part[f"{name}_labels"].astype(np.int64) for name in rows}
     names = {name: np.array([f"{name} {i}" for i in range(len(rows[name]))]) for name in rows}
-    text = Text(unit(part["text"]), np.array([str(name) for name in part["class_names"]]), 100.0)
+    text = Text(
+        unit_rows(part["text"].astype(np.float32)), np.array([str(name) for name in part["class_names"]]), 100.0
+    )
     return Task(
         path.stem,
         text,
@@ -76,11 +89,6 @@ def read(path: Path) -> Task:
         Split(rows["val"], labels["val"], names["val"]),
         Split(rows["test"], labels["test"], names["test"]),
     )
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    rows = rows.astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def compare(tasks: list[Task], methods: list[str], seeds: int) -> str:
@@ -91,15 +99,15 @@ def compare(tasks: list[Task], methods: list[str], seeds: int) -> str:
     for task in tasks:
         cells, row = [], []
         for method in methods:
-            found = []
+            scores = []
             for seed in range(1, 1 + (seeds if method in DRAWING else 1)):
                 logits, took = predicted(method, task, seed)
-                one = metrics.score(logits, task.test.labels, task.text.names, task.text.names)
-                found.append((100 * one["top1"], 100 * one["top5"]))
+                figures = metrics.score(logits, task.test.labels, task.text.names, task.text.names)
+                scores.append((100 * figures["top1"], 100 * figures["top5"]))
                 seconds[method].append(took)
-            (top1, top5), deviation = np.mean(found, axis=0), np.std(found, axis=0)[0]
+            (top1, top5), deviation = np.mean(scores, axis=0), np.std(scores, axis=0)[0]
             row.append(top1)
-            cells.append(f"{top1:.2f}" + (f" ± {deviation:.2f}" if len(found) > 1 else "") + f" / {top5:.1f}")
+            cells.append(f"{top1:.2f}" + (f" ± {deviation:.2f}" if len(scores) > 1 else "") + f" / {top5:.1f}")
             print(f"{task.name:10} {method:10} {cells[-1]}   {took:.1f} s", flush=True)
         means.append(row)
         lines.append(f"| {task.name} | " + " | ".join(cells) + " |\n")
@@ -108,28 +116,28 @@ def compare(tasks: list[Task], methods: list[str], seeds: int) -> str:
     return "".join(lines)
 
 
-def predicted(method: str, task: Task, seed: int = 1) -> tuple[np.ndarray, float]:
-    """Logits of the test rows, and the seconds that training took."""
+def predicted(method: str, task: Task, seed: int = 1) -> Predicted:
     started = time.perf_counter()
-    adapter, _ = tip.train(method, task.text, task.support, task.val, tip.Settings(seed=seed, device="cpu"))
-    took = time.perf_counter() - started
-    return tip.predict_logits(adapter, task.test.features), took
+    outcome = train(method, task.text, task.support, task.val, Settings(seed=seed, device="cpu"))
+    seconds = time.perf_counter() - started
+    return Predicted(predict_logits(outcome.adapter, task.test.features), seconds)
 
 
 # ---- classes without shots ----
 
 
-def hidden(task: Task, n: int) -> tuple[Task, np.ndarray]:
-    """The task without the shots and validation rows of n of its classes, drawn at random; and which these are."""
+def hidden(task: Task, n: int) -> NewClasses:
+    """The task without the shots and validation rows of n of its classes, drawn at random."""
     new = np.sort(np.random.default_rng(HIDDEN_SEED).permutation(len(task.text.names))[:n])
     shots, val = ~np.isin(task.support.labels, new), ~np.isin(task.val.labels, new)
-    return task._replace(
-        support=some_of(task.support, shots),
+    hidden = task._replace(
+        support=subset(task.support, shots),
         val=Split(*(part[val] for part in (task.val.features, task.val.labels, task.val.names))),
-    ), new
+    )
+    return NewClasses(hidden, new)
 
 
-def beside(task: Task, other: Task) -> tuple[Task, np.ndarray]:
+def beside(task: Task, other: Task) -> NewClasses:
     """The task with the classes of another, and their test rows, added: known by their texts alone."""
     classes = len(task.text.names)
     text = Text(
@@ -142,10 +150,10 @@ def beside(task: Task, other: Task) -> tuple[Task, np.ndarray]:
         np.concatenate([task.test.labels, other.test.labels + classes]),
         np.concatenate([task.test.names, other.test.names]),
     )
-    return task._replace(text=text, test=test), classes + np.arange(len(other.text.names))
+    return NewClasses(task._replace(text=text, test=test), classes + np.arange(len(other.text.names)))
 
 
-def new_classes(case: tuple[Task, np.ndarray], methods: list[str]) -> str:
+def new_classes(case: NewClasses, methods: list[str]) -> str:
     """A row a method: top-1 of classes with shots (and among these alone), of those without, harmonic mean, all."""
     task, new = case
     is_new = np.isin(task.test.labels, new)

@@ -9,8 +9,11 @@ import numpy as np
 
 import tip_adapter_utils as tip
 from bench.worker import serve
-from fewshot import artifacts
+from fewshot.rows import all_views
+from fewshot.task import read_task
 from jclip import features, load, runtime
+from methods import Settings, grid, train
+from methods.folds import make_folds
 
 
 def version():
@@ -103,29 +106,25 @@ def decode(folder, n, workers, batch):
 
 @cache
 def task(folder):
-    return tuple(
-        artifacts.read(Path(folder) / f"{name}.npz", kind)
-        for name, kind in (("text", artifacts.Text), ("support", artifacts.Support), ("val", artifacts.Split))
-    )
+    return read_task(Path(folder))
 
 
 def search(folder):
     text, support, val = task(folder)
-    judged, _ = tip.trials(support, val)
-    chosen = tip.search(text, support, judged, [tip.cache(support.features, support.labels, len(text.names))])
-    return {name: chosen[name] for name in ("alpha", "beta", "top1")}
+    folds, _ = make_folds(support, val)
+    best = grid.search(text, support, folds, [tip.cache(support.features, support.labels, len(text.names))])
+    return {"alpha": best.alpha, "beta": best.beta, "top1": best.figures["top1"]}
 
 
 def tip_f(folder, device="cpu"):
     """The whole method, the search for alpha and beta included."""
-    _, chosen = tip.train("tip-f", *task(folder), tip.Settings(device=device))
-    return {"top1": chosen["top1"]}
+    return {"top1": train("tip-f", *task(folder), Settings(device=device)).figures["top1"]}
 
 
 def fine_tuning(folder, device="cpu"):
     """20 epochs, validated after each, without the search."""
     text, support, val = task(folder)
-    rows, labels = tip.all_views(support)
+    rows, labels = all_views(support)
     cached = tip.cache(support.features, support.labels, len(text.names))
     epochs = tip.fine_tune(
         rows,

@@ -64,18 +64,23 @@ def tower(weights: str, batch: int) -> None:
 def adapter(classes: int, shots: int, views: int, rows: int) -> None:
     import tip_adapter_utils as tip
     from fewshot.artifacts import Split, Support, Text
+    from fewshot.rows import unit_rows
+    from methods.folds import make_folds
+    from methods.grid import search
+
+    def near(centres):
+        return unit_rows(centres + 0.08 * rng.standard_normal(centres.shape, np.float32))
 
     rng = np.random.default_rng(0)
-    kinds = unit(rng.standard_normal((classes, WIDTH), np.float32))
-    labels, judged = np.arange(classes).repeat(shots), np.arange(rows) % classes
-    text = Text(near(rng, kinds, 0.08), names(classes), 100.0)
-    support = Support(
-        near(rng, kinds[labels.repeat(views)], 0.08).reshape(-1, views, WIDTH), labels, names(len(labels))
-    )
-    val = Split(near(rng, kinds[judged], 0.08), judged, names(rows))
-    (trial,), _ = tip.trials(support, val)
+    centres = unit_rows(rng.standard_normal((classes, WIDTH), np.float32))
+    labels, of_val = np.arange(classes).repeat(shots), np.arange(rows) % classes
+    text = Text(near(centres), names(classes), 100.0)
+    views_of_shots = near(centres[labels.repeat(views)]).reshape(-1, views, WIDTH)
+    support = Support(views_of_shots, labels, names(len(labels)))
+    val = Split(near(centres[of_val]), of_val, names(rows))
+    folds, _ = make_folds(support, val)
     cached = tip.cache(support.features, labels, classes)
-    search = timed(lambda: tip.search(text, support, [trial], [cached]))
+    search_seconds = timed(lambda: search(text, support, folds, [cached]))
     flat = support.features.reshape(-1, WIDTH), labels.repeat(views)
     epochs = tip.fine_tune(
         *flat, text.features, 100.0, *cached, tip.TRAIN_ALPHA, tip.TRAIN_BETA, epochs=20, lr=1e-3, seed=1, device="cpu"
@@ -83,17 +88,9 @@ def adapter(classes: int, shots: int, views: int, rows: int) -> None:
     next(epochs)  # compiles
     print(
         f"{classes:6} classes, {len(labels):6} shots, {len(flat[0]):6} rows to train on, {rows:6} to validate: "
-        f"search {search:6.2f} s, an epoch {timed(lambda: next(epochs)):6.2f} s, {peak()}",
+        f"search {search_seconds:6.2f} s, an epoch {timed(lambda: next(epochs)):6.2f} s, {peak()}",
         flush=True,
     )
-
-
-def near(rng, centres, noise: float):
-    return unit(centres + noise * rng.standard_normal(centres.shape, np.float32))
-
-
-def unit(rows):
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
 def names(n: int):

@@ -1,6 +1,6 @@
 """Runs the CUDA kernels of this project on the CPU: the numbers are those of a GPU, the speed is not.
 
-The source that jclip/kernels.py and methods/cache_logits.py pass to Jittor is compiled by g++ with cuda_on_cpu.h
+The source that jclip/kernels.py and fewshot/cache_logits.py pass to Jittor is compiled by g++ with cuda_on_cpu.h
 instead of by nvcc. Launches are replaced by calls, and cuBLAS by a loop.
 """
 

@@ -479,7 +479,7 @@ def test_nvcc_of_cuda_13_itself_is_not_one_that_jittor_can_use(tmp_path, monkeyp
 
 LAUNCHES = """
 #include "{project}/jclip/kernels.cuh"
-#include "{project}/methods/cache_logits.cuh"
+#include "{project}/fewshot/cache_logits.cuh"
 template <class T> void every(float* x, T* t, int* i) {{
     clip::tokens(t, x, x, x, 1, 1, 4);
     clip::layer_norm(x, x, x, t, 1, 4, 1e-5f);

@@ -157,8 +157,8 @@ def test_both_towers(jt, request, precision):
 
 @pytest.fixture
 def cache_logits(jt, emulator, monkeypatch):
-    """methods.cache_logits, computed by the emulator; `.gradient(slope)` is that of the last operator."""
-    from methods import cache_logits
+    """fewshot.cache_logits, computed by the emulator; `.gradient(slope)` is that of the last operator."""
+    from fewshot import cache_logits
 
     def code(shape, dtype, inputs, cuda_header, cuda_src, cuda_grad_src, **_):
         arrays = [x.numpy() for x in inputs]

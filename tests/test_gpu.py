@@ -12,14 +12,15 @@ import warnings
 import numpy as np
 import pytest
 from conftest import PROJECT
+from tasks import make_overlapping_task, train
 from test_kernels import WIDTHS, normal
 from test_kernels import attention as exact_attention
 
 import jclip
-import tip_adapter_utils as tip
-from fewshot.artifacts import Split, Support, Text
 from jclip import features, runtime, weights
 from jclip.architecture import Architecture, expected_shapes
+from methods import Settings
+from tip_adapter_utils import cache, predict_logits
 
 pytestmark = pytest.mark.cuda
 DTYPES = ("float32", "float16")
@@ -239,34 +240,11 @@ def test_logits_are_those_of_the_cpu(clip):
 # ---- methods ----
 
 
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def few_shot(classes=60, shots=1, views=5, width=64):
-    """A task of more rows than a batch holds, whose classes overlap."""
-    rng = np.random.default_rng(3)
-    centres, labels = unit(rng.standard_normal((classes, width), np.float32)), np.arange(classes).repeat(shots)
-    names = np.array([f"class {i}" for i in range(classes)])
-
-    def near(labels):
-        return unit(centres[labels] + 0.15 * rng.standard_normal((*labels.shape, width), np.float32))
-
-    judged = np.arange(200) % classes
-    return (
-        Text(near(np.arange(classes)), names, 100.0),
-        Support(
-            near(np.repeat(labels[:, None], views, axis=1)), labels, np.array([str(i) for i in range(len(labels))])
-        ),
-        Split(near(judged), judged, np.array([str(i) for i in range(200)])),
-    )
-
-
 def trained(method, val=True, shots=1, **settings):
-    """The adapters of CUDA and of the CPU."""
-    text, support, rows = few_shot(shots=shots)
+    """(adapter, choices) of CUDA and of the CPU."""
+    task = make_overlapping_task(shots=shots)
     return [
-        tip.train(method, text, support, rows if val else None, tip.Settings(device=device, **settings))
+        train(method, task.text, task.support, task.val if val else None, Settings(device=device, **settings))
         for device in ("cuda", "cpu")
     ]
 
@@ -280,7 +258,8 @@ def test_tip_f_learns_the_keys_of_the_cpu(epochs):
     (found, _), (expected, _) = trained(
         "tip-f", val=False, epochs=epochs
     )  # nothing to choose by: the keys of the last epoch
-    start = tip.cache(few_shot()[1].features, few_shot()[1].labels, 60).keys
+    support = make_overlapping_task().support
+    start = cache(support.features, support.labels, 60).keys
     assert relative(expected.keys, start) > 1e-3
     assert relative(found.keys, expected.keys) < 1e-4
 
@@ -288,15 +267,15 @@ def test_tip_f_learns_the_keys_of_the_cpu(epochs):
 def test_tip_f_chooses_as_well_as_on_the_cpu():
     (found, chosen), (expected, chosen_there) = trained("tip-f", shots=3, epochs=5)
     assert abs(chosen["top1"] - chosen_there["top1"]) <= 0.01
-    rows = few_shot(shots=3)[2].features
-    same = tip.predict_logits(found, rows).argmax(axis=1) == tip.predict_logits(expected, rows).argmax(axis=1)
+    rows = make_overlapping_task(shots=3).val.features
+    same = predict_logits(found, rows).argmax(axis=1) == predict_logits(expected, rows).argmax(axis=1)
     assert same.mean() >= 0.99
 
 
 @pytest.mark.parametrize("method", ["taskres", "clap"])
 def test_other_methods_learn_what_they_learn_on_the_cpu(method):
     (found, _), (expected, _) = trained(method)
-    text = few_shot()[0]
+    text = make_overlapping_task().text
     assert relative(expected.weight, text.scale * text.features) > 1e-3
     assert relative(found.weight, expected.weight) < 1e-3
 

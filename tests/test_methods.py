@@ -5,30 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from tasks import WIDTH, make_task, train
 
-import tip_adapter_utils as tip
-from fewshot.artifacts import Split, Support, Text
+import methods
+from fewshot.artifacts import Split, Support
+from fewshot.rows import base_classes, class_sums, index_in_class, one_hot, shot_rows, subset
 from fewshot.support import redraw
-from methods import blend, gaussian, published
+from jclip.features import unit
+from methods import METHODS, Settings, blend, experts, gaussian, offsets, published
+from methods.folds import FOLDS, make_folds
+from methods.linear import Linear, linear_adapter
 from methods.regression import _loss, cross_entropy, regressions
-from methods.task import (
-    Settings,
-    class_sums,
-    has_shots,
-    linear_adapter,
-    one_hot,
-    place_in_class,
-    shot_rows,
-    some_of,
-    trials,
-)
+from tip_adapter_utils import predict_logits
 
-WIDTH = 24
 CPU = Settings(epochs=3, device="cpu")
-
-
-def unit(rows):
-    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
 @pytest.fixture
@@ -36,38 +26,8 @@ def rng():
     return np.random.default_rng(7)
 
 
-def make_task(rng, classes=12, shots=4, rows=6, noise=0.8, shotless=(), kinds=1):
-    """Classes whose photographs lie around a linear image of their texts: what the texts say can be learned from
-    others.
-
-    kinds=2: the classes without shots have texts in directions of their own, and photographs about them.
-    """
-    bend = rng.normal(size=(WIDTH, WIDTH)) / WIDTH**0.5
-    text = rng.normal(size=(classes, WIDTH)) * (np.arange(WIDTH) < WIDTH // 2)
-    if kinds == 2:
-        text[list(shotless)] = text[list(shotless)][:, ::-1]
-    text = unit(text)
-    centre = unit(text + 1.5 * text @ bend)
-
-    def near(labels, views):
-        return unit(centre[labels][:, None] + noise * rng.normal(size=(len(labels), views, WIDTH)) / WIDTH**0.5)
-
-    def names(what, n):
-        return np.array([f"{what} {i}" for i in range(n)], np.str_)
-
-    of_shots = np.array([label for label in range(classes) if label not in shotless]).repeat(shots)
-    of_val = np.array([label for label in range(classes) if label not in shotless]).repeat(rows)
-    of_test = np.arange(classes).repeat(20)
-    return (
-        Text(text, names("class", classes), 20.0),
-        Support(near(of_shots, 2), of_shots, names("shot", len(of_shots))),
-        Split(near(of_val, 1)[:, 0], of_val, names("val", len(of_val))),
-        Split(near(of_test, 1)[:, 0], of_test, names("test", len(of_test))),
-    )
-
-
 def accuracy(adapter, split, rows=slice(None)):
-    return float((tip.predict_logits(adapter, split.features[rows]).argmax(axis=1) == split.labels[rows]).mean())
+    return float((predict_logits(adapter, split.features[rows]).argmax(axis=1) == split.labels[rows]).mean())
 
 
 # ---- text-anchored regression ----
@@ -79,11 +39,11 @@ def test_the_gradient_is_that_of_the_loss(rng):
     root = rng.normal(size=(5, 5))
     arguments = rows, labels, anchor, root @ root.T / 10, 0.3
     _, gradient = _loss(step, *arguments)
-    for place in np.ndindex(step.shape):
+    for index in np.ndindex(step.shape):
         nudge = np.zeros_like(step)
-        nudge[place] = 1e-6
+        nudge[index] = 1e-6
         slope = (_loss(step + nudge, *arguments)[0] - _loss(step - nudge, *arguments)[0]) / 2e-6
-        assert gradient[place] == pytest.approx(slope, abs=1e-5)
+        assert gradient[index] == pytest.approx(slope, abs=1e-5)
 
 
 def test_the_loss_bounds_that_of_noisy_rows_closely(rng):
@@ -128,17 +88,17 @@ def test_a_text_map_finds_a_linear_relation_and_knows_what_it_has_not_seen(rng):
     text[:, 5] = 0
     found = gaussian.TextMap(text, 1e-6)
     np.testing.assert_allclose(found.expected(text @ matrix + 3, text), text @ matrix + 3, atol=1e-3)
-    strange = np.eye(6)[[5]]
-    assert found.novelty(strange) > 1e4 * found.novelty(text).max()
+    unseen = np.eye(6)[[5]]
+    assert found.novelty(unseen) > 1e4 * found.novelty(text).max()
 
 
 def test_own_novelty_is_that_of_really_leaving_a_text_out(rng):
     text = unit(rng.normal(size=(12, 6)))
     whole = gaussian.TextMap(text, 0.5)
-    for i, said in enumerate(whole.own_novelty(text)):
+    for i, novelty in enumerate(whole.own_novelty(text)):
         rest = np.delete(text, i, axis=0) - whole.centre
         left = np.linalg.inv(rest.T @ rest + 0.5 * np.eye(6))
-        assert said == pytest.approx(0.5 * (text[i] - whole.centre) @ left @ (text[i] - whole.centre), rel=1e-4)
+        assert novelty == pytest.approx(0.5 * (text[i] - whole.centre) @ left @ (text[i] - whole.centre), rel=1e-4)
 
 
 def test_few_rows_make_a_rounder_covariance(rng):
@@ -164,7 +124,7 @@ def test_weights_are_the_least_of_a_convex_problem_and_not_negative(rng):
     good = (np.eye(5)[labels] * 3 + rng.normal(size=(200, 5))).astype(np.float32)
     harmful = -good + rng.normal(size=(200, 5)).astype(np.float32)
     logits = np.stack([good, harmful, rng.normal(size=(200, 5)).astype(np.float32)])
-    weights = blend.stacked(logits, labels)
+    weights = blend.fit_weights(logits, labels)
     assert weights[0] > 0.3 and weights[1] == 0 and weights.min() >= 0
 
     def value(w):
@@ -180,9 +140,9 @@ def test_an_offset_gives_new_classes_what_is_theirs_and_no_more(rng):
     """New rows lie 8 below base ones; those that neither side classifies rightly count for nothing."""
     lead = np.concatenate([rng.normal(12, 1, 300), rng.normal(4, 1, 60), rng.normal(30, 1, 500)])
     worth = np.concatenate([np.full(300, -1 / 300), np.full(60, 1 / 60), np.zeros(500)])
-    assert 6 < blend._best_offset(lead, worth) < 10
+    assert 6 < offsets._best_offset(lead, worth) < 10
     base, new = np.array([[3.0, 0], [3, 0], [3, 0]]), np.array([[1.0, 0], [0, 1], [1, 0]])
-    lead, worth = blend._worth(base, np.array([0, 2]), new, np.array([1, 3]), np.array([0, 3, 3]), 0.5)
+    lead, worth = offsets._new_calls(base, np.array([0, 2]), new, np.array([1, 3]), np.array([0, 3, 3]), 0.5)
     assert lead.tolist() == [2, 2, 2] and worth.tolist() == [-1, 0.25, 0]
 
 
@@ -191,12 +151,12 @@ def test_an_offset_gives_new_classes_what_is_theirs_and_no_more(rng):
 
 def test_the_blend_beats_zero_shot_and_its_probabilities_can_be_trusted(rng):
     text, support, val, test = make_task(rng)
-    adapter, chosen = tip.train("blend", text, support, val, CPU)
-    zero_shot, _ = tip.train("zero-shot", text, support, val, CPU)
+    adapter, chosen = train("blend", text, support, val, CPU)
+    zero_shot, _ = train("zero-shot", text, support, val, CPU)
     assert accuracy(adapter, test) > accuracy(zero_shot, test) + 0.05
     assert (
         chosen["how"] == "on 72 validation rows"
-        and set(chosen["weights"]) == set(blend.EXPERTS)
+        and set(chosen["weights"]) == set(experts.EXPERTS)
         and min(chosen["weights"].values()) >= 0
     )
     assert not len(adapter.keys) and "offset_alike" not in chosen
@@ -205,61 +165,64 @@ def test_the_blend_beats_zero_shot_and_its_probabilities_can_be_trusted(rng):
 
 def test_the_blend_is_the_weighted_sum_of_its_experts(rng):
     text, support, val, test = make_task(rng)
-    adapter, chosen = tip.train("blend", text, support, val, CPU)
-    logits = np.tensordot(list(chosen["weights"].values()), blend.learn(text, support).logits(test.features), 1)
-    np.testing.assert_allclose(tip.predict_logits(adapter, test.features), logits, atol=1e-3)
+    adapter, chosen = train("blend", text, support, val, CPU)
+    expert_logits = experts.learn_experts(text, support).logits(test.features)
+    logits = np.tensordot(list(chosen["weights"].values()), expert_logits, 1)
+    np.testing.assert_allclose(predict_logits(adapter, test.features), logits, atol=1e-3)
 
 
 def test_the_same_rows_and_seed_give_the_same_blend(rng):
-    task = make_task(rng, shotless=(2, 5))[:3]
-    one, other = (tip.train("blend", *task, CPU)[0] for _ in range(2))
+    task = make_task(rng, without_shots=(2, 5))[:3]
+    one, other = (train("blend", *task, CPU)[0] for _ in range(2))
     assert one.weight.tobytes() == other.weight.tobytes() and one.bias.tobytes() == other.bias.tobytes()
 
 
 def test_test_rows_are_nothing_that_a_method_sees():
-    for method in tip.METHODS.values():
-        assert method.__code__.co_varnames[: method.__code__.co_argcount] == ("text", "support", "val", "settings")
+    for method in METHODS.values():
+        code = method.function.__code__
+        assert code.co_varnames[: code.co_argcount] == ("text", "support", "val", "settings")
 
 
 @pytest.mark.parametrize("shots", [2, 4, 9])
 def test_without_validation_rows_shots_are_left_out_at_most_four_times(rng, shots):
     text, support, _, test = make_task(rng, shots=shots)
-    judged, how = trials(support, None, blend.FOLDS)
+    folds, how = make_folds(support, None, FOLDS)
     assert (
         how
         == {1: "leaving one shot a class out in turn", 3: "leaving up to 3 shots a class out in turn"}[-(-shots // 4)]
     )
-    assert len(judged) == min(shots, 4) and sum(len(trial.labels) for trial in judged) == 12 * shots
-    for trial in judged:
+    assert len(folds) == min(shots, 4) and sum(len(fold.labels) for fold in folds) == 12 * shots
+    for fold in folds:
         assert (
-            set(support.labels[trial.shots]) == set(range(12))
-            and not np.isin(trial.features, support.features[trial.shots][:, 0]).all(axis=1).any()
+            set(support.labels[fold.shots]) == set(range(12))
+            and not np.isin(fold.features, support.features[fold.shots][:, 0]).all(axis=1).any()
         )
-    adapter, chosen = tip.train("blend", text, support, None, CPU)
+    adapter, chosen = train("blend", text, support, None, CPU)
     assert chosen["how"] == how and chosen["rows"] == 12 * shots and accuracy(adapter, test) > 0.7
 
 
 def test_one_shot_a_class_and_nothing_else_takes_the_defaults(rng):
     text, support, _, test = make_task(rng, shots=1)
-    adapter, chosen = tip.train("blend", text, support, None, CPU)
+    adapter, chosen = train("blend", text, support, None, CPU)
     assert chosen["how"].startswith("defaults") and chosen["weights"] == blend.DEFAULT_WEIGHTS
-    zero_shot, _ = tip.train("zero-shot", text, support, None, CPU)
+    zero_shot, _ = train("zero-shot", text, support, None, CPU)
     assert accuracy(adapter, test) > accuracy(zero_shot, test)
 
 
 def test_one_shot_a_class_and_nothing_else_does_not_swallow_classes_without(rng):
-    text, support, _, test = make_task(rng, classes=40, shots=1, shotless=(1, 7, 13, 22, 30), kinds=2)
-    adapter, zero_shot = (tip.train(method, text, support, None, CPU)[0] for method in ("blend", "zero-shot"))
+    text, support, _, test = make_task(rng, classes=40, shots=1, without_shots=(1, 7, 13, 22, 30), far=True)
+    adapter, zero_shot = (train(method, text, support, None, CPU)[0] for method in ("blend", "zero-shot"))
     new = np.isin(test.labels, (1, 7, 13, 22, 30))
     assert accuracy(adapter, test, new) > accuracy(zero_shot, test, new) - 0.1
 
 
 def test_refit_learns_from_validation_rows_but_chooses_as_before(rng):
     text, support, val, test = make_task(rng, shots=1)
-    plain, chosen = tip.train("blend", text, support, val, CPU)
-    assert accuracy(blend.refitted(text, support, val, chosen), test) > accuracy(plain, test)
+    outcome = methods.train("blend", text, support, val, CPU)
+    plain = outcome.adapter
+    assert accuracy(outcome.refit(text, support, val), test) > accuracy(plain, test)
     nothing_new = Split(val.features, np.full(72, -1), val.names)
-    np.testing.assert_array_equal(blend.refitted(text, support, nothing_new, chosen).weight, plain.weight)
+    np.testing.assert_array_equal(outcome.refit(text, support, nothing_new).weight, plain.weight)
     added = blend.with_rows(support, Split(val.features, np.where(np.arange(72) % 2, val.labels, -1), val.names))
     assert len(added.labels) == 12 + 36 and added.features.shape[1] == 2
 
@@ -267,99 +230,93 @@ def test_refit_learns_from_validation_rows_but_chooses_as_before(rng):
 # ---- classes without shots ----
 
 
-def test_classes_without_shots_of_a_known_kind_follow_their_texts(rng):
-    shotless = (1, 7, 13, 22, 30)
-    text, support, val, test = make_task(rng, classes=40, shotless=shotless)
-    adapter, chosen = tip.train("blend", text, support, val, CPU)
-    zero_shot, _ = tip.train("zero-shot", text, support, val, CPU)
-    new = np.isin(test.labels, shotless)
+def test_near_classes_follow_their_texts(rng):
+    without_shots = (1, 7, 13, 22, 30)
+    text, support, val, test = make_task(rng, classes=40, without_shots=without_shots)
+    adapter, chosen = train("blend", text, support, val, CPU)
+    zero_shot, _ = train("zero-shot", text, support, val, CPU)
+    new = np.isin(test.labels, without_shots)
     assert chosen["classes_without_shots"] == 5 and chosen["alike"] >= 4
     assert accuracy(adapter, test, new) > accuracy(zero_shot, test, new) - 0.05 and accuracy(
         adapter, test, ~new
     ) > accuracy(zero_shot, test, ~new)
 
 
-def test_classes_without_shots_of_another_kind_keep_their_texts(rng):
-    shotless = (1, 7, 13, 22, 30)
-    text, support, val, test = make_task(rng, classes=40, shotless=shotless, kinds=2)
-    adapter, chosen = tip.train("blend", text, support, val, CPU)
+def test_far_classes_keep_their_texts(rng):
+    without_shots = (1, 7, 13, 22, 30)
+    text, support, val, test = make_task(rng, classes=40, without_shots=without_shots, far=True)
+    adapter, chosen = train("blend", text, support, val, CPU)
     assert chosen["alike"] == 0
-    own = adapter.weight[list(shotless)]
-    np.testing.assert_allclose(unit(own), text.features[list(shotless)], atol=1e-4)
-    assert np.ptp(adapter.bias[list(shotless)]) < 1e-4 and adapter.bias[1] == pytest.approx(
+    own = adapter.weight[list(without_shots)]
+    np.testing.assert_allclose(unit(own), text.features[list(without_shots)], atol=1e-4)
+    assert np.ptp(adapter.bias[list(without_shots)]) < 1e-4 and adapter.bias[1] == pytest.approx(
         chosen["offset_strange"], abs=1e-3
     )
-    base = ~np.isin(test.labels, shotless)
-    among = tip.predict_logits(adapter, test.features[base])
-    among[:, list(shotless)] = -np.inf
+    base = ~np.isin(test.labels, without_shots)
+    among = predict_logits(adapter, test.features[base])
+    among[:, list(without_shots)] = -np.inf
     assert accuracy(adapter, test, base) > (among.argmax(axis=1) == test.labels[base]).mean() - 0.03
 
 
 def test_a_single_class_with_shots_is_no_obstacle(rng):
-    text, support, val, test = make_task(rng, shotless=range(1, 12))
-    adapter, chosen = tip.train("blend", text, support, val, CPU)
-    assert np.isfinite(tip.predict_logits(adapter, test.features)).all() and chosen["weights"]["gaussian 1, 4"] == 0
+    text, support, val, test = make_task(rng, without_shots=range(1, 12))
+    adapter, chosen = train("blend", text, support, val, CPU)
+    assert np.isfinite(predict_logits(adapter, test.features)).all() and chosen["weights"]["gaussian 1, 4"] == 0
 
 
-@pytest.mark.parametrize("classes, shotless", [(1, ()), (2, (1,)), (3, (1,))])
-@pytest.mark.parametrize("judges", ["val", None])
-def test_a_shot_or_two_in_all_are_no_obstacle(rng, classes, shotless, judges):
+@pytest.mark.parametrize("classes, without_shots", [(1, ()), (2, (1,)), (3, (1,))])
+@pytest.mark.parametrize("rows", ["val", None])
+def test_a_shot_or_two_in_all_are_no_obstacle(rng, classes, without_shots, rows):
     """One class with a shot of its own, or two that are hidden from one another: no shot differs from its class's
     mean."""
-    text, support, val, test = make_task(rng, classes=classes, shots=1, shotless=shotless)
-    adapter, chosen = tip.train("blend", text, support, judges and val, CPU)
-    assert np.isfinite(tip.predict_logits(adapter, test.features)).all() and chosen["how"].startswith(
-        "on " if judges and classes == 3 else "defaults: "
+    text, support, val, test = make_task(rng, classes=classes, shots=1, without_shots=without_shots)
+    adapter, chosen = train("blend", text, support, rows and val, CPU)
+    assert np.isfinite(predict_logits(adapter, test.features)).all() and chosen["how"].startswith(
+        "on " if rows and classes == 3 else "defaults: "
     )
 
 
 @pytest.mark.parametrize("method", ["blend", "gda", "proker", "tip"])
 def test_shots_that_are_copies_of_one_another_are_no_obstacle(rng, method):
     text, support, val, test = make_task(rng, shots=1)
-    twice = some_of(support, np.arange(12).repeat(2))
-    for judges in (val, None):
-        adapter, _ = tip.train(method, text, twice, judges, CPU)
+    twice = subset(support, np.arange(12).repeat(2))
+    for rows in (val, None):
+        adapter, _ = train(method, text, twice, rows, CPU)
         assert accuracy(adapter, test) > 0.5
 
 
 @pytest.mark.parametrize("method", ["blend", "gda", "proker", "tip"])
-def test_validation_rows_without_a_label_judge_nothing(rng, method):
-    text, support, val, test = make_task(rng, shotless=(3,))
+def test_validation_rows_without_a_label_do_not_count(rng, method):
+    text, support, val, test = make_task(rng, without_shots=(3,))
     unlabelled = Split(val.features, np.full(len(val.labels), -1), val.names)
-    (with_them, chosen), (without, again) = (
-        tip.train(method, text, support, judges, CPU) for judges in (unlabelled, None)
-    )
+    (with_them, chosen), (without, again) = (train(method, text, support, rows, CPU) for rows in (unlabelled, None))
     assert chosen == again and chosen["how"] == "leaving one shot a class out in turn"
-    np.testing.assert_array_equal(
-        tip.predict_logits(with_them, test.features), tip.predict_logits(without, test.features)
-    )
+    np.testing.assert_array_equal(predict_logits(with_them, test.features), predict_logits(without, test.features))
 
 
 def test_a_class_of_a_single_shot_stays_in_every_fold(rng):
     text, support, _, test = make_task(rng, shots=3)
-    support = some_of(support, np.flatnonzero((support.labels != 5) | (place_in_class(support.labels) == 0)))
-    _, chosen = tip.train("blend", text, support, None, CPU)
+    support = subset(support, np.flatnonzero((support.labels != 5) | (index_in_class(support.labels) == 0)))
+    _, chosen = train("blend", text, support, None, CPU)
     assert chosen["rows"] == 33 and all(
-        (support.labels[trial.shots] == 5).sum() == 1 for trial in trials(support, None, blend.FOLDS).judged
+        (support.labels[fold.shots] == 5).sum() == 1 for fold in make_folds(support, None, FOLDS).folds
     )
 
 
-def test_validation_rows_of_classes_without_shots_alone_judge_nothing(rng):
+def test_validation_rows_of_classes_without_shots_choose_no_weights(rng):
     text, support, val, test = make_task(rng)
     some = support.labels > 3
     support = Support(support.features[some], support.labels[some], support.names[some])
     only = val.labels < 4
-    adapter, chosen = tip.train(
-        "blend", text, support, Split(val.features[only], val.labels[only], val.names[only]), CPU
-    )
+    adapter, chosen = train("blend", text, support, Split(val.features[only], val.labels[only], val.names[only]), CPU)
     assert chosen["how"] == "defaults: no row judges how classes with shots are told apart" and "top1" not in chosen
-    assert np.isfinite(tip.predict_logits(adapter, test.features)).all() and chosen["weights"]["gaussian 1, 4"] == 0
+    assert np.isfinite(predict_logits(adapter, test.features)).all() and chosen["weights"]["gaussian 1, 4"] == 0
 
 
 def test_rows_that_are_all_right_leave_the_weights_moderate(rng):
     text, support, val, test = make_task(rng, classes=2, rows=3, noise=0.1)
-    adapter, chosen = tip.train("blend", text, support, val, CPU)
-    assert chosen["top1"] == 1 and np.abs(tip.predict_logits(adapter, test.features)).max() < 200
+    adapter, chosen = train("blend", text, support, val, CPU)
+    assert chosen["top1"] == 1 and np.abs(predict_logits(adapter, test.features)).max() < 200
 
 
 # ---- other draws of shots ----
@@ -380,14 +337,14 @@ def test_other_shots_are_drawn_from_shots_and_validation_rows(rng):
 
 def test_gda_is_its_formula(rng):
     text, support, val, test = make_task(rng)
-    adapter, chosen = tip.train("gda", text, support, val, CPU)
+    adapter, chosen = train("gda", text, support, val, CPU)
     keys = shot_rows(support.features).astype(np.float64)
     means = np.stack([keys[support.labels == c].mean(axis=0) for c in range(12)])
     spread = np.cov((keys - means[support.labels]).T)
     precision = WIDTH * np.linalg.inv((len(keys) - 1) * spread + np.trace(spread) * np.eye(WIDTH))
     gaussian_logits = test.features @ precision @ means.T - 0.5 * np.einsum("cd,de,ce->c", means, precision, means)
     expected = text.scale * test.features @ text.features.T + chosen["alpha"] * gaussian_logits
-    found = tip.predict_logits(adapter, test.features)
+    found = predict_logits(adapter, test.features)
     np.testing.assert_allclose(
         found - found.mean(axis=1, keepdims=True), expected - expected.mean(axis=1, keepdims=True), atol=1e-2
     )
@@ -395,7 +352,7 @@ def test_gda_is_its_formula(rng):
 
 def test_gda_of_one_shot_a_class_is_zero_shot(rng):
     text, support, val, test = make_task(rng, shots=1)
-    found = tip.predict_logits(tip.train("gda", text, support, val, CPU)[0], test.features)
+    found = predict_logits(train("gda", text, support, val, CPU)[0], test.features)
     np.testing.assert_allclose(
         found - found[:, :1],
         text.scale * (test.features @ text.features.T - (test.features @ text.features.T)[:, :1]),
@@ -416,27 +373,27 @@ def test_proker_fits_its_shots_where_it_is_hardly_held_back(rng):
 @pytest.mark.parametrize("method", ["taskres", "clap", "proker", "gda"])
 def test_a_published_method_learns(rng, method):
     text, support, val, test = make_task(rng)
-    adapter, chosen = tip.train(method, text, support, val, CPU)
-    zero_shot, _ = tip.train("zero-shot", text, support, val, CPU)
+    adapter, chosen = train(method, text, support, val, CPU)
+    zero_shot, _ = train("zero-shot", text, support, val, CPU)
     assert accuracy(adapter, test) > accuracy(zero_shot, test) and adapter.method == method and chosen["how"]
 
 
 def test_an_adapter_without_weight_is_zero_shot(rng):
     text = make_task(rng)[0]
-    adapter = linear_adapter("x", text, type("", (), {"weight": None, "bias": None}))
+    adapter = linear_adapter("x", text, Linear(None, None))
     np.testing.assert_allclose(adapter.weight, text.scale * text.features)
     assert not adapter.bias.any()
 
 
-def test_what_judges_all_shots_is_the_result(rng):
+def test_one_fold_of_all_shots_is_the_result(rng):
     _, support, val, _ = make_task(rng, shots=2)
-    assert trials(support, val).of_all_shots and not trials(support, None).of_all_shots
-    assert not trials(some_of(support, slice(0, None, 2)), None).of_all_shots  # no trial at all
+    assert make_folds(support, val).learn_from_all_shots and not make_folds(support, None).learn_from_all_shots
+    assert not make_folds(subset(support, slice(0, None, 2)), None).learn_from_all_shots  # no fold at all
 
 
 def test_rows_by_class(rng):
     labels, rows = np.array([3, 0, 3, 1, 3]), rng.normal(size=(5, 4)).astype(np.float32)
-    assert has_shots(labels, 5).tolist() == [True, True, False, True, False]
+    assert base_classes(labels, 5).tolist() == [True, True, False, True, False]
     np.testing.assert_array_equal(one_hot(labels, 5), np.eye(5)[labels])
     np.testing.assert_allclose(class_sums(rows, labels, 5), np.eye(5)[labels].T @ rows, atol=1e-6)
     assert one_hot(labels, 5).dtype == class_sums(rows, labels, 5).dtype == np.float32 and one_hot(
@@ -444,5 +401,5 @@ def test_rows_by_class(rng):
     ).shape == (0, 5)
 
 
-def test_place_in_class():
-    assert place_in_class(np.array([2, 0, 2, 2, 0])).tolist() == [0, 0, 1, 2, 1]
+def test_index_in_class():
+    assert index_in_class(np.array([2, 0, 2, 2, 0])).tolist() == [0, 0, 1, 2, 1]

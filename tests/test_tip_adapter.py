@@ -1,5 +1,4 @@
-"""The method: its formula, fine-tuning against the published code, the search against the plain loop, who judges
-whom."""
+"""Tip-Adapter: its formula, fine-tuning against the published code, the search against the plain loop, the folds."""
 
 from __future__ import annotations
 
@@ -8,18 +7,25 @@ import pytest
 from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tasks import make_task_with_new_classes, names, train
 
+import methods.tip_adapter
 import tip_adapter_utils as tip
+from fewshot import rows as feature_rows
 from fewshot.artifacts import Split, Support, Text
 from fewshot.errors import TaskError
-from tip_adapter_utils import Settings
+from fewshot.rows import unit_rows
+from jclip.features import unit
+from methods import Settings
+from methods.folds import make_folds
+from methods.grid import ALPHAS, BETAS, classes_to_hide
+from methods.intervals import count_right
 
 WIDTH = 16
 
 
-def unit_rows(rng, *shape):
-    rows = rng.normal(size=shape).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+def random_rows(rng, *shape):
+    return unit_rows(rng.normal(size=shape).astype(np.float32))
 
 
 def sign_rows(rng, n):
@@ -28,7 +34,7 @@ def sign_rows(rng, n):
 
 
 def make_text(rng, classes):
-    return Text(unit_rows(rng, classes, WIDTH), np.array([f"class {i}" for i in range(classes)]), 100.0)
+    return Text(random_rows(rng, classes, WIDTH), names("class", classes), 100.0)
 
 
 def silent(text):
@@ -37,15 +43,11 @@ def silent(text):
 
 
 def make_support(rng, labels, views=1):
-    return Support(
-        unit_rows(rng, len(labels), views, WIDTH), np.array(labels), np.array([f"shot {i}" for i in range(len(labels))])
-    )
+    return Support(random_rows(rng, len(labels), views, WIDTH), np.array(labels), names("shot", len(labels)))
 
 
 def make_val(rng, labels):
-    return Split(
-        unit_rows(rng, len(labels), WIDTH), np.array(labels), np.array([f"val {i}" for i in range(len(labels))])
-    )
+    return Split(random_rows(rng, len(labels), WIDTH), np.array(labels), names("val", len(labels)))
 
 
 @pytest.fixture
@@ -66,9 +68,9 @@ def jt():
 
 def test_the_formula_term_by_term(rng):
     f, w, k, v = (
-        unit_rows(rng, 3, 4),
-        unit_rows(rng, 2, 4),
-        unit_rows(rng, 5, 4),
+        random_rows(rng, 3, 4),
+        random_rows(rng, 2, 4),
+        random_rows(rng, 5, 4),
         np.eye(2, dtype=np.float32)[[0, 1, 1, 0, 1]],
     )
     logits = tip.tip_logits(100.0 * f @ w.T, f @ k.T, v, 1.5, 4.0)
@@ -79,17 +81,17 @@ def test_the_formula_term_by_term(rng):
 
 
 def test_jittor_computes_what_numpy_does(rng, jt):
-    arrays = unit_rows(rng, 7, 3), unit_rows(rng, 7, 4), np.eye(3, dtype=np.float32)[[0, 1, 2, 2]]
+    arrays = random_rows(rng, 7, 3), random_rows(rng, 7, 4), np.eye(3, dtype=np.float32)[[0, 1, 2, 2]]
     found = tip.tip_logits(*map(jt.array, arrays), 2.0, 5.5).numpy()
     np.testing.assert_allclose(found, tip.tip_logits(*arrays, 2.0, 5.5), rtol=1e-5)
 
 
 def test_without_alpha_or_keys_it_is_zero_shot(rng):
-    f, text, shots = unit_rows(rng, 7, WIDTH), make_text(rng, 3), make_support(rng, [0, 1, 2])
+    f, text, shots = random_rows(rng, 7, WIDTH), make_text(rng, 3), make_support(rng, [0, 1, 2])
     expected = 100.0 * f @ text.features.T
     keys, values = tip.cache(shots.features, shots.labels, 3)
     np.testing.assert_allclose(tip.tip_logits(expected, f @ keys.T, values, 0.0, 1.0), expected, rtol=1e-6)
-    adapter, _ = tip.train("zero-shot", text, shots, None, Settings())
+    adapter, _ = train("zero-shot", text, shots, None, Settings())
     np.testing.assert_allclose(tip.predict_logits(adapter, f), expected, rtol=1e-6)
 
 
@@ -103,10 +105,10 @@ def test_a_key_is_the_renormalised_mean_of_the_views(rng):
 
 def test_chunks_of_rows_do_not_show(rng, monkeypatch):
     text, shots, val = make_text(rng, 4), make_support(rng, [0, 1, 2, 3, 3]), make_val(rng, np.arange(50) % 4)
-    adapter, chosen = tip.train("tip", text, shots, val, Settings())
+    adapter, chosen = train("tip", text, shots, val, Settings())
     logits = tip.predict_logits(adapter, val.features)
-    monkeypatch.setattr(tip, "CHUNK", 30)
-    assert tip.train("tip", text, shots, val, Settings())[1] == chosen
+    monkeypatch.setattr(feature_rows, "CHUNK", 30)
+    assert train("tip", text, shots, val, Settings())[1] == chosen
     np.testing.assert_allclose(tip.predict_logits(adapter, val.features), logits, rtol=1e-5)
 
 
@@ -140,7 +142,7 @@ def test_keys_after_each_epoch_are_those_of_the_published_code_in_pytorch(case, 
 
 def test_divergence_is_an_error(rng, jt):
     with pytest.raises(TaskError, match="diverged in epoch [12]; choose an --lr below 1e[+]30"):
-        tip.train("tip-f", make_text(rng, 3), make_support(rng, [0, 1, 2]), None, Settings(lr=1e30))
+        train("tip-f", make_text(rng, 3), make_support(rng, [0, 1, 2]), None, Settings(lr=1e30))
 
 
 # ---- the search ----
@@ -172,17 +174,17 @@ def test_the_search_counts_what_the_plain_loop_counts(seed, classes, shots, rows
     features, text, keys = (
         sign_rows(rng, rows),
         sign_rows(rng, classes),
-        unit_rows(rng, shots, WIDTH).astype(np.float64),
+        random_rows(rng, shots, WIDTH).astype(np.float64),
     )
     text[-1] = text[0]  # told apart by the cache, or by the tie rule alone
     values = np.eye(classes)[rng.integers(0, max(1, classes - 1), shots)]  # the last class has no shots
-    arguments = features, rng.integers(0, classes, rows), text, scale, keys, values, [0.0, *tip.ALPHAS], tip.BETAS[::25]
-    np.testing.assert_array_equal(tip.count_right(*arguments), plain_loop(*arguments))
+    arguments = features, rng.integers(0, classes, rows), text, scale, keys, values, [0.0, *ALPHAS], BETAS[::25]
+    np.testing.assert_array_equal(count_right(*arguments), plain_loop(*arguments))
 
 
 def test_of_equal_classes_the_lowest_label_wins(rng):
     same, key = sign_rows(rng, 1).repeat(3, axis=0), sign_rows(rng, 1).repeat(3, axis=0)
-    right = tip.count_right(
+    right = count_right(
         sign_rows(rng, 3), np.array([0, 1, 2]), same, 100.0, key, np.eye(3), [0.0, 0.5, 9.0], [1.0, 7.0]
     )
     assert (right == 1).all()
@@ -194,19 +196,14 @@ def test_of_equally_good_settings_the_first_is_taken(rng):
         text.features, np.arange(3), np.array(["a", "b", "c"])
     )  # zero-shot is right in all, and any cache of the true rows
     support = Support(text.features[:, None], np.arange(3), val.names)
-    _, chosen = tip.train("tip", text, support, val, Settings())
-    assert (chosen["alpha"], chosen["beta"], chosen["top1"], chosen["zero_shot_top1"]) == (
-        tip.ALPHAS[0],
-        tip.BETAS[0],
-        1,
-        1,
-    )
+    _, chosen = train("tip", text, support, val, Settings())
+    assert (chosen["alpha"], chosen["beta"], chosen["top1"], chosen["zero_shot_top1"]) == (ALPHAS[0], BETAS[0], 1, 1)
 
 
 def test_settings_whose_affinities_overflow_are_never_right(rng):
-    row, text = unit_rows(rng, 1, WIDTH), unit_rows(rng, 2, WIDTH)
+    row, text = random_rows(rng, 1, WIDTH), random_rows(rng, 2, WIDTH)
     label, keys = (row @ text.T).argmax(axis=1), 50 * row.repeat(2, axis=0)  # long keys, as fine-tuning may make them
-    right = tip.count_right(row, label, text, 100.0, keys, np.eye(2, dtype=np.float32), tip.ALPHAS, [0.1, 20.0])
+    right = count_right(row, label, text, 100.0, keys, np.eye(2, dtype=np.float32), ALPHAS, [0.1, 20.0])
     assert right[0].all() and not right[1].any()
 
 
@@ -216,27 +213,27 @@ def test_the_search_agrees_with_the_plain_loop_on_real_features(shared):
         task[name].astype(np.float64) for name in ("text", "train_features", "val_features")
     )  # in float32, rounding decides a few rows
     values = np.eye(len(text))[task["train_labels"]]
-    arguments = rows, task["val_labels"], text, 100.0, keys, values, tip.ALPHAS[::3], tip.BETAS[::40]
-    np.testing.assert_array_equal(tip.count_right(*arguments), plain_loop(*arguments))
+    arguments = rows, task["val_labels"], text, 100.0, keys, values, ALPHAS[::3], BETAS[::40]
+    np.testing.assert_array_equal(count_right(*arguments), plain_loop(*arguments))
 
 
-# ---- who judges whom ----
+# ---- folds ----
 
 
-def test_a_shot_left_out_is_never_in_the_cache_that_it_judges(rng):
+def test_a_shot_left_out_is_never_in_the_cache_that_it_validates(rng):
     support = make_support(rng, [0, 0, 0, 1, 2, 2, 0], views=2)
-    judged, how = tip.trials(support, None)
-    assert len(judged) == 4 and how == "leaving one shot a class out in turn"
+    folds, how = make_folds(support, None)
+    assert len(folds) == 4 and how == "leaving one shot a class out in turn"
     left_out = []
-    for trial in judged:
+    for fold in folds:
         rows = [
-            i for row in trial.features for i in np.flatnonzero((support.features[:, 0] == row).all(axis=1))
-        ]  # judges by view 0
-        assert len(rows) == len(trial.features) and set(rows) == set(np.flatnonzero(~trial.shots))
-        assert support.labels[rows].tolist() == trial.labels.tolist() and len(set(trial.labels)) == len(
+            i for row in fold.features for i in np.flatnonzero((support.features[:, 0] == row).all(axis=1))
+        ]  # validates by view 0
+        assert len(rows) == len(fold.features) and set(rows) == set(np.flatnonzero(~fold.shots))
+        assert support.labels[rows].tolist() == fold.labels.tolist() and len(set(fold.labels)) == len(
             rows
         )  # one a class
-        assert set(support.labels[trial.shots]) == {0, 1, 2}  # something is left of each class
+        assert set(support.labels[fold.shots]) == {0, 1, 2}  # something is left of each class
         left_out += rows
     assert sorted(left_out) == [0, 1, 2, 4, 5, 6]  # each in turn, but for the only shot of class 1
 
@@ -248,28 +245,25 @@ def test_shots_without_a_pattern_are_not_recognised_when_left_out(method, rng, r
         request.getfixturevalue("jt")
     classes = 20
     support = make_support(rng, np.arange(classes).repeat(3))
-    _, chosen = tip.train(method, silent(make_text(rng, classes)), support, None, Settings(epochs=3, lr=0.01))
+    _, chosen = train(method, silent(make_text(rng, classes)), support, None, Settings(epochs=3, lr=0.01))
     assert chosen["rows"] == 3 * classes and chosen["top1"] < 0.3
 
 
-def test_validation_rows_judge_all_shots_and_unknown_ones_do_not_count(rng):
+def test_validation_rows_validate_all_shots_and_unlabelled_ones_do_not_count(rng):
     support, val = make_support(rng, [0, 0, 1]), make_val(rng, [1, -1, 0])
-    (trial,), how = tip.trials(support, val)
+    (fold,), how = make_folds(support, val)
     assert (
-        trial.shots.all()
-        and len(trial.shots) == 3
-        and trial.labels.tolist() == [1, 0]
-        and how == "on 2 validation rows"
+        fold.shots.all() and len(fold.shots) == 3 and fold.labels.tolist() == [1, 0] and how == "on 2 validation rows"
     )
-    assert (trial.features == val.features[[0, 2]]).all()
-    assert tip.trials(support, make_val(rng, [-1, -1]))[1] == tip.trials(support, None)[1]
+    assert (fold.features == val.features[[0, 2]]).all()
+    assert make_folds(support, make_val(rng, [-1, -1]))[1] == make_folds(support, None)[1]
 
 
 def test_one_shot_a_class_and_no_validation_takes_the_defaults(rng, jt):
     text, support = make_text(rng, 3), make_support(rng, [0, 1, 2], views=2)
-    adapter, chosen = tip.train("tip", text, support, None, Settings())
+    adapter, chosen = train("tip", text, support, None, Settings())
     assert (adapter.alpha, adapter.beta) == (1.17, 1.0) and chosen["how"].startswith("defaults: ")
-    tuned, chosen = tip.train("tip-f", text, support, None, Settings(epochs=2))
+    tuned, chosen = train("tip-f", text, support, None, Settings(epochs=2))
     assert (tuned.alpha, tuned.beta, chosen["epoch"]) == (tip.TRAIN_ALPHA, tip.TRAIN_BETA, 2)
     assert not np.array_equal(tuned.keys, adapter.keys)
 
@@ -292,33 +286,33 @@ def keys_by_epoch(monkeypatch):
             )
             yield tip.Epoch(found.view(Keys), right)
 
-    monkeypatch.setattr(tip, "fine_tune", fine_tune)
+    monkeypatch.setattr(methods.tip_adapter, "fine_tune", fine_tune)
     return ran
 
 
 def test_the_epoch_is_chosen_on_validation_rows(rng, keys_by_epoch):
     support = make_support(rng, np.arange(8))
     val = Split(support.features[:, 0], support.labels, support.names)
-    adapter, chosen = tip.train("tip-f", silent(make_text(rng, 8)), support, val, Settings(epochs=5))
+    adapter, chosen = train("tip-f", silent(make_text(rng, 8)), support, val, Settings(epochs=5))
     assert chosen["epoch"] == 3 and len(keys_by_epoch) == 5
     np.testing.assert_array_equal(adapter.keys, tip.cache(support.features, support.labels, 8).keys)
 
 
 def test_without_validation_rows_all_shots_are_trained_up_to_the_chosen_epoch(rng, keys_by_epoch):
-    of_class = unit_rows(rng, 8, 1, WIDTH)
-    support = Support(of_class.repeat(2, axis=0), np.arange(8).repeat(2), np.array([f"shot {i}" for i in range(16)]))
-    adapter, chosen = tip.train("tip-f", silent(make_text(rng, 8)), support, None, Settings(epochs=5))
+    of_class = random_rows(rng, 8, 1, WIDTH)
+    support = Support(of_class.repeat(2, axis=0), np.arange(8).repeat(2), names("shot", 16))
+    adapter, chosen = train("tip-f", silent(make_text(rng, 8)), support, None, Settings(epochs=5))
     assert (
         chosen["epoch"] == 3 and keys_by_epoch[10:] == [1, 2, 3] * 3
-    )  # two trials of five epochs, again up to the third; then all
+    )  # two folds of five epochs, again up to the third; then all
     assert len(adapter.keys) == 16
 
 
 def test_a_class_without_shots_lives_from_its_text(rng, jt):
     text, support, val = make_text(rng, 4), make_support(rng, [0, 0, 3, 3]), make_val(rng, [0, 1, 2, 3])
     for method in ("tip", "tip-f"):
-        for judges in (val, None):
-            adapter, _ = tip.train(method, text, support, judges, Settings(epochs=2))
+        for rows in (val, None):
+            adapter, _ = train(method, text, support, rows, Settings(epochs=2))
             assert not adapter.values[:, [1, 2]].any()
             np.testing.assert_allclose(
                 tip.predict_logits(adapter, val.features)[:, 1:3], 100 * val.features @ text.features[1:3].T, atol=1e-4
@@ -328,39 +322,13 @@ def test_a_class_without_shots_lives_from_its_text(rng, jt):
 @pytest.mark.parametrize("method", ["tip", "tip-f"])
 def test_no_shots_at_all_is_an_error(method, rng):
     with pytest.raises(TaskError, match="no shots for .* choose --method zero-shot"):
-        tip.train(method, make_text(rng, 3), make_support(rng, np.zeros(0, np.int64)), None, Settings())
-
-
-def unit(rows):
-    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
-
-
-def shotless_task(names):
-    """Ten classes, three of them without shots, on features that text tells apart better than the few noisy shots
-    do."""
-    rng = np.random.default_rng(3)
-    kinds = unit(rng.normal(size=(10, 16)))
-
-    def near(labels, noise):
-        return unit(kinds[labels] + noise * rng.normal(size=(len(labels), 16)))
-
-    labels, judged = np.repeat(np.arange(7), 2), np.repeat(np.arange(7), 6)
-    text = Text(near(np.arange(10), 0.25), np.array(names), 20.0, {"groups": [name.split("_")[0] for name in names]})
-    return (
-        text,
-        Support(near(labels, 0.2)[:, None], labels, names_of(labels)),
-        Split(near(judged, 0.3), judged, names_of(judged)),
-    )
-
-
-def names_of(rows):
-    return np.array([f"{i}.jpg" for i in range(len(rows))])
+        train(method, make_text(rng, 3), make_support(rng, np.zeros(0, np.int64)), None, Settings())
 
 
 @pytest.mark.parametrize(
-    "names, parts",
+    "class_names, parts",
     [
-        ([f"a_{i}" for i in range(10)], [[0, 4], [1, 5], [2, 6], [3]]),  # missing classes of a kind that has shots
+        ([f"a_{i}" for i in range(10)], [[0, 4], [1, 5], [2, 6], [3]]),  # of a group that has shots
         (
             [f"{'abbbcccddd'[i]}_{i}" for i in range(10)],
             [[0], [1, 2, 3], [4, 5, 6]],
@@ -368,12 +336,11 @@ def names_of(rows):
         ([f"{'aaaaaaaddd'[i]}_{i}" for i in range(10)], []),  # nothing to learn from how a group is missed
     ],
 )
-def test_where_classes_lack_shots_the_choice_is_judged_by_hiding_others(names, parts):
-    """The chosen pair is the best of those with which hidden classes keep 0.9 of their zero-shot accuracy: all pairs
-    are tried here."""
-    text, support, val = shotless_task(names)
-    adapter, chosen = tip.train("tip", text, support, val, Settings())
-    assert [part.tolist() for part in tip._to_hide(text, support)] == parts
+def test_where_classes_lack_shots_the_choice_is_made_with_others_hidden(class_names, parts):
+    """The chosen pair is the best with which hidden classes keep 0.9 of zero-shot's accuracy; all are tried here."""
+    text, support, val = make_task_with_new_classes(class_names)
+    adapter, chosen = train("tip", text, support, val, Settings())
+    assert [part.tolist() for part in classes_to_hide(text, support)] == parts
     assert ("new_top1" in chosen) == bool(parts)
     if not parts:
         return
@@ -395,46 +362,45 @@ def test_where_classes_lack_shots_the_choice_is_judged_by_hiding_others(names, p
         map(pytest.approx, (base, new, zero_shot))
     )
     assert new >= 0.9 * zero_shot
-    for alpha in tip.ALPHAS:
-        for beta in tip.BETAS[::7]:
+    for alpha in ALPHAS:
+        for beta in BETAS[::7]:
             if accuracies(alpha, beta)[1] >= 0.9 * zero_shot:
                 logits = tip.tip_logits(zero_logits, val.features @ adapter.keys.T, adapter.values, alpha, beta)
                 assert (logits.argmax(axis=1) == val.labels).mean() <= chosen["top1"] + 1e-9
 
 
 def test_hidden_classes_are_held_to_their_own_zero_shot_accuracy():
-    """Validation rows of classes without shots, all right or all wrong, are none of what hidden classes have to
-    keep."""
-    text, support, val = shotless_task([f"a_{i}" for i in range(10)])
-    _, plain = tip.train("tip", text, support, val, Settings())
+    """Validation rows of classes without shots do not count towards what hidden classes have to keep."""
+    text, support, val = make_task_with_new_classes([f"a_{i}" for i in range(10)])
+    _, plain = train("tip", text, support, val, Settings())
     for like, label in ((9, 9), (8, 9)):
         rows = text.features[[like] * 100]
         more = Split(
             np.concatenate([val.features, rows]),
             np.concatenate([val.labels, [label] * 100]),
-            names_of(np.arange(100 + len(val.labels))),
+            names("val", 100 + len(val.labels)),
         )
-        judged = tip.trials(support, more).judged
-        _, chosen = tip.train("tip", text, support, more, Settings())
-        assert judged[0].labels.tolist() == more.labels.tolist() and chosen["new_top1"] >= 0.9 * plain["zero_shot_top1"]
+        folds = make_folds(support, more).folds
+        _, chosen = train("tip", text, support, more, Settings())
+        assert folds[0].labels.tolist() == more.labels.tolist() and chosen["new_top1"] >= 0.9 * plain["zero_shot_top1"]
 
 
 def test_with_fewer_classes_than_parts_none_is_hidden_for_nothing():
-    text, support, val = shotless_task([f"a_{i}" for i in range(10)])
+    text, support, val = make_task_with_new_classes([f"a_{i}" for i in range(10)])
     assert [
         part.tolist()
-        for part in tip._to_hide(text, Support(support.features[:4], support.labels[:4], support.names[:4]))
+        for part in classes_to_hide(text, Support(support.features[:4], support.labels[:4], support.names[:4]))
     ] == [[0], [1]]
 
 
 def test_hiding_keeps_classes_without_shots_from_being_swallowed():
-    text, support, val = shotless_task([f"a_{i}" for i in range(10)])
-    kinds = np.repeat(np.arange(7, 10), 40)
-    rows = unit(text.features[kinds] + 0.25 * np.random.default_rng(5).normal(size=(len(kinds), 16)))
+    text, support, val = make_task_with_new_classes([f"a_{i}" for i in range(10)])
+    labels = np.repeat(np.arange(7, 10), 40)
+    rows = unit(text.features[labels] + 0.25 * np.random.default_rng(5).normal(size=(len(labels), 16)))
 
     def kept(text):
-        adapter, _ = tip.train("tip", text, support, val, Settings())
-        return (tip.predict_logits(adapter, rows).argmax(axis=1) == kinds).mean()
+        adapter, _ = train("tip", text, support, val, Settings())
+        return (tip.predict_logits(adapter, rows).argmax(axis=1) == labels).mean()
 
     by_group = Text(
         text.features, text.names, text.scale, {"groups": ["a"] * 7 + ["d"] * 3}

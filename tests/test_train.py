@@ -10,40 +10,11 @@ import sys
 import numpy as np
 import pytest
 from conftest import PROJECT
+from tasks import CLASSES, WEIGHTS, write_task
 
 from fewshot import artifacts
-from fewshot.artifacts import Adapter, Split, Support, Text
+from fewshot.artifacts import Adapter, Split
 from tip_adapter_utils import predict_logits
-
-CLASSES = ["Animal_Cat", "Animal_Dog", "Food-101_Pie", "Tower"]
-WEIGHTS = {"weights_sha256": "ab" * 32}
-
-
-def write_task(folder, shots=3, validation=True, weights=WEIGHTS):
-    """A task of four classes whose photographs cluster away from their texts, so that shots help."""
-    rng = np.random.default_rng(5)
-
-    def unit(rows):
-        return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
-
-    text, centre = unit(rng.normal(size=(4, 32))), rng.normal(size=(4, 32))
-
-    def near(labels, *shape):
-        centres = centre[labels].reshape(len(labels), *[1] * (len(shape) - 1), 32)
-        return unit(centres + 0.7 * rng.normal(size=(len(labels), *shape)))
-
-    def names(what, n):
-        return np.array([f"{what}/{i}.jpg" for i in range(n)], np.str_)
-
-    of_shots, of_val = np.arange(4).repeat(shots), np.arange(4).repeat(10)
-    folder.mkdir(exist_ok=True)
-    artifacts.write(folder / "text.npz", Text(text, np.array(CLASSES), 10.0, {**WEIGHTS, "prompts_sha256": "12"}))
-    artifacts.write(
-        folder / "support.npz",
-        Support(near(of_shots, 2, 32), of_shots, names("shot", len(of_shots)), {**weights, "select": "kmeans"}),
-    )
-    if validation:
-        artifacts.write(folder / "val.npz", Split(near(of_val, 32), of_val, names("val", 40), WEIGHTS))
 
 
 @pytest.fixture
@@ -92,11 +63,11 @@ def test_seeds_repeat_with_other_shots(task, run):
     out = run("train_adapter.py", "--method", "zero-shot", "--seeds", 3, cwd=task).stdout
     seeds = figures_of(task)["seeds"]
     assert (
-        [one["seed"] for one in seeds] == [1, 2, 3]
-        and all(one["n"] == 40 for one in seeds)
-        and len({one["top1"] for one in seeds}) > 1
+        [draw["seed"] for draw in seeds] == [1, 2, 3]
+        and all(draw["n"] == 40 for draw in seeds)
+        and len({draw["top1"] for draw in seeds}) > 1
     )
-    mean = 100 * np.mean([one["top1"] for one in seeds])
+    mean = 100 * np.mean([draw["top1"] for draw in seeds])
     assert f"3 draws of shots: top-1 {mean:.2f} ± " in out
 
 
@@ -111,7 +82,7 @@ def test_refit_takes_the_validation_rows_as_shots(task, run):
     assert run("train_adapter.py", "--method", "tip", "--refit", cwd=task, check=False).returncode == 2
 
 
-def test_settings_that_a_method_has_no_use_for_are_said_and_not_recorded(task, run):
+def test_an_option_that_a_method_does_not_take_is_remarked_on_and_not_recorded(task, run):
     done = run("train_adapter.py", "--method", "gda", "--epochs", 4, cwd=task)
     assert done.stderr == "--epochs and --lr are for --method tip-f; gda goes without\n" and "epochs" not in figures_of(
         task
@@ -215,7 +186,7 @@ def other_weights(folder):
     write_task(folder, weights={"weights_sha256": "cd" * 32})
 
 
-def strange_label(folder):
+def label_too_high(folder):
     val = artifacts.read(folder / "val.npz", Split)
     artifacts.write(folder / "val.npz", Split(val.features, val.labels + 1, val.names, val.meta))
 
@@ -230,7 +201,7 @@ def damaged(folder):
         (no_text, [], "no output/text.npz; run extract_feature.py first"),
         (no_shots, ["--method", "tip"], "choose --method zero-shot"),
         (other_weights, [], "different weights"),
-        (strange_label, [], "label 4, but there are 4 classes"),
+        (label_too_high, [], "label 4, but there are 4 classes"),
         (damaged, [], "support.npz: damaged"),
         (lambda folder: None, ["--method", "tip-f", "--lr", "1e30"], "diverged"),
         (

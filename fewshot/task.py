@@ -1,0 +1,46 @@
+"""A few-shot task as the files of one folder hold it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .artifacts import Split, Support, Text, check_together, read
+
+
+class Task(NamedTuple):
+    """What a classifier is learned from."""
+
+    text: Text
+    support: Support  # may hold no shots
+    val: Split | None
+
+
+def read_task(folder: Path) -> Task:
+    """Read text.npz, support.npz and val.npz, and check that they belong together.
+
+    Parameters
+    ----------
+    folder : Path
+        Where extract_feature.py wrote them. Without support.npz there are no shots, without val.npz val is None.
+
+    Raises
+    ------
+    TaskError
+        Where text.npz is missing, a file is damaged, or two files do not fit.
+    """
+    text = read(folder / "text.npz", Text)
+    no_shots = Support(
+        np.zeros((0, 1, text.features.shape[1]), np.float32), np.zeros(0, np.int64), np.zeros(0, np.str_)
+    )
+    support = read(folder / "support.npz", Support) if (folder / "support.npz").exists() else no_shots
+    val = read(folder / "val.npz", Split) if (folder / "val.npz").exists() else None
+    check_together(text, support, *([] if val is None else [val]))
+    return Task(text, support, val)
+
+
+def has_labels(split: Split | None) -> bool:
+    """Whether the class of any row is known."""
+    return split is not None and bool((split.labels >= 0).any())

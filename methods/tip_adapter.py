@@ -1,0 +1,106 @@
+"""The methods zero-shot, Tip-Adapter and Tip-Adapter-F: tip_adapter_utils.py with its settings chosen on folds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from fewshot.artifacts import Adapter, Split, Support, Text
+from fewshot.rows import all_views, one_hot, subset
+from tip_adapter_utils import DEFAULT_ALPHA, DEFAULT_BETA, TRAIN_ALPHA, TRAIN_BETA, Cache, Epoch, cache, fine_tune
+
+from .folds import Fold, make_folds
+from .grid import search
+from .outcome import Outcome, Settings
+
+
+def zero_shot(text: Text, support: Support, val: Split | None, settings: Settings) -> Outcome:
+    """The classes' texts alone (Radford et al. 2021, arXiv:2103.00020): an empty cache."""
+    empty = _cache_of(text, subset(support, slice(0)))
+    return Outcome(_adapter("zero-shot", text, empty, 0.0, 0.0), "nothing to choose")
+
+
+def tip(text: Text, support: Support, val: Split | None, settings: Settings) -> Outcome:
+    """Tip-Adapter, which trains nothing: the cache as it is, alpha and beta chosen."""
+    folds, how = make_folds(support, val)
+    alpha, beta, figures = DEFAULT_ALPHA, DEFAULT_BETA, {}
+    if folds:
+        caches = (_cache_of(text, subset(support, fold.shots)) for fold in folds)
+        alpha, beta, figures = search(text, support, folds, caches)
+    adapter = _adapter("tip", text, _cache_of(text, support), alpha, beta)
+    return Outcome(adapter, how, {"alpha": alpha, "beta": beta}, figures)
+
+
+def tip_f(text: Text, support: Support, val: Split | None, settings: Settings) -> Outcome:
+    """Tip-Adapter-F: keys fine-tuned up to the best epoch, then alpha and beta chosen for them."""
+    folds = make_folds(support, val)
+    alpha, beta, figures, epoch, caches = TRAIN_ALPHA, TRAIN_BETA, {}, settings.epochs, []
+    if folds.folds:
+        epoch, caches = _best_epoch(text, support, folds.folds, settings)
+        alpha, beta, figures = search(text, support, folds.folds, caches)
+    tuned = caches[0] if folds.learn_from_all_shots else _tuned_cache(text, support, settings, epoch)
+    adapter = _adapter("tip-f", text, tuned, alpha, beta)
+    return Outcome(adapter, folds.how, {"alpha": alpha, "beta": beta, "epoch": epoch}, figures)
+
+
+class _BestEpoch(NamedTuple):
+    epoch: int  # from 1
+    caches: list[Cache]  # of each fold after it
+
+
+def _best_epoch(text: Text, support: Support, folds: Sequence[Fold], settings: Settings) -> _BestEpoch:
+    """The epoch whose keys, at the alpha and beta of training, classify most validation rows of all folds rightly.
+
+    The best keys of a single fold are kept while it runs; several folds are trained again, so that memory stays flat.
+    """
+    right = np.zeros(settings.epochs, np.int64)
+    for number, fold in enumerate(folds, 1):
+        shots = subset(support, fold.shots)
+        for epoch, tuned in enumerate(_tune(text, shots, settings, f"fold {number} of {len(folds)}", fold)):
+            right[epoch] += tuned.right
+            if right.argmax() == epoch:
+                best = tuned
+    epoch = int(right.argmax()) + 1
+    if len(folds) == 1:
+        return _BestEpoch(epoch, [_with_keys(text, shots, best)])
+    return _BestEpoch(epoch, [_tuned_cache(text, subset(support, fold.shots), settings, epoch) for fold in folds])
+
+
+def _tuned_cache(text: Text, support: Support, settings: Settings, epoch: int) -> Cache:
+    """The cache after `epoch`, counted from 1, of a schedule that goes on to settings.epochs."""
+    run = _tune(text, support, settings, f"{epoch} epochs again")
+    return _with_keys(text, support, next(islice(run, epoch - 1, None)))
+
+
+def _tune(text: Text, support: Support, settings: Settings, desc: str, fold: Fold | None = None) -> Iterator[Epoch]:
+    """Fine-tune the cache of the shots on all their views; the rows of a fold validate."""
+    run = fine_tune(
+        *all_views(support),
+        text.features,
+        text.scale,
+        *_cache_of(text, support),
+        TRAIN_ALPHA,
+        TRAIN_BETA,
+        epochs=settings.epochs,
+        lr=settings.lr,
+        seed=settings.seed,
+        device=settings.device,
+        validation=(fold.features, fold.labels) if fold else None,
+    )
+    yield from tqdm(run, desc=desc, total=settings.epochs, unit=" epoch", disable=None)
+
+
+def _with_keys(text: Text, support: Support, epoch: Epoch) -> Cache:
+    return Cache(epoch.keys.numpy(), one_hot(support.labels, len(text.names)))
+
+
+def _cache_of(text: Text, support: Support) -> Cache:
+    return cache(support.features, support.labels, len(text.names))
+
+
+def _adapter(method: str, text: Text, cached: Cache, alpha: float, beta: float) -> Adapter:
+    return Adapter(method, text.names, text.features, text.scale, *cached, alpha, beta)

@@ -1,0 +1,56 @@
+"""What train_adapter.py says of a training, from the content of metrics.json."""
+
+from __future__ import annotations
+
+import numpy as np
+
+SETTINGS = ("alpha", "beta", "lambda", "epoch")  # that are said, where they were chosen
+LEAST_WEIGHT = 1e-6  # of an expert that is said
+
+
+def summary(figures: dict) -> list[str]:
+    """Lines that say whether training helped, and what was chosen how."""
+    chosen, lines = figures["chosen"], []
+    if "val" in figures:
+        lines += _validation(figures)
+    elif "top1" in chosen:
+        lines.append(
+            f"shots left out in turn: zero-shot top-1 {chosen['zero_shot_top1']:.1%}, "
+            f"{figures['method']} {chosen['top1']:.1%} of {chosen['rows']}"
+        )
+    if "new_top1" in chosen:
+        lines.append(
+            f"shots of some classes hidden in turn: top-1 {chosen['base_top1']:.1%} on the others, "
+            f"{chosen['new_top1']:.1%} on them"
+        )
+    if "seeds" in figures:
+        top1, top5 = ([100 * draw[key] for draw in figures["seeds"]] for key in ("top1", "top5"))
+        lines.append(
+            f"{len(top1)} draws of shots: top-1 {np.mean(top1):.2f} ± {np.std(top1):.2f} %, top-5 "
+            f"{np.mean(top5):.2f} ± {np.std(top5):.2f} %"
+        )
+    if choices := _choices(chosen):
+        lines.append(f"chosen {chosen['how']}: {', '.join(choices)}")
+    return lines
+
+
+def _validation(figures: dict) -> list[str]:
+    """A table of the method and those beside it on the validation rows."""
+    val = figures["val"]
+    refit = "   (before they were learned from)" if figures.get("refit") else ""
+    head = f"{val['n']} validation rows, on which choices were made:  top-1   top-5   calibration error{refit}"
+    return [head] + [
+        f"  {name:10} {score['top1']:39.1%} {score['top5']:7.1%} {score['calibration_error']:10.1%}"
+        for name, score in {**val["beside"], figures["method"]: val}.items()
+    ]
+
+
+def _choices(chosen: dict) -> list[str]:
+    """The settings that were chosen, each in words."""
+    words = [f"{name} {chosen[name]:.4g}" for name in SETTINGS if name in chosen]
+    words += [f"{weight:.3g} x {name}" for name, weight in chosen.get("weights", {}).items() if weight > LEAST_WEIGHT]
+    if "alike" in chosen:
+        words.append(
+            f"{chosen['alike']} of {chosen['classes_without_shots']} classes without shots are of a known kind"
+        )
+    return words
