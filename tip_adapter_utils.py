@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fewshot.artifacts import Adapter
+from fewshot.artifacts import Adapter, Text
 from fewshot.errors import TaskError
 from fewshot.rows import chunks, one_hot, shot_rows
 
@@ -104,23 +104,12 @@ class Epoch(NamedTuple):
     right: int  # validation rows that are classified rightly; 0 without any
 
 
-class _DeviceRows(NamedTuple):
-    """Rows on the device, as Vars."""
-
-    features: object  # float32 (R, D)
-    zero_shot: object  # float32 (R, C), their zero-shot logits
-    labels: object  # int32 (R,)
-
-
 def fine_tune(
-    features: np.ndarray,
-    labels: np.ndarray,
-    text: np.ndarray,
-    scale: float,
-    keys: np.ndarray,
-    values: np.ndarray,
-    alpha: float,
-    beta: float,
+    rows: tuple[np.ndarray, np.ndarray],
+    text: Text,
+    cached: Cache,
+    alpha: float = TRAIN_ALPHA,
+    beta: float = TRAIN_BETA,
     *,
     epochs: int,
     lr: float,
@@ -134,21 +123,19 @@ def fine_tune(
 
     Parameters
     ----------
-    features, labels : arrays of shape (R, D) and (R,)
-        The rows to learn from: all views of the shots.
-    text : array of shape (C, D)
-    scale : float
-        The logit scale.
-    keys, values : arrays of shape (N, D) and (N, C)
-        The cache to start from.
+    rows : (float32 array of shape (R, D), int array of shape (R,))
+        Features and labels to learn from: all views of the shots.
+    text : Text
+    cached : Cache
+        Of the shots; its keys are the first ones.
     alpha, beta : float
         As for `tip_logits`.
     epochs, lr, seed : int, float, int
         AdamW with a cosine schedule over all steps from `lr` to 0; `seed` is of the order of the rows.
     device : str
         As for `jclip.runtime.use`.
-    validation : (features, labels) or None
-        Rows (M, D) and labels (M,), classified after each epoch.
+    validation : (float32 array of shape (M, D), int array of shape (M,)) or None
+        Features and labels that are classified after each epoch.
 
     Raises
     ------
@@ -164,23 +151,34 @@ def fine_tune(
     from fewshot.cache_logits import CacheLogits, cross_entropy
     from fewshot.training import batches, cosine, descend
 
-    def on_device(features, labels) -> _DeviceRows:
-        arrays = features, scale * (features @ text.T), labels.astype(np.int32)
-        return _DeviceRows(*(jt.array(x).stop_grad() for x in arrays))
-
-    train, val = on_device(features, labels), on_device(*validation) if validation else None
-    logits, tuned = CacheLogits(values.argmax(axis=1), len(text), float(alpha), float(beta)), jt.array(keys)
-    optimizer = jt.optim.AdamW([tuned], lr, eps=1e-4, betas=(0.9, 0.999), weight_decay=0.01)
-    steps = epochs * batches(len(features))
+    train = _on_device(jt, text, *rows)
+    val = _on_device(jt, text, *validation) if validation else None
+    logits = CacheLogits(cached.values.argmax(axis=1), len(text.names), float(alpha), float(beta))
+    keys = jt.array(cached.keys)
+    optimizer = jt.optim.AdamW([keys], lr, eps=1e-4, betas=(0.9, 0.999), weight_decay=0.01)
+    n, steps = len(rows[0]), epochs * batches(len(rows[0]))
 
     def loss(batch):
-        affinity = jt.nn.matmul_transpose(train.features[batch], tuned)
+        affinity = jt.nn.matmul_transpose(train.features[batch], keys)
         return cross_entropy(logits(affinity, train.zero_shot[batch]), train.labels[batch])
 
-    for epoch in descend(optimizer, loss, len(features), epochs, lambda _, step: cosine(lr, step, steps), seed):
-        if not np.isfinite(tuned.sqr().sum().item()):
+    for epoch in descend(optimizer, loss, n, epochs, lambda _, step: cosine(lr, step, steps), seed):
+        if not np.isfinite(keys.sqr().sum().item()):
             raise TaskError(f"fine-tuning diverged in epoch {epoch + 1}; choose an --lr below {lr:g}")
-        yield Epoch(tuned.clone().stop_grad(), _count_right(jt, logits, tuned, val) if val else 0)
+        yield Epoch(keys.clone().stop_grad(), _count_right(jt, logits, keys, val) if val else 0)
+
+
+class _DeviceRows(NamedTuple):
+    """Rows on the device, as Vars."""
+
+    features: object  # float32 (R, D)
+    zero_shot: object  # float32 (R, C), their zero-shot logits
+    labels: object  # int32 (R,)
+
+
+def _on_device(jt, text: Text, features: np.ndarray, labels: np.ndarray) -> _DeviceRows:
+    arrays = features, text.scale * (features @ text.features.T), labels.astype(np.int32)
+    return _DeviceRows(*(jt.array(x).stop_grad() for x in arrays))
 
 
 def _count_right(jt, logits, keys, rows: _DeviceRows) -> int:

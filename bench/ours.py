@@ -124,16 +124,11 @@ def tip_f(folder, device="cpu"):
 def fine_tuning(folder, device="cpu"):
     """20 epochs, validated after each, without the search."""
     text, support, val = task(folder)
-    rows, labels = all_views(support)
     cached = tip.cache(support.features, support.labels, len(text.names))
     epochs = tip.fine_tune(
-        rows,
-        labels,
-        text.features,
-        text.scale,
-        *cached,
-        tip.TRAIN_ALPHA,
-        tip.TRAIN_BETA,
+        all_views(support),
+        text,
+        cached,
         epochs=20,
         lr=1e-3,
         seed=1,

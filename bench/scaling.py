@@ -64,7 +64,7 @@ def tower(weights: str, batch: int) -> None:
 def adapter(classes: int, shots: int, views: int, rows: int) -> None:
     import tip_adapter_utils as tip
     from fewshot.artifacts import Split, Support, Text
-    from fewshot.rows import unit_rows
+    from fewshot.rows import all_views, unit_rows
     from methods.folds import make_folds
     from methods.grid import search
 
@@ -81,10 +81,8 @@ def adapter(classes: int, shots: int, views: int, rows: int) -> None:
     folds, _ = make_folds(support, val)
     cached = tip.cache(support.features, labels, classes)
     search_seconds = timed(lambda: search(text, support, folds, [cached]))
-    flat = support.features.reshape(-1, WIDTH), labels.repeat(views)
-    epochs = tip.fine_tune(
-        *flat, text.features, 100.0, *cached, tip.TRAIN_ALPHA, tip.TRAIN_BETA, epochs=20, lr=1e-3, seed=1, device="cpu"
-    )
+    flat = all_views(support)
+    epochs = tip.fine_tune(flat, text, cached, epochs=20, lr=1e-3, seed=1, device="cpu")
     next(epochs)  # compiles
     print(
         f"{classes:6} classes, {len(labels):6} shots, {len(flat[0]):6} rows to train on, {rows:6} to validate: "

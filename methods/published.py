@@ -95,9 +95,10 @@ def proker(text: Text, support: Support, val: Split | None, settings: Settings) 
 
 
 def _proker_values(text: Text, keys, labels, beta: float, strengths: Sequence[float]) -> list[np.ndarray]:
-    """(K/λ + I)⁻¹ times what one-hot labels exceed zero-shot cosines by, float32 (N, C) for each λ of `strengths`.
+    """(K/λ + I)⁻¹(Y − Z), float32 (N, C), for each λ of `strengths`.
 
-    K is the kernel exp(−β(1 − k·k')) of all pairs of keys (N, D); labels are (N,).
+    K is the kernel exp(−β(1 − k·k')) of all pairs of keys (N, D), Y the one-hot labels, Z the keys' cosines with the
+    texts.
     """
     size, axes = np.linalg.eigh(np.exp(-beta * (1 - keys @ keys.T)).astype(np.float64))
     rest = axes.T @ (one_hot(labels, len(text.names)) - keys @ text.features.T)
@@ -140,9 +141,9 @@ def taskres(text: Text, support: Support, val: Split | None, settings: Settings)
 
 
 def clap(text: Text, support: Support, val: Split | None, settings: Settings) -> Outcome:
-    """Class prototypes that start at the texts, with a penalty on the way that each class's goes away from its text.
+    """Class prototypes that start at the texts, with a penalty on the squared distance of each from its text.
 
-    The penalty's weight is the mean zero-shot probability of the class on its shots.
+    The weight of a class's penalty is its mean zero-shot probability on its own shots.
     Silva-Rodríguez et al., CVPR 2024, arXiv:2312.12730; github.com/jusiro/CLAP.
     """
     rows, labels = all_views(support)

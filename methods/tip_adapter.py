@@ -79,12 +79,9 @@ def _tuned_cache(text: Text, support: Support, settings: Settings, epoch: int) -
 def _tune(text: Text, support: Support, settings: Settings, desc: str, fold: Fold | None = None) -> Iterator[Epoch]:
     """Fine-tune the cache of the shots on all their views; the rows of a fold validate."""
     run = fine_tune(
-        *all_views(support),
-        text.features,
-        text.scale,
-        *_cache_of(text, support),
-        TRAIN_ALPHA,
-        TRAIN_BETA,
+        all_views(support),
+        text,
+        _cache_of(text, support),
         epochs=settings.epochs,
         lr=settings.lr,
         seed=settings.seed,

@@ -1,11 +1,11 @@
-"""What train_adapter.py says of a training, from the content of metrics.json."""
+"""The summary that train_adapter.py prints, from the content of metrics.json."""
 
 from __future__ import annotations
 
 import numpy as np
 
-SETTINGS = ("alpha", "beta", "lambda", "epoch")  # that are said, where they were chosen
-LEAST_WEIGHT = 1e-6  # of an expert that is said
+SHOWN_SETTINGS = ("alpha", "beta", "lambda", "epoch")
+MIN_WEIGHT_SHOWN = 1e-6  # of an expert
 
 
 def summary(figures: dict) -> list[str]:
@@ -47,8 +47,10 @@ def _validation(figures: dict) -> list[str]:
 
 def _choices(chosen: dict) -> list[str]:
     """The settings that were chosen, each in words."""
-    words = [f"{name} {chosen[name]:.4g}" for name in SETTINGS if name in chosen]
-    words += [f"{weight:.3g} x {name}" for name, weight in chosen.get("weights", {}).items() if weight > LEAST_WEIGHT]
+    words = [f"{name} {chosen[name]:.4g}" for name in SHOWN_SETTINGS if name in chosen]
+    words += [
+        f"{weight:.3g} x {name}" for name, weight in chosen.get("weights", {}).items() if weight > MIN_WEIGHT_SHOWN
+    ]
     if "alike" in chosen:
         words.append(
             f"{chosen['alike']} of {chosen['classes_without_shots']} classes without shots are of a known kind"

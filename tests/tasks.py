@@ -39,16 +39,16 @@ def make_task(rng, classes=12, shots=4, rows=6, noise=0.8, without_shots=(), far
     text = unit(text)
     centres = unit(text + 1.5 * text @ bend)
 
-    def near(labels, views):
+    def around(labels, views):
         return unit(centres[labels][:, None] + noise * rng.normal(size=(len(labels), views, WIDTH)) / WIDTH**0.5)
 
     base = np.array([label for label in range(classes) if label not in without_shots])
     of_shots, of_val, of_test = base.repeat(shots), base.repeat(rows), np.arange(classes).repeat(20)
     return (
         Text(text, names("class", classes), 20.0),
-        Support(near(of_shots, 2), of_shots, names("shot", len(of_shots))),
-        Split(near(of_val, 1)[:, 0], of_val, names("val", len(of_val))),
-        Split(near(of_test, 1)[:, 0], of_test, names("test", len(of_test))),
+        Support(around(of_shots, 2), of_shots, names("shot", len(of_shots))),
+        Split(around(of_val, 1)[:, 0], of_val, names("val", len(of_val))),
+        Split(around(of_test, 1)[:, 0], of_test, names("test", len(of_test))),
     )
 
 
@@ -57,15 +57,15 @@ def make_task_with_new_classes(class_names):
     rng = np.random.default_rng(3)
     centres = unit(rng.normal(size=(10, 16)))
 
-    def near(labels, noise):
+    def around(labels, noise):
         return unit(centres[labels] + noise * rng.normal(size=(len(labels), 16)))
 
     of_shots, of_val = np.repeat(np.arange(7), 2), np.repeat(np.arange(7), 6)
     groups = {"groups": [name.split("_")[0] for name in class_names]}
     return Task(
-        Text(near(np.arange(10), 0.25), np.array(class_names), 20.0, groups),
-        Support(near(of_shots, 0.2)[:, None], of_shots, names("shot", len(of_shots))),
-        Split(near(of_val, 0.3), of_val, names("val", len(of_val))),
+        Text(around(np.arange(10), 0.25), np.array(class_names), 20.0, groups),
+        Support(around(of_shots, 0.2)[:, None], of_shots, names("shot", len(of_shots))),
+        Split(around(of_val, 0.3), of_val, names("val", len(of_val))),
     )
 
 
@@ -74,14 +74,14 @@ def make_overlapping_task(classes=60, shots=1, views=5, width=64):
     rng = np.random.default_rng(3)
     centres, of_shots = unit_rows(rng.standard_normal((classes, width), np.float32)), np.arange(classes).repeat(shots)
 
-    def near(labels):
+    def around(labels):
         return unit_rows(centres[labels] + 0.15 * rng.standard_normal((*labels.shape, width), np.float32))
 
     of_val = np.arange(200) % classes
     return Task(
-        Text(near(np.arange(classes)), names("class", classes), 100.0),
-        Support(near(np.repeat(of_shots[:, None], views, axis=1)), of_shots, names("shot", len(of_shots))),
-        Split(near(of_val), of_val, names("val", 200)),
+        Text(around(np.arange(classes)), names("class", classes), 100.0),
+        Support(around(np.repeat(of_shots[:, None], views, axis=1)), of_shots, names("shot", len(of_shots))),
+        Split(around(of_val), of_val, names("val", 200)),
     )
 
 
@@ -90,14 +90,14 @@ def write_task(folder, shots=3, validation=True, weights=WEIGHTS):
     rng = np.random.default_rng(5)
     text, centres = unit(rng.normal(size=(4, 32))), rng.normal(size=(4, 32))
 
-    def near(labels, *shape):
-        around = centres[labels].reshape(len(labels), *[1] * (len(shape) - 1), 32)
-        return unit(around + 0.7 * rng.normal(size=(len(labels), *shape)))
+    def around(labels, *shape):
+        centre = centres[labels].reshape(len(labels), *[1] * (len(shape) - 1), 32)
+        return unit(centre + 0.7 * rng.normal(size=(len(labels), *shape)))
 
     of_shots, of_val = np.arange(4).repeat(shots), np.arange(4).repeat(10)
     folder.mkdir(exist_ok=True)
     artifacts.write(folder / "text.npz", Text(text, np.array(CLASSES), 10.0, {**WEIGHTS, "prompts_sha256": "12"}))
-    support = Support(near(of_shots, 2, 32), of_shots, names("shot", len(of_shots)), {**weights, "select": "kmeans"})
+    support = Support(around(of_shots, 2, 32), of_shots, names("shot", len(of_shots)), {**weights, "select": "kmeans"})
     artifacts.write(folder / "support.npz", support)
     if validation:
-        artifacts.write(folder / "val.npz", Split(near(of_val, 32), of_val, names("val", 40), WEIGHTS))
+        artifacts.write(folder / "val.npz", Split(around(of_val, 32), of_val, names("val", 40), WEIGHTS))

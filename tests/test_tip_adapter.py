@@ -119,15 +119,13 @@ def test_chunks_of_rows_do_not_show(rng, monkeypatch):
 def test_keys_after_each_epoch_are_those_of_the_published_code_in_pytorch(case, jt):
     golden = np.load(GOLDEN / "tip_adapter_f.npz")
     features, labels, after = (golden[f"{case}_{name}"] for name in ("features", "labels", "after"))
-    keys, values = tip.cache(features, labels, len(golden["text"]))
-    found = list(
+    text = Text(golden["text"], names("class", len(golden["text"])), golden["scale"].item())
+    cached = tip.cache(features, labels, len(text.names))
+    actual = list(
         tip.fine_tune(
-            features.reshape(-1, features.shape[2]),
-            labels.repeat(features.shape[1]),
-            golden["text"],
-            golden["scale"].item(),
-            keys,
-            values,
+            (features.reshape(-1, features.shape[2]), labels.repeat(features.shape[1])),
+            text,
+            cached,
             golden["alpha"].item(),
             golden["beta"].item(),
             epochs=len(after),
@@ -136,8 +134,8 @@ def test_keys_after_each_epoch_are_those_of_the_published_code_in_pytorch(case, 
             device="cpu",
         )
     )
-    assert np.abs(after[0] - keys).max() > 1e-3  # else nothing would be tested
-    np.testing.assert_allclose([epoch.keys.numpy() for epoch in found], after, atol=1e-5)
+    assert np.abs(after[0] - cached.keys).max() > 1e-3  # else nothing would be tested
+    np.testing.assert_allclose([epoch.keys.numpy() for epoch in actual], after, atol=1e-5)
 
 
 def test_divergence_is_an_error(rng, jt):
@@ -277,14 +275,17 @@ def keys_by_epoch(monkeypatch):
         def numpy(self):  # as a Var has it
             return np.asarray(self)
 
-    def fine_tune(features, labels, text, scale, keys, values, alpha, beta, *, epochs, validation, **_):
+    def fine_tune(rows, text, cached, *, epochs, validation, **_):
         for epoch in range(1, epochs + 1):
             ran.append(epoch)
-            found = keys * (1 if epoch == 3 else -1)
-            right = validation and np.count_nonzero(
-                (scale * validation[0] @ text.T + alpha * (validation[0] @ found.T) @ values).argmax(1) == validation[1]
-            )
-            yield tip.Epoch(found.view(Keys), right)
+            keys = cached.keys * (1 if epoch == 3 else -1)
+            right = 0
+            if validation:
+                features, labels = validation
+                zero_shot = text.scale * features @ text.features.T
+                logits = tip.tip_logits(zero_shot, features @ keys.T, cached.values, tip.TRAIN_ALPHA, 1.0)
+                right = np.count_nonzero(logits.argmax(axis=1) == labels)
+            yield tip.Epoch(keys.view(Keys), right)
 
     monkeypatch.setattr(methods.tip_adapter, "fine_tune", fine_tune)
     return ran

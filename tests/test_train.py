@@ -165,6 +165,16 @@ def test_what_needs_no_gradients_does_not_import_jittor(task, method):
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT, timeout=120).returncode == 0
 
 
+def test_a_method_is_imported_when_it_is_trained():
+    code = (
+        "import sys, predict, train_adapter, methods; "
+        "loaded = [name for name in sys.modules if name.startswith('methods.') or name == 'scipy']; "
+        "assert sorted(loaded) == ['methods.evaluation', 'methods.outcome'], loaded; "
+        "[method.function for method in methods.METHODS.values()]"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, timeout=120, check=True)
+
+
 def test_zero_shot_needs_no_shots(task, run):
     (task / "output/support.npz").unlink()
     run("train_adapter.py", "--method", "zero-shot", cwd=task)
