@@ -1,4 +1,4 @@
-"""What the tests share: the scripts run as a user runs them, and drawn photographs and a tiny CLIP to run them with."""
+"""Fixtures that run the scripts as a user does, on drawn photographs and a tiny CLIP of random weights."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ SHARED = PROJECT.parent / "shared"
 CLASSES = ["Animal_Bear", "Animal_Bee", "Food-101_hot_dog", "Stanford-Cars_Volvo_C30", "no group", "Thu-dog_Pomeranian"]
 SHOTLESS = 3  # the label of the one class without a training photograph
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # tests started in the background; the processes that they stop with Ctrl-C would inherit it
+# Tests started in the background ignore Ctrl-C, and the processes that they stop with it would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -43,7 +42,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def run():
-    """run(script, *arguments, cwd=…, check=True) -> CompletedProcess of `python script.py arguments…`."""
+    """Give run(script, *arguments, cwd=…), which runs `python script arguments…` and returns a CompletedProcess."""
 
     def run(script: str, *arguments, cwd: Path, check: bool = True, env: dict | None = None):
         done = subprocess.run(
@@ -62,7 +61,7 @@ def run():
 
 @pytest.fixture
 def shared():
-    """The folder of real data beside the project; the test is skipped where it is absent."""
+    """Return the folder of real data beside the project; skip the test where it is absent."""
     if not SHARED.is_dir():
         pytest.skip(f"needs the real data in {SHARED.name}/ beside the project")
     return SHARED
@@ -70,7 +69,7 @@ def shared():
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory):
-    """Random weights with the full vocabulary, 32 px: a CLIP that knows nothing, but does all its work."""
+    """Write random weights of a tiny CLIP for 32 px with the full vocabulary, and return their path."""
     a = Architecture(
         embed_dim=32,
         image_resolution=32,
@@ -94,7 +93,7 @@ def tiny_weights(tmp_path_factory):
 
 
 def draw(path, label, seed):
-    """A photograph of a colour of its class and noise: even a random tower tells such classes apart."""
+    """Draw a photograph of its class's colour with noise; even random weights tell such classes apart."""
     rng = np.random.default_rng([label, seed])
     colour = np.array(
         [[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 40], [40, 200, 200], [200, 40, 200]][label]
@@ -105,8 +104,7 @@ def draw(path, label, seed):
 
 @pytest.fixture(scope="session")
 def contest(tmp_path_factory, tiny_weights):
-    """A working folder with a contest layout of 7 training photographs a class and 13 test photographs, and the
-    weights."""
+    """Make a working folder: weights, 7 training photographs a class, 13 test photographs, in the contest's layout."""
     folder = tmp_path_factory.mktemp("contest")
     lines = []
     for label, name in enumerate(CLASSES):
@@ -123,7 +121,7 @@ def contest(tmp_path_factory, tiny_weights):
 
 @pytest.fixture
 def work(contest, tmp_path):
-    """A working folder of the test's own, on the same photographs and weights."""
+    """Make a working folder for one test, with links to the photographs and weights of `contest`."""
     for name in ("Dataset", "ViT-B-32.pkl"):
         (tmp_path / name).symlink_to(contest / name)
     return tmp_path
@@ -131,7 +129,7 @@ def work(contest, tmp_path):
 
 @pytest.fixture(scope="session")
 def extracted(contest, tmp_path_factory):
-    """output/ as a bare extract_feature.py makes it; to be copied."""
+    """Run extract_feature.py without options; return its output/, which tests copy, and the CompletedProcess."""
     done = subprocess.run(
         [sys.executable, PROJECT / "extract_feature.py"], cwd=contest, capture_output=True, text=True, timeout=900
     )
@@ -141,7 +139,7 @@ def extracted(contest, tmp_path_factory):
 
 @pytest.fixture
 def trained(work, extracted, run):
-    """`work` after extract_feature.py and train_adapter.py."""
+    """Return `work` with the outputs of extract_feature.py and train_adapter.py."""
     shutil.copytree(extracted[0], work / "output")
     run("train_adapter.py", "--method", "tip", cwd=work)
     return work

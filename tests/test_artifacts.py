@@ -1,5 +1,4 @@
-"""The files between the stages: what is written is read, what is wrong is refused in one line, nothing is left
-half-written."""
+"""The files between the stages: they are read as written, refused in one line when wrong, and never half-written."""
 
 import json
 import os
@@ -40,11 +39,11 @@ ADAPTER = Adapter(
 @pytest.mark.parametrize("artifact", [TEXT, SUPPORT, SPLIT, ADAPTER])
 def test_what_is_written_is_read(tmp_path, artifact):
     artifacts.write(tmp_path / "a.npz", artifact)
-    found = artifacts.read(tmp_path / "a.npz", type(artifact))
+    loaded = artifacts.read(tmp_path / "a.npz", type(artifact))
     for name, value in vars(artifact).items():
-        np.testing.assert_array_equal(getattr(found, name), value)
+        np.testing.assert_array_equal(getattr(loaded, name), value)
     first = (tmp_path / "a.npz").read_bytes()
-    artifacts.write(tmp_path / "a.npz", found)
+    artifacts.write(tmp_path / "a.npz", loaded)
     assert (tmp_path / "a.npz").read_bytes() == first
 
 
@@ -64,41 +63,41 @@ def test_any_support_survives_the_round_trip(tmp_path_factory, n, v, d, text):
     path = tmp_path_factory.mktemp("a") / "support.npz"
     support = Support(unit(n, v, d), np.arange(n), np.array([f"{text}{i}" for i in range(n)], np.str_), {"note": text})
     artifacts.write(path, support)
-    found = artifacts.read(path, Support)
-    np.testing.assert_array_equal(found.features, support.features)
-    assert found.names.tolist() == support.names.tolist() and found.meta == support.meta
+    loaded = artifacts.read(path, Support)
+    np.testing.assert_array_equal(loaded.features, support.features)
+    assert loaded.names.tolist() == support.names.tolist() and loaded.meta == support.meta
 
 
 def test_a_file_made_by_hand_is_accepted(tmp_path):
     np.savez(tmp_path / "text.npz", features=unit(3, 8).astype(np.float16), names=names(3))
-    found = artifacts.read(tmp_path / "text.npz", Text)
-    assert found.scale == 100 and found.meta == {} and found.features.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(found.features, axis=1), 1, atol=1e-6)
+    loaded = artifacts.read(tmp_path / "text.npz", Text)
+    assert loaded.scale == 100 and loaded.meta == {} and loaded.features.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(loaded.features, axis=1), 1, atol=1e-6)
 
 
-def spoiled(**changes):
+def split_arrays(**changes):
     content = dict(features=SPLIT.features, labels=SPLIT.labels, names=SPLIT.names, meta=np.array("{}"))
     content.update(changes)
     return {name: value for name, value in content.items() if value is not None}
 
 
 @pytest.mark.parametrize(
-    "content, said",
+    "content, message",
     [
-        (spoiled(labels=None), "holds no array 'labels'"),
-        (spoiled(labels=SPLIT.labels[:4]), r"labels is of shape \(4,\), expected \(M=5\)"),
-        (spoiled(features=SPLIT.features[None]), r"features is of shape \(1, 5, 8\), expected \(M, D\)"),
-        (spoiled(labels=SPLIT.labels + 0.5), "labels is of dtype float64, expected int64"),
-        (spoiled(names=np.arange(5)), "names is of dtype int64, expected text"),
-        (spoiled(features=SPLIT.features * 2), "row of L2 norm 2, expected 1"),
-        (spoiled(features=np.where(np.eye(5, 8) > 0, np.nan, SPLIT.features)), "features holds NaN"),
-        (spoiled(meta=np.array("[]")), "meta is list"),
-        (spoiled(meta=np.array("{")), "damaged"),
+        (split_arrays(labels=None), "holds no array 'labels'"),
+        (split_arrays(labels=SPLIT.labels[:4]), r"labels is of shape \(4,\), expected \(M=5\)"),
+        (split_arrays(features=SPLIT.features[None]), r"features is of shape \(1, 5, 8\), expected \(M, D\)"),
+        (split_arrays(labels=SPLIT.labels + 0.5), "labels is of dtype float64, expected int64"),
+        (split_arrays(names=np.arange(5)), "names is of dtype int64, expected text"),
+        (split_arrays(features=SPLIT.features * 2), "row of L2 norm 2, expected 1"),
+        (split_arrays(features=np.where(np.eye(5, 8) > 0, np.nan, SPLIT.features)), "features holds NaN"),
+        (split_arrays(meta=np.array("[]")), "meta is list"),
+        (split_arrays(meta=np.array("{")), "damaged"),
     ],
 )
-def test_a_file_of_another_form_is_refused(tmp_path, content, said):
+def test_a_file_of_another_form_is_refused(tmp_path, content, message):
     np.savez(tmp_path / "val.npz", **content)
-    with pytest.raises(TaskError, match=said) as raised:
+    with pytest.raises(TaskError, match=message) as raised:
         artifacts.read(tmp_path / "val.npz", Split)
     assert str(tmp_path / "val.npz") in str(raised.value) and "\n" not in str(raised.value)
 
@@ -108,7 +107,7 @@ def test_pickled_objects_are_not_opened(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "harm"),)
 
-    np.savez(tmp_path / "val.npz", **spoiled(names=np.array([Harm()] * 5, object)))
+    np.savez(tmp_path / "val.npz", **split_arrays(names=np.array([Harm()] * 5, object)))
     (tmp_path / "test.npz").write_bytes(pickle.dumps(Harm()))
     for name in ("val.npz", "test.npz"):
         with pytest.raises(TaskError, match="damaged"):
@@ -127,32 +126,32 @@ def test_a_truncated_or_absent_file_is_refused(tmp_path):
         artifacts.read(tmp_path / "adapter.npz", Adapter)
 
 
-def other(artifact, **changes):
+def changed(artifact, **changes):
     return type(artifact)(**{**vars(artifact), **changes})
 
 
 def test_files_of_one_task_go_together():
     artifacts.check_together(TEXT, SUPPORT, SPLIT)
-    artifacts.check_together(TEXT, other(SUPPORT, meta={}), other(SPLIT, meta={"weights_sha256": "w"}))
+    artifacts.check_together(TEXT, changed(SUPPORT, meta={}), changed(SPLIT, meta={"weights_sha256": "w"}))
     artifacts.check_together(ADAPTER, SPLIT)
 
 
 @pytest.mark.parametrize(
-    "together, said",
+    "together, message",
     [
-        ((TEXT, other(SUPPORT, meta={"weights_sha256": "x"})), "text and support were made from different weights"),
+        ((TEXT, changed(SUPPORT, meta={"weights_sha256": "x"})), "text and support were made from different weights"),
         (
-            (TEXT, SUPPORT, other(SPLIT, meta={"selection_sha256": "t"})),
+            (TEXT, SUPPORT, changed(SPLIT, meta={"selection_sha256": "t"})),
             "support and split were made from different selection",
         ),
-        ((TEXT, other(SUPPORT, features=unit(4, 2, 9))), "width 8, support of width 9"),
-        ((TEXT, other(SUPPORT, labels=np.array([0, 0, 1, 3]))), "label 3, but there are 3 classes"),
-        ((TEXT, other(SUPPORT, labels=np.array([0, 0, 1, -1]))), "label -1"),
-        ((ADAPTER, other(SPLIT, labels=np.array([0, 1, 2, -2, 2]))), "label -2"),
+        ((TEXT, changed(SUPPORT, features=unit(4, 2, 9))), "width 8, support of width 9"),
+        ((TEXT, changed(SUPPORT, labels=np.array([0, 0, 1, 3]))), "label 3, but there are 3 classes"),
+        ((TEXT, changed(SUPPORT, labels=np.array([0, 0, 1, -1]))), "label -1"),
+        ((ADAPTER, changed(SPLIT, labels=np.array([0, 1, 2, -2, 2]))), "label -2"),
     ],
 )
-def test_files_of_different_tasks_are_refused_together(together, said):
-    with pytest.raises(TaskError, match=said):
+def test_files_of_different_tasks_are_refused_together(together, message):
+    with pytest.raises(TaskError, match=message):
         artifacts.check_together(*together)
 
 

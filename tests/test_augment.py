@@ -1,3 +1,5 @@
+"""Views of photographs: what they change, their seeds, and how a list of them is read."""
+
 import argparse
 
 import numpy as np
@@ -12,7 +14,7 @@ def photo(width=60, height=40, mode="RGB"):
     return Image.fromarray(np.stack([4 * x % 256, 6 * y % 256, (x + y) % 256], -1).astype(np.uint8)).convert(mode)
 
 
-def seen(name, image, seed=1):
+def view_of(name, image, seed=1):
     return np.asarray(augment.VIEWS[name](image, np.random.default_rng(seed)).convert("RGB")).astype(int)
 
 
@@ -29,14 +31,14 @@ def test_every_view_takes_every_picture_and_leaves_it_as_it_was(name, mode, size
 
 @pytest.mark.parametrize("name", ["flip", "jitter", "crop"])
 def test_a_view_follows_its_seed_alone(name):
-    np.testing.assert_array_equal(seen(name, photo()), seen(name, photo()))
-    different = {seen(name, photo(), seed).tobytes() for seed in range(8)}
+    np.testing.assert_array_equal(view_of(name, photo()), view_of(name, photo()))
+    different = {view_of(name, photo(), seed).tobytes() for seed in range(8)}
     assert len(different) == 8
 
 
 def test_flip_is_a_mirror_but_for_the_light():
     mirrored = np.asarray(ImageOps.mirror(photo())).astype(int)
-    flipped = seen("flip", photo())
+    flipped = view_of("flip", photo())
     assert (
         np.corrcoef(flipped.ravel(), mirrored.ravel())[0, 1]
         > 0.99
@@ -46,8 +48,10 @@ def test_flip_is_a_mirror_but_for_the_light():
 
 def test_jitter_keeps_every_thing_in_its_place():
     grey = Image.fromarray(np.where(np.arange(60) < 30, 40, 200).astype(np.uint8)[None].repeat(40, 0)).convert("RGB")
-    found = seen("jitter", grey)
-    assert found[:, :30].mean() < found[:, 30:].mean() and found[:, :30].std() < 3 and found[:, 30:].std() < 3
+    jittered = view_of("jitter", grey)
+    assert (
+        jittered[:, :30].mean() < jittered[:, 30:].mean() and jittered[:, :30].std() < 3 and jittered[:, 30:].std() < 3
+    )
 
 
 def test_crop_shows_half_to_all_of_the_photograph():
@@ -68,7 +72,7 @@ def test_views_are_named_in_a_list():
 
 
 @pytest.mark.parametrize(
-    "listed, said",
+    "listed, message",
     [
         ("", "'' is no view; expected plain, flip, jitter, crop, or crop:7 for seven, 64 in all at most"),
         ("flip,plain", "expected plain first, once"),
@@ -84,8 +88,8 @@ def test_views_are_named_in_a_list():
         (f"plain,crop:{'9' * 5000}", "64 in all at most"),
     ],
 )
-def test_a_bad_list_of_views_is_a_wrong_argument(listed, said):
-    with pytest.raises(argparse.ArgumentTypeError, match=said):
+def test_a_bad_list_of_views_is_a_wrong_argument(listed, message):
+    with pytest.raises(argparse.ArgumentTypeError, match=message):
         augment.parse_views(listed)
 
 
@@ -99,6 +103,5 @@ def test_a_views_randomness_depends_on_seed_photograph_and_number():
     assert len(streams) == 8
     assert augment.view_rng(1, "a.jpg", 1).random() == augment.view_rng(1, "a.jpg", 1).random()
     assert augment.view_rng(1, "TrainSet/a.jpg", 2).random() == 0.5324119809961645  # in every process, on every day
-    assert (
-        augment.view_rng(1, "caf\udce9.jpg", 1).random() != augment.view_rng(1, "caf\udce8.jpg", 1).random()
-    )  # file names that are no UTF-8
+    # file names that are not UTF-8
+    assert augment.view_rng(1, "caf\udce9.jpg", 1).random() != augment.view_rng(1, "caf\udce8.jpg", 1).random()

@@ -1,4 +1,4 @@
-"""Lists and folders as people have them, and as they should not be."""
+"""Class lists, training lists and folders: how they are read, and the messages about bad ones."""
 
 import os
 import time
@@ -13,7 +13,7 @@ from fewshot.errors import TaskError
 
 @pytest.fixture
 def contest(tmp_path):
-    """A tiny contest layout; photographs are empty files, for nobody opens them."""
+    """Make a tiny contest layout whose photographs are empty files, because no test opens them."""
     files = [
         "TrainSet/Animal/Bear/1.jpg",
         "TrainSet/Animal/Bear/2.jpg",
@@ -92,7 +92,7 @@ def test_lists_of_other_editors(contest, line_end):
 
 
 @pytest.mark.parametrize(
-    "file, content, said",
+    "file, content, message",
     [
         ("classes_b.txt", "a 0\nb 0\n", r"classes_b.txt:2: label 0 is 'a' already"),
         ("classes_b.txt", "a 0\na 1\n", r"classes_b.txt:2: class 'a' stands twice"),
@@ -152,14 +152,14 @@ def test_lists_of_other_editors(contest, line_end):
         ("classes_b.txt", "a 1\nb 2\n", "none has label 0"),
     ],
 )
-def test_a_bad_list_names_file_line_and_remedy(contest, file, content, said):
+def test_a_bad_list_names_file_line_and_remedy(contest, file, content, message):
     (contest / file).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(TaskError, match=said) as raised:
+    with pytest.raises(TaskError, match=message) as raised:
         data.read_task(contest, "B")
     assert "\n" not in str(raised.value)
 
 
-def test_what_is_not_there_is_said(contest, tmp_path):
+def test_missing_files_are_named(contest, tmp_path):
     with pytest.raises(TaskError, match="elsewhere does not exist; expected classes_b.txt.*--data"):
         data.read_task(tmp_path / "elsewhere", "B")
     (contest / "train.txt").unlink()
@@ -173,9 +173,8 @@ def test_what_is_not_there_is_said(contest, tmp_path):
         data.read_task(contest, "B")
 
 
-@pytest.mark.parametrize(
-    "photographs", [18_173, pytest.param(181_729, marks=pytest.mark.slow)]
-)  # a tenth of the contest's, and as many
+# as many photographs as a tenth of the contest's, and as all of them
+@pytest.mark.parametrize("photographs", [18_173, pytest.param(181_729, marks=pytest.mark.slow)])
 def test_a_long_list_is_read_at_once_although_every_photograph_is_looked_for(contest, photographs):
     names = [f"TrainSet/{i % 374}/{i}.jpg" for i in range(photographs)]
     for folder in range(374):
@@ -220,7 +219,7 @@ def test_a_name_that_would_break_the_result_is_refused_before_the_work(contest, 
 
 @pytest.mark.parametrize("folder", ["train/a\nb", "train/cat/a\nb", "train/cat/caf\udce9/er", "test/cat/a\nb"])
 def test_a_folder_of_such_a_name_is_refused_too(tmp_path, folder):
-    """Photographs are named with their folders."""
+    """The name of a photograph includes its folders."""
     for path in ("train/cat", "test/cat", folder):
         (tmp_path / path).mkdir(parents=True, exist_ok=True)
         (tmp_path / path / "1.jpg").touch()
@@ -230,7 +229,7 @@ def test_a_folder_of_such_a_name_is_refused_too(tmp_path, folder):
 
 
 def test_what_is_hidden_is_no_photograph(contest, tmp_path_factory):
-    """Neither files nor what is in folders: notebooks and file managers keep copies and thumbnails there."""
+    """Hidden files and hidden folders are skipped: notebooks and file managers keep copies and thumbnails there."""
     plain = tmp_path_factory.mktemp("plain")
     for file in (
         "train/cat/1.jpg",
@@ -253,7 +252,7 @@ def test_what_is_hidden_is_no_photograph(contest, tmp_path_factory):
     assert len(data.read_task(contest).test) == 3
     assert data.photographs(contest / "TestSetB/.thumbs") == [
         contest / "TestSetB/.thumbs/x.jpg"
-    ]  # who names it wants it
+    ]  # a folder named by the user is listed
 
 
 def test_a_link_in_a_circle_hides_no_other_photograph_of_its_folder(contest):
@@ -262,7 +261,7 @@ def test_a_link_in_a_circle_hides_no_other_photograph_of_its_folder(contest):
 
 
 def test_a_pipe_is_no_photograph_to_classify(contest):
-    os.mkfifo(contest / "TestSetB/image_3.jpg")  # who opened it would wait for ever
+    os.mkfifo(contest / "TestSetB/image_3.jpg")  # opening it would wait for ever
     with pytest.raises(TaskError, match="no such photograph"):
         data.photographs(contest / "TestSetB/image_3.jpg")
 
@@ -280,7 +279,7 @@ def test_an_empty_folder_is_a_class_without_shots_and_one_of_other_files_a_mista
         data.read_task(tmp_path, "B")
 
 
-def test_photographs_of_a_folder_or_one(contest):
+def test_photographs_of_a_folder_or_a_single_one(contest):
     assert [path.name for path in data.photographs(contest / "TestSetB")] == [
         "image_1.png",
         "image_2.JPEG",
@@ -292,9 +291,8 @@ def test_photographs_of_a_folder_or_one(contest):
     odd = contest / "a\nb"
     odd.mkdir()
     (odd / "caf\udce9.jpg").touch()
-    assert (
-        data.photographs(odd) == data.photographs(odd / "caf\udce9.jpg") == [odd / "caf\udce9.jpg"]
-    )  # predict.py only prints them
+    # predict.py only prints such names
+    assert data.photographs(odd) == data.photographs(odd / "caf\udce9.jpg") == [odd / "caf\udce9.jpg"]
 
 
 @given(st.lists(st.integers(0, 10**6), unique=True))

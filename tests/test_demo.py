@@ -1,4 +1,4 @@
-"""The demo, whole: what `make demo` shows must be true on every machine."""
+"""A full run of the demo: what `make demo` shows must hold on every machine."""
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ from jclip.architecture import architecture_of
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory):
-    """(folder, {row of the table: its numbers}) of one run."""
+def demo_run(tmp_path_factory):
+    """Run the demo once; return its folder and the numbers of its table by row."""
     import subprocess
     import sys
 
@@ -29,26 +29,26 @@ def shown(tmp_path_factory):
     return folder, rows
 
 
-def test_a_few_photographs_help_and_classes_without_any_stay(shown):
-    n, zero_shot, _, _, _, tip_f, tip_f_5, blend, _ = shown[1]["all"]
+def test_shots_help_and_classes_without_shots_keep_their_accuracy(demo_run):
+    n, zero_shot, _, _, _, tip_f, tip_f_5, blend, _ = demo_run[1]["all"]
     assert n == 480 and zero_shot >= 40 and tip_f >= zero_shot + 10 and tip_f_5 > tip_f and blend >= tip_f - 1
-    n, zero_shot, _, _, _, tip_f, _, blend, _ = shown[1]["classes without shots"]
+    n, zero_shot, _, _, _, tip_f, _, blend, _ = demo_run[1]["classes without shots"]
     assert n == 64 and tip_f >= 0.8 * zero_shot and blend >= 0.8 * zero_shot
 
 
-def test_each_group_has_its_row(shown):
-    assert list(shown[1]) == ["all", "Sign", "Flock", "Thing", "classes with shots", "classes without shots"]
-    assert sum(shown[1][group][0] for group in ("Sign", "Flock", "Thing")) == 480
+def test_each_group_has_its_row(demo_run):
+    assert list(demo_run[1]) == ["all", "Sign", "Flock", "Thing", "classes with shots", "classes without shots"]
+    assert sum(demo_run[1][group][0] for group in ("Sign", "Flock", "Thing")) == 480
 
 
-def test_the_contact_sheet_is_drawn(shown):
-    with Image.open(shown[0] / "sheet.png") as sheet:
+def test_the_contact_sheet_is_drawn(demo_run):
+    with Image.open(demo_run[0] / "sheet.png") as sheet:
         assert sheet.width > 1000 and sheet.height > 1000
         assert len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 1000
 
 
 def test_the_task_is_new_to_the_demos_clip():
-    """Not one of the task's signs and flocks stands among those it was trained on; all their words do."""
+    """The task's signs and flocks are not among those of CLIP's training, but all their words are."""
     signs, flocks = set(world.signs()), set(world.flocks())
     assert set(world.NEW_SIGNS) < signs and set(world.NEW_FLOCKS) < flocks
     for new, old in (
@@ -68,7 +68,7 @@ def test_the_demos_weights_are_small_and_say_what_made_them():
 def test_the_same_seed_draws_the_same_photograph():
     things = {**world.signs(), **world.flocks(), **world.things()}
     for name in ("striped star", "hollow drop", "five crosses", "anchor"):
-        one, two, other = (
+        first, again, other = (
             world.photograph(things[name], "red", np.random.default_rng(seed), *world.SIZE) for seed in (1, 1, 2)
         )
-        assert one.size == (96, 72) and one.tobytes() == two.tobytes() != other.tobytes()
+        assert first.size == (96, 72) and first.tobytes() == again.tobytes() != other.tobytes()

@@ -1,3 +1,5 @@
+"""Accuracy, confusion and calibration on small cases, and the JSON file."""
+
 import json
 
 import numpy as np
@@ -17,17 +19,16 @@ from report import metrics
     seed=st.integers(0, 99),
 )
 def test_top_classes_are_those_of_a_stable_sort(rows, classes, k, levels, seed):
-    logits = (
-        np.random.default_rng(seed).integers(0, levels, (rows, classes)).astype(np.float32)
-    )  # few levels: many ties
+    # few levels: many ties
+    logits = np.random.default_rng(seed).integers(0, levels, (rows, classes)).astype(np.float32)
     expected = np.argsort(-logits, axis=1, kind="stable")[:, :k]
-    found = metrics.top_classes(logits, k)
-    assert found.dtype == np.int64
-    np.testing.assert_array_equal(found, expected)
+    top = metrics.top_classes(logits, k)
+    assert top.dtype == np.int64
+    np.testing.assert_array_equal(top, expected)
 
 
 def logits_of(ranked):
-    """Logits whose order of classes is that of `ranked` (M, C)."""
+    """Return logits that rank the classes of each row as `ranked` (M, C) lists them."""
     return -np.argsort(ranked, axis=1).astype(np.float32)
 
 
@@ -50,21 +51,21 @@ def test_top_5_looks_no_further_than_five():
 
 
 def test_confused_pairs_come_with_the_most_frequent_first():
-    found = metrics.confused(np.array([1, 1, 0, 2, 0]), np.array([0, 0, 0, 1, 1]), ["a", "b", "c"])
-    assert found == [
+    pairs = metrics.confused(np.array([1, 1, 0, 2, 0]), np.array([0, 0, 0, 1, 1]), ["a", "b", "c"])
+    assert pairs == [
         {"is": "a", "taken_for": "b", "n": 2},
         {"is": "b", "taken_for": "a", "n": 1},
         {"is": "b", "taken_for": "c", "n": 1},
     ]
 
 
-def test_calibration_error_of_the_sure_and_wrong_and_of_the_honest():
+def test_calibration_error_of_overconfident_and_of_calibrated_logits():
     labels = np.arange(1000) % 2
-    sure = np.tile(np.float32([50, 0]), (1000, 1))
-    assert metrics.calibration_error(sure, labels) == pytest.approx(0.5)
-    honest = np.tile(np.log(np.float32([0.75, 0.25])), (1000, 1))
-    assert metrics.calibration_error(honest, np.arange(1000) % 4 // 3) == pytest.approx(0, abs=1e-6)
-    assert metrics.calibration_error(sure[:0], labels[:0]) is None
+    overconfident = np.tile(np.float32([50, 0]), (1000, 1))
+    assert metrics.calibration_error(overconfident, labels) == pytest.approx(0.5)
+    calibrated = np.tile(np.log(np.float32([0.75, 0.25])), (1000, 1))
+    assert metrics.calibration_error(calibrated, np.arange(1000) % 4 // 3) == pytest.approx(0, abs=1e-6)
+    assert metrics.calibration_error(overconfident[:0], labels[:0]) is None
 
 
 def test_json_is_written_in_utf_8(tmp_path):
