@@ -1,10 +1,10 @@
-"""The scripts killed while they write, at seeded moments: every file must be the old one or the new one, whole.
+"""Kill the scripts while they write, at seeded moments, and check that every file is the old or the new one, whole.
 
     python -m tests.kills FOLDER KILLS
 
-FOLDER/output holds text.npz, support.npz and test.npz. Each run is a child that is killed (SIGKILL) at one of the calls
-that it makes from the first temporary file on; others write without end and are killed from outside. Prints, as JSON,
-how often each file was the old and the new one, and what was neither. test_kills.py runs it.
+FOLDER/output holds text.npz, support.npz and test.npz. A child process runs each script and kills itself (SIGKILL) at
+one of its calls after it opens the first temporary file; other children write again and again and are killed from
+outside. Prints as JSON how often each file was the old and the new one, and what was neither. test_kills.py runs it.
 """
 
 from __future__ import annotations
@@ -38,44 +38,44 @@ train = {
 
 def main(folder: Path, kills: int) -> int:
     os.chdir(folder)
-    found = {"kills": 0, "files": {}, "result.txt and result.zip of different runs": 0, "failures": []}
-    adapters = {}
+    report = {"kills": 0, "files": {}, "result.txt and result.zip of different runs": 0, "failures": []}
+    contents = {}
     for which in train:
-        finished(train[which])
-        finished(lambda: predict.main([]))
-        adapters[which] = {name: Path(name).read_bytes() for name in (*TRAIN, *PREDICT)}
+        run_to_end(train[which])
+        run_to_end(lambda: predict.main([]))
+        contents[which] = {name: Path(name).read_bytes() for name in (*TRAIN, *PREDICT)}
     for names, run in ((TRAIN, train["new"]), (PREDICT, lambda: predict.main([]))):
-        put(adapters["old"])
+        restore(contents["old"])
         if names is PREDICT:
-            Path("output/adapter.npz").write_bytes(adapters["new"]["output/adapter.npz"])
+            Path("output/adapter.npz").write_bytes(contents["new"]["output/adapter.npz"])
         before = {name: Path(name).read_bytes() for name in names}
-        calls = finished(run)
+        calls = run_to_end(run)
         after = {name: Path(name).read_bytes() for name in names}
-        for at in seeded(calls, kills):
-            put(before)
+        for at in calls_to_kill_at(calls, kills):
+            restore(before)
             child = os.fork()
             if not child:
-                killed_at(at, run)
-            found["kills"] += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-            look(names, before, after, f"call {at}", found)
-        finished(run)  # what kills left behind is in nobody's way
-    outside(kills // 4, found)
-    print(json.dumps(found, indent=1))
-    return bool(found["failures"])
+                run_killed_at(at, run)
+            report["kills"] += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+            check_files(names, before, after, f"call {at}", report)
+        run_to_end(run)  # what killed runs left behind does not disturb it
+    kill_from_outside(kills // 4, report)
+    print(json.dumps(report, indent=1))
+    return bool(report["failures"])
 
 
-def seeded(calls: int, kills: int) -> list[int]:
-    """So many moments of a run, its first and last ones among them."""
+def calls_to_kill_at(calls: int, kills: int) -> list[int]:
+    """Draw half as many call numbers as `kills`, the first two and the last among them."""
     rng = random.Random(1)
     return sorted({0, 1, calls - 1, *(rng.randrange(calls) for _ in range(kills // 2 - 3))})
 
 
-def finished(run: Callable) -> int:
-    """Let a child run to its end; how many calls it made from its first temporary file on."""
+def run_to_end(run: Callable) -> int:
+    """Run in a child to its end, and return how many calls it made from its first temporary file on."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
-        counted = killed_at(NEVER, run, leave=False)
+        counted = run_killed_at(NEVER, run, leave=False)
         os.write(write, str(counted[0]).encode())
         os._exit(0)
     os.close(write)
@@ -85,8 +85,8 @@ def finished(run: Callable) -> int:
     return calls
 
 
-def killed_at(at: int, run: Callable, leave: bool = True) -> list[int]:
-    """Run, and be killed at call number `at`, counted from the first temporary file on."""
+def run_killed_at(at: int, run: Callable, leave: bool = True) -> list[int]:
+    """Run until this process kills itself at call number `at`, counted from the first temporary file on."""
     counted, mkstemp = [0], tempfile.mkstemp
 
     def count(*_):
@@ -94,11 +94,11 @@ def killed_at(at: int, run: Callable, leave: bool = True) -> list[int]:
             os.kill(os.getpid(), signal.SIGKILL)
         counted[0] += 1
 
-    def first(*arguments, **named):
+    def start_counting(*arguments, **options):
         sys.setprofile(count)
-        return mkstemp(*arguments, **named)
+        return mkstemp(*arguments, **options)
 
-    tempfile.mkstemp = first
+    tempfile.mkstemp = start_counting
     with contextlib.redirect_stdout(io.StringIO()):
         code = run()
     sys.setprofile(None)
@@ -107,37 +107,39 @@ def killed_at(at: int, run: Callable, leave: bool = True) -> list[int]:
     return counted
 
 
-def put(files: dict[str, bytes]) -> None:
+def restore(files: dict[str, bytes]) -> None:
+    """Write the files, and remove what killed runs left half-written."""
     for left in (*Path().glob(".*.part"), *Path("output").glob(".*.part")):
         left.unlink()
     for name, content in files.items():
         Path(name).write_bytes(content)
 
 
-def look(names, before: dict, after: dict, when: str, found: dict) -> None:
-    """Note for each file whether it is the old one or the new one."""
+def check_files(names, before: dict, after: dict, when: str, report: dict) -> None:
+    """Record for each file whether it is the old one or the new one."""
     which = {}
     for name in names:
         content = Path(name).read_bytes()
         is_old, is_new = same(name, content, before[name]), same(name, content, after[name])
         which[name] = "old" if is_old else "new" if is_new else "neither"
-        counts = found["files"].setdefault(name, {"old": 0, "new": 0})
+        counts = report["files"].setdefault(name, {"old": 0, "new": 0})
         if which[name] == "neither":
-            found["failures"].append(f"{when}: {name} of {len(content)} bytes is neither the old one nor the new one")
+            report["failures"].append(f"{when}: {name} of {len(content)} bytes is neither the old one nor the new one")
         else:
             counts[which[name]] += 1
-    others = {path.name for path in (*Path().iterdir(), *Path("output").iterdir())} - {
+    unexpected = {path.name for path in (*Path().iterdir(), *Path("output").iterdir())} - {
         Path(name).name
         for name in (*TRAIN, *PREDICT, "output/text.npz", "output/support.npz", "output/test.npz", "output", ".lock")
     }
-    if any(not (name.startswith(".") and name.endswith(".part")) for name in others):
-        found["failures"].append(f"{when}: left behind {sorted(others)}")
-    found["result.txt and result.zip of different runs"] += (
+    if any(not (name.startswith(".") and name.endswith(".part")) for name in unexpected):
+        report["failures"].append(f"{when}: left behind {sorted(unexpected)}")
+    report["result.txt and result.zip of different runs"] += (
         names is PREDICT and which["result.txt"] != which["result.zip"]
     )
 
 
 def same(name: str, content: bytes, other: bytes) -> bool:
+    """Compare two versions of a file; metrics.json also holds seconds, which differ."""
     if not name.endswith(".json"):
         return content == other
     try:
@@ -146,10 +148,10 @@ def same(name: str, content: bytes, other: bytes) -> bool:
         return False
 
 
-def outside(kills: int, found: dict) -> None:
-    """Children that write two files in turn, without end, killed from outside after some milliseconds."""
+def kill_from_outside(kills: int, report: dict) -> None:
+    """Kill children, each after some milliseconds, that write two versions of a file in turn without end."""
     rng = random.Random(1)
-    kinds = [
+    versions = [
         artifacts.Split(
             np.tile(np.eye(512, dtype=np.float32)[[i]], (3000, 1)),
             np.full(3000, i),
@@ -159,26 +161,26 @@ def outside(kills: int, found: dict) -> None:
         for i in (0, 1)
     ]
     whole = []
-    for kind in kinds:
-        artifacts.write(Path("big.npz"), kind)
+    for version in versions:
+        artifacts.write(Path("big.npz"), version)
         whole.append(Path("big.npz").read_bytes())
     for _ in range(kills):
         child = os.fork()
         if not child:
             while True:
-                for kind in kinds:
-                    artifacts.write(Path("big.npz"), kind)
+                for version in versions:
+                    artifacts.write(Path("big.npz"), version)
         time.sleep(rng.uniform(0.001, 0.08))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        found["kills"] += 1
+        report["kills"] += 1
         content = Path("big.npz").read_bytes()
-        counts = found["files"].setdefault("a file written without end", {"old": 0, "new": 0})
+        counts = report["files"].setdefault("a file written without end", {"old": 0, "new": 0})
         if content in whole:
             counts[["old", "new"][whole.index(content)]] += 1
         else:
-            found["failures"].append(f"big.npz of {len(content)} bytes is neither of the two")
-        put({})
+            report["failures"].append(f"big.npz of {len(content)} bytes is neither of the two")
+        restore({})
 
 
 if __name__ == "__main__":

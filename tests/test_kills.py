@@ -1,4 +1,4 @@
-"""train_adapter.py and predict.py leave the old files or the new ones when they are killed, never half of one."""
+"""train_adapter.py and predict.py that are killed leave the old files or the new ones, never half of one."""
 
 import json
 import subprocess
@@ -30,6 +30,6 @@ def test_a_kill_at_any_moment_leaves_whole_files(tmp_path, kills):
     )
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(done.stdout)
-    assert not found["failures"] and found["kills"] > kills
-    assert all(counts["old"] and counts["new"] for counts in found["files"].values())  # kills before and after each
+    report = json.loads(done.stdout)
+    assert not report["failures"] and report["kills"] > kills
+    assert all(counts["old"] and counts["new"] for counts in report["files"].values())  # kills before and after each

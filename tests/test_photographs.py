@@ -1,5 +1,4 @@
-"""Photographs as they come: damaged, odd, enormous, badly named. None of them ends a run, and every test photograph has
-its line."""
+"""Damaged, odd, enormous and badly named photographs: none ends a run, and every test photograph has its line."""
 
 import io
 import os
@@ -31,7 +30,7 @@ VIEWS = ("plain", "flip", "jitter", "crop")
 SIDE = 32
 
 
-def noise(width, height, channels=3, seed=0):
+def random_image(width, height, channels=3, seed=0):
     return Image.fromarray(
         np.random.default_rng(seed).integers(
             0, 256, (height, width, channels) if channels > 1 else (height, width), np.uint8
@@ -39,24 +38,24 @@ def noise(width, height, channels=3, seed=0):
     )
 
 
-def encoded(image, form, **options) -> bytes:
+def encode(image, form, **options) -> bytes:
     file = io.BytesIO()
     image.save(file, form, **options)
     return file.getvalue()
 
 
-def rotated() -> bytes:
+def rotated_jpeg() -> bytes:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
-    return encoded(noise(60, 40), "JPEG", exif=exif, quality=95)
+    exif[0x0112] = 6  # orientation: to be turned by a quarter
+    return encode(random_image(60, 40), "JPEG", exif=exif, quality=95)
 
 
-def transparent() -> bytes:
-    return encoded(noise(60, 40).quantize(16), "PNG", transparency=bytes(range(0, 256, 16)))
+def transparent_palette_png() -> bytes:
+    return encode(random_image(60, 40).quantize(16), "PNG", transparency=bytes(range(0, 256, 16)))
 
 
-def bomb() -> bytes:
-    """A PNG of a few bytes that says it has 100,000 x 100,000 pixels."""
+def decompression_bomb() -> bytes:
+    """Return a PNG of a few bytes whose header claims 100,000 x 100,000 pixels."""
     head = b"IHDR" + struct.pack(">IIBBBBB", 100000, 100000, 8, 2, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
@@ -68,27 +67,25 @@ def bomb() -> bytes:
     )
 
 
-JPEG = encoded(noise(60, 40), "JPEG")
+JPEG = encode(random_image(60, 40), "JPEG")
 GOOD = {
     "a.jpg": JPEG,
-    "png named.jpg": encoded(noise(60, 40), "PNG"),
-    "cmyk.jpg": encoded(noise(60, 40).convert("CMYK"), "JPEG"),
-    "deep.png": encoded(
-        Image.fromarray(np.random.default_rng(0).integers(0, 65536, (40, 60)).astype(np.uint16)), "PNG"
-    ),
-    "palette.png": transparent(),
-    "moving.gif": encoded(noise(60, 40), "GIF", save_all=True, append_images=[noise(60, 40, seed=1)] * 3),
-    "one.png": encoded(noise(1, 1), "PNG"),
-    "wide.png": encoded(noise(30000, 10), "PNG"),
-    "tall.png": encoded(noise(10, 30000), "PNG"),
-    "turned.jpg": rotated(),
-    "grey.jpg": encoded(noise(60, 40, 1), "JPEG"),
-    "alpha.png": encoded(noise(60, 40, 4), "PNG"),
-    "grey alpha.png": encoded(noise(60, 40, 4).convert("LA"), "PNG"),
-    "bits.tif": encoded(noise(60, 40, 1).convert("1"), "TIFF"),
-    "real.tif": encoded(noise(60, 40, 1).convert("F"), "TIFF"),
-    "a.webp": encoded(noise(60, 40), "WEBP"),
-    "a.bmp": encoded(noise(60, 40), "BMP"),
+    "png named.jpg": encode(random_image(60, 40), "PNG"),
+    "cmyk.jpg": encode(random_image(60, 40).convert("CMYK"), "JPEG"),
+    "deep.png": encode(Image.fromarray(np.random.default_rng(0).integers(0, 65536, (40, 60)).astype(np.uint16)), "PNG"),
+    "palette.png": transparent_palette_png(),
+    "moving.gif": encode(random_image(60, 40), "GIF", save_all=True, append_images=[random_image(60, 40, seed=1)] * 3),
+    "one.png": encode(random_image(1, 1), "PNG"),
+    "wide.png": encode(random_image(30000, 10), "PNG"),
+    "tall.png": encode(random_image(10, 30000), "PNG"),
+    "turned.jpg": rotated_jpeg(),
+    "grey.jpg": encode(random_image(60, 40, 1), "JPEG"),
+    "alpha.png": encode(random_image(60, 40, 4), "PNG"),
+    "grey alpha.png": encode(random_image(60, 40, 4).convert("LA"), "PNG"),
+    "bits.tif": encode(random_image(60, 40, 1).convert("1"), "TIFF"),
+    "real.tif": encode(random_image(60, 40, 1).convert("F"), "TIFF"),
+    "a.webp": encode(random_image(60, 40), "WEBP"),
+    "a.bmp": encode(random_image(60, 40), "BMP"),
     "Ünïcode 照片 🐻.jpg": JPEG,
     "sp a  ce.jpg": JPEG,
     "x" * 251 + ".jpg": JPEG,
@@ -97,7 +94,7 @@ BAD = {
     "cut.jpg": (JPEG[:400], "(?i)truncated"),
     "empty.jpg": (b"", "^empty$"),
     "text.jpg": (b"no picture at all", "^not an image$"),
-    "bomb.png": (bomb(), "exceeds limit"),
+    "bomb.png": (decompression_bomb(), "exceeds limit"),
     "head.png": (GOOD["alpha.png"][:60], "."),
     "headless.jpg": (JPEG[20:], "not an image"),
 }
@@ -105,7 +102,7 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
-    """A folder with all of them, and with what is no file at all."""
+    """Make a folder with all of these files, and with links, a pipe and a folder named like photographs."""
     folder = tmp_path_factory.mktemp("zoo")
     for name, content in [*GOOD.items(), *((name, content) for name, (content, _) in BAD.items())]:
         (folder / name).write_bytes(content)
@@ -124,7 +121,7 @@ def read(path, number=0):
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 @pytest.mark.parametrize("name", GOOD)
 def test_odd_photographs_are_read_as_openais_pipeline_sees_them(zoo, name):
-    """Resized as a whole, cropped, RGB, in that order and by Pillow alone; no EXIF orientation, no first convert."""
+    """Pillow resizes the whole photograph, crops, then converts to RGB; nothing applies the EXIF orientation."""
     with Image.open(zoo / name) as image:
         short = min(image.size)
         size = tuple(SIDE * length // short for length in image.size)
@@ -137,9 +134,9 @@ def test_odd_photographs_are_read_as_openais_pipeline_sees_them(zoo, name):
 
 
 @pytest.mark.parametrize(
-    "name, said",
+    "name, message",
     [
-        *[(name, said) for name, (_, said) in BAD.items()],
+        *[(name, message) for name, (_, message) in BAD.items()],
         ("folder.jpg", "not a file"),
         ("pipe.jpg", "not a file"),
         ("dangling.jpg", "No such file"),
@@ -147,17 +144,17 @@ def test_odd_photographs_are_read_as_openais_pipeline_sees_them(zoo, name):
         ("absent.jpg", "No such file"),
     ],
 )
-def test_what_cannot_be_read_says_why(zoo, name, said):
+def test_what_cannot_be_read_says_why(zoo, name, message):
     for number in range(len(VIEWS)):
-        with pytest.raises(Unreadable, match=said):
+        with pytest.raises(Unreadable, match=message):
             read(zoo / name, number)
 
 
 def test_a_file_without_permission_says_so(zoo, monkeypatch):
-    def refused(path):
+    def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Image, "open", refused)  # root may read everything
+    monkeypatch.setattr(Image, "open", refuse)  # root may read everything
     with pytest.raises(Unreadable, match="^Permission denied$"):
         read(zoo / "a.jpg")
 
@@ -165,29 +162,28 @@ def test_a_file_without_permission_says_so(zoo, monkeypatch):
 @pytest.mark.parametrize("size", [(3000, 10), (10, 3000), (1, 300), (9000, 70), (26, 2700), (40000, 300)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
 def test_of_a_very_long_photograph_the_crop_is_computed_alone(monkeypatch, size, mode):
-    """With the same levels but for rounding: one level in one of a thousand pixels; 30,000 x 10 above is the same to
-    the bit."""
-    image = noise(*size).convert(mode)
-    alone = preprocess.crop(image, 64).astype(int)
+    """Computing only the crop changes one pixel in a thousand, by one level; 30,000 x 10 above stays the same."""
+    image = random_image(*size).convert(mode)
+    cropped = preprocess.crop(image, 64).astype(int)
     monkeypatch.setattr(preprocess, "MAX_ASPECT_RATIO", 10**9)
-    off = np.abs(alone - preprocess.crop(image, 64))
-    assert off.max() <= 1 and (off > 0).mean() < 1e-3
+    difference = np.abs(cropped - preprocess.crop(image, 64))
+    assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
 
 
-def test_very_long_photographs_take_no_room():
-    """30,000 x 10 as a whole would be 672,000 x 224 pixels, 600 MB."""
+def test_very_long_photographs_take_little_memory():
+    """Resized as a whole, 30,000 x 10 would become 672,000 x 224 pixels, 600 MB."""
     import resource
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
     for size in ((30000, 10), (10, 30000), (100000, 1), (1, 100000)):
-        preprocess.crop(noise(*size), 224)
+        preprocess.crop(random_image(*size), 224)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000 and time.perf_counter() - started < 2
 
 
 @pytest.mark.parametrize("n", [600, pytest.param(30000, marks=pytest.mark.slow)])
 def test_damaged_bytes_give_a_row_or_a_cause_and_nothing_else(zoo, tmp_path, n):
-    """Files of all formats, cut off or with bytes changed at random."""
+    """Reads files of all formats that are cut off or have bytes changed at random."""
     rng = random.Random(n)
     whole = [
         GOOD[name]
@@ -209,7 +205,7 @@ def test_damaged_bytes_give_a_row_or_a_cause_and_nothing_else(zoo, tmp_path, n):
         content = bytearray(rng.choice(whole))
         for _ in range(rng.choice([0, 1, 3, 30])):
             content[rng.randrange(min(len(content), rng.choice([60, len(content)])))] = rng.randrange(256)
-        path = tmp_path / "harmed.jpg"
+        path = tmp_path / "damaged.jpg"
         path.write_bytes(content[: rng.choice([len(content), rng.randrange(len(content))])])
         try:
             assert read(path, i % len(VIEWS)).shape == (SIDE, SIDE, 3)
@@ -221,11 +217,11 @@ def test_damaged_bytes_give_a_row_or_a_cause_and_nothing_else(zoo, tmp_path, n):
     assert min(outcomes.values()) > n / 10
 
 
-# ---- how they are encoded ----
+# ---- the encoder ----
 
 
-def encoder_of(device="cpu", store=None):
-    """Without a model: what would encode is to be replaced."""
+def fake_encoder(device="cpu", store=None):
+    """Return an Encoder without a model; a test replaces what would compute."""
     return Encoder(
         SimpleNamespace(visual=SimpleNamespace(output_dim=4)),
         SimpleNamespace(resolution=SIDE),
@@ -246,7 +242,7 @@ def test_for_a_gpu_more_processes_read(monkeypatch, device, cores, processes):
 
     monkeypatch.setattr(features, "image_features", image_features)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    encoder_of(device).photos([data.Photo(Path(), "x.jpg", 0)] * 100, "photographs")
+    fake_encoder(device).photos([data.Photo(Path(), "x.jpg", 0)] * 100, "photographs")
     assert started == [processes]
 
 
@@ -256,16 +252,16 @@ def test_official_weights_are_hashed_as_the_file_they_are(monkeypatch, tiny_weig
 
 
 def test_a_rows_key_is_what_it_was_when_stores_were_filled(zoo):
-    """Whatever the progress bar says; of the same name as a training and as a test photograph it differs."""
+    """The key ignores the words of the progress bar, and differs between training and test photographs of one name."""
     asked = []
     store = SimpleNamespace(
         missing=lambda keys: asked.extend(keys) or [], get=lambda keys: np.ones((len(keys), 4), np.float32)
     )
     photo, status = data.Photo(zoo, "a.jpg", 0), os.stat(zoo / "a.jpg")
-    for label, of in (("train", "train"), ("whatever", "train"), ("test", "test")):
-        encoder_of(store=store).photos([photo], label, of)
-    encoder_of(store=store).views([photo], ("plain", "flip"), 7)
-    wanted = [("plain", None, "train"), ("plain", None, "train"), ("plain", None, "test"), ("flip", [7, 1], "train")]
+    for desc, split in (("train", "train"), ("whatever", "train"), ("test", "test")):
+        fake_encoder(store=store).photos([photo], desc, split)
+    fake_encoder(store=store).views([photo], ("plain", "flip"), 7)
+    expected = [("plain", None, "train"), ("plain", None, "train"), ("plain", None, "test"), ("flip", [7, 1], "train")]
     assert asked == [
         key_of(
             "abc",
@@ -276,35 +272,37 @@ def test_a_rows_key_is_what_it_was_when_stores_were_filled(zoo):
             PIL.__version__,
             view,
             drawn,
-            of,
+            split,
             "a.jpg",
             [status.st_size, status.st_mtime_ns],
         )
-        for view, drawn, of in wanted
+        for view, drawn, split in expected
     ]
 
 
-# ---- in a run ----
+# ---- whole runs ----
 
 
 @pytest.fixture
 def here(work, contest, monkeypatch):
-    """`work` with photographs of its own, as the current folder."""
+    """Return `work` as the current folder, with its own copy of the photographs."""
     (work / "Dataset").unlink()
     shutil.copytree(contest / "Dataset", work / "Dataset")
     monkeypatch.chdir(work)
     return work
 
 
-def spoil(folder, *names):
+def truncate(folder, *names):
     for name in names:
         (folder / name).write_bytes((folder / name).read_bytes()[:300])
 
 
 def test_training_photographs_that_fail_are_left_out_and_listed(here, capfd):
-    spoil(here / "Dataset/TrainSet", "Animal_Bear/0.jpg", *[f"Animal_Bee/{i}.jpg" for i in range(5)], "no group/2.jpg")
+    truncate(
+        here / "Dataset/TrainSet", "Animal_Bear/0.jpg", *[f"Animal_Bee/{i}.jpg" for i in range(5)], "no group/2.jpg"
+    )
     assert extract_feature.main([]) == 0
-    said = capfd.readouterr()
+    captured = capfd.readouterr()
     listed = (here / "output/unreadable.txt").read_text().splitlines()
     assert (
         len(listed) == 7
@@ -312,8 +310,8 @@ def test_training_photographs_that_fail_are_left_out_and_listed(here, capfd):
         and all("runcated" in line for line in listed)
     )
     assert (
-        "7 photographs cannot be read and are left out; output/unreadable.txt lists them:" in said.err
-        and said.err.count("runcated") == 5
+        "7 photographs cannot be read and are left out; output/unreadable.txt lists them:" in captured.err
+        and captured.err.count("runcated") == 5
     )
     support = artifacts.read(here / "output/support.npz", artifacts.Support)
     val = artifacts.read(here / "output/val.npz", artifacts.Split)
@@ -332,17 +330,17 @@ def test_training_photographs_that_fail_are_left_out_and_listed(here, capfd):
 
 @pytest.mark.parametrize("select", ["first", "random"])
 def test_shots_that_fail_are_replaced(here, select):
-    spoil(here / "Dataset/TrainSet", *[f"Animal_Bee/{i}.jpg" for i in range(3)])
+    truncate(here / "Dataset/TrainSet", *[f"Animal_Bee/{i}.jpg" for i in range(3)])
     assert extract_feature.main(["--select", select]) == 0
     support = artifacts.read(here / "output/support.npz", artifacts.Support)
     assert np.bincount(support.labels, minlength=6).tolist() == [4, 4, 4, 0, 4, 4]
 
 
 def test_a_class_that_loses_all_its_photographs_is_an_error(here, capfd):
-    spoil(here / "Dataset/TrainSet", *[f"Animal_Bee/{i}.jpg" for i in range(7)])
+    truncate(here / "Dataset/TrainSet", *[f"Animal_Bee/{i}.jpg" for i in range(7)])
     assert extract_feature.main([]) == 1
-    said = capfd.readouterr().err.splitlines()[-1]
-    assert said.startswith(
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith(
         "error: class 'Animal_Bee': none of its training photographs that were looked at can be read; "
         "output/unreadable.txt"
     )
@@ -352,7 +350,7 @@ def test_a_class_that_loses_all_its_photographs_is_an_error(here, capfd):
 
 
 def test_strict_stops_at_the_first(here, capfd):
-    spoil(here / "Dataset/TestSetB", "image_3.jpg", "image_4.jpg")
+    truncate(here / "Dataset/TestSetB", "image_3.jpg", "image_4.jpg")
     assert extract_feature.main(["--strict"]) == 1
     assert (
         capfd.readouterr()
@@ -363,23 +361,23 @@ def test_strict_stops_at_the_first(here, capfd):
 
 
 def test_no_test_photograph_that_can_be_read_is_an_error(here, capfd):
-    spoil(here / "Dataset/TestSetB", *[f"image_{i}.jpg" for i in range(1, 14)])
+    truncate(here / "Dataset/TestSetB", *[f"image_{i}.jpg" for i in range(1, 14)])
     assert extract_feature.main([]) == 1 and "none of the 13 test photographs can be read" in capfd.readouterr().err
 
 
 def test_a_test_photograph_that_fails_has_its_line_by_the_prior(here, capfd):
     names = [f"image_{i}.jpg" for i in (2, 5, 6, 7, 9, 10, 13)]
-    spoil(here / "Dataset/TestSetB", *names)
+    truncate(here / "Dataset/TestSetB", *names)
     assert extract_feature.main([]) == 0 and train_adapter.main(["--method", "tip"]) == 0
     capfd.readouterr()
     assert predict.main([]) == 0
-    said = capfd.readouterr().out
+    printed = capfd.readouterr().out
     lines = dict(line.split(" ", 1) for line in (here / "result.txt").read_text().splitlines())
     assert list(lines) == [f"image_{i}.jpg" for i in range(1, 14)] and len({lines[name] for name in names}) == 1
     assert (
-        "7 of them could not be read and got the classes that are likeliest over all others:" in said
-        and said.count("runcated") == 5
-        and "…" in said
+        "7 of them could not be read and got the classes that are likeliest over all others:" in printed
+        and printed.count("runcated") == 5
+        and "…" in printed
     )
     adapter = artifacts.read(here / "output/adapter.npz", artifacts.Adapter)
     test = artifacts.read(here / "output/test.npz", artifacts.Split)
@@ -389,7 +387,7 @@ def test_a_test_photograph_that_fails_has_its_line_by_the_prior(here, capfd):
 
 
 def test_every_odd_photograph_gets_a_line(here, zoo, capfd):
-    """The whole zoo as test photographs, read by processes; and names with spaces, in Unicode, of 255 bytes."""
+    """Classifies the whole zoo, read by several processes, with names in Unicode, with spaces, of 255 bytes."""
     shutil.rmtree(here / "Dataset/TestSetB")
     (here / "Dataset/TestSetB").symlink_to(zoo)
     for i in range(70):
@@ -407,11 +405,11 @@ def test_a_name_with_a_line_break_is_refused(here, capfd, name):
     draw(here / "x.jpg", 0, 0)
     shutil.copy(here / "x.jpg", here / "Dataset/TestSetB" / name)
     assert extract_feature.main([]) == 1
-    said = capfd.readouterr().err
-    assert said.count("\n") == 1 and said.startswith("error: Dataset/TestSetB/a\\") and "rename it" in said
+    errors = capfd.readouterr().err
+    assert errors.count("\n") == 1 and errors.startswith("error: Dataset/TestSetB/a\\") and "rename it" in errors
 
 
-def test_photographs_given_to_predict_that_fail_are_said_and_skipped(here, extracted, zoo, capfd):
+def test_photographs_given_to_predict_that_fail_are_named_and_skipped(here, extracted, zoo, capfd):
     shutil.copytree(extracted[0], here / "output")
     assert train_adapter.main(["--method", "tip"]) == 0
     capfd.readouterr()
@@ -422,12 +420,12 @@ def test_photographs_given_to_predict_that_fail_are_said_and_skipped(here, extra
         )
         == 1
     )
-    said = capfd.readouterr()
-    assert [line for line in said.out.splitlines() if line.startswith("/")] == [
+    captured = capfd.readouterr()
+    assert [line for line in captured.out.splitlines() if line.startswith("/")] == [
         str(zoo / "a.jpg"),
         str(zoo / "one.png"),
     ] and (here / "sheet.png").exists()
-    errors = said.err.splitlines()[-2:]
+    errors = captured.err.splitlines()[-2:]
     assert errors[0] == f"{zoo / 'empty.jpg'}: cannot be read as a photograph (empty)"
     assert errors[1].startswith(f"error: {zoo / 'cut.jpg'}: cannot be read as a photograph (") and errors[1].endswith(
         "; 2 of 4 left out"
@@ -435,7 +433,7 @@ def test_photographs_given_to_predict_that_fail_are_said_and_skipped(here, extra
 
 
 def test_predict_takes_photographs_of_any_name(here, tiny_weights, capfd):
-    """They are printed, and enter no file of lines."""
+    """It prints their names only; result.txt, a file of lines, does not get them."""
     names = ["caf\udce9.jpg", "a\nb.jpg", "caf\udce9/a\x1b.jpg"]
     for name in names:
         (here / name).parent.mkdir(exist_ok=True)
@@ -452,17 +450,17 @@ def test_predict_takes_photographs_of_any_name(here, tiny_weights, capfd):
     ]
 
 
-def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):
     (tmp_path / "train/cat").mkdir(parents=True)
     (tmp_path / "test").mkdir()
     scandir = os.scandir
 
-    def refusing(path):
+    def refuse(path):
         if str(path).endswith("cat"):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", refusing)
+    monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(PermissionError, match="Permission denied"):
         data.read_task(tmp_path)
 

@@ -1,3 +1,5 @@
+"""Class sentences: how the files in prompts/ are read, and what the project's own files must hold."""
+
 import json
 import re
 from collections import Counter
@@ -31,16 +33,17 @@ def folder(tmp_path):
 
 
 def test_sentences_are_the_groups_templates_and_the_classs_own(folder):
-    read = prompts.read(["Animal_Polar_Bear", "Animal_Bee", "Animal_Sea_Crab", "teapot_2", "Animal_"], folder)
-    assert read.sentences == [
+    loaded = prompts.read(["Animal_Polar_Bear", "Animal_Bee", "Animal_Sea_Crab", "teapot_2", "Animal_"], folder)
+    assert loaded.sentences == [
         ["a Polar Bear in the wild.", "a Polar Bear at rest.", "A polar bear is white."],
         ["a Bee in the wild.", "a Bee at rest."],
         ["a Crab under water."],
         ["a photo of a teapot 2."],
         ["a photo of a Animal."],
     ]
-    assert read.without == ["Animal_Bee"] and read.unmatched == ["Animal_prompt.json: Yeti"]
-    assert read.groups == ["Animal", "Animal", "Animal_Sea", "default", "default"] and read.templates == [2, 2, 1, 1, 1]
+    assert loaded.without == ["Animal_Bee"] and loaded.unmatched == ["Animal_prompt.json: Yeti"]
+    assert loaded.groups == ["Animal", "Animal", "Animal_Sea", "default", "default"]
+    assert loaded.templates == [2, 2, 1, 1, 1]
 
 
 def test_groups_are_those_recorded_with_the_text():
@@ -49,17 +52,17 @@ def test_groups_are_those_recorded_with_the_text():
     assert prompts.groups_of(Text(np.eye(2), names, 100.0, {})) == ["Animal", "default"]
 
 
-def test_a_name_is_said_as_people_say_it(folder):
+def test_a_name_in_names_json_is_the_one_that_templates_use(folder):
     (folder / "names.json").write_text('{"Animal_Polar_Bear": "ice bear"}')
-    read = prompts.read(["Animal_Polar_Bear", "Animal_Bee"], folder)
-    assert read.sentences == [
+    loaded = prompts.read(["Animal_Polar_Bear", "Animal_Bee"], folder)
+    assert loaded.sentences == [
         ["a ice bear in the wild.", "a ice bear at rest.", "A polar bear is white."],
         ["a Bee in the wild.", "a Bee at rest."],
     ]
 
 
 @pytest.mark.parametrize(
-    "file, content, said",
+    "file, content, message",
     [
         ("names.json", '{"Animal_Bee": 1}', "'Animal_Bee': expected the name as people say it"),
         ("templates.json", '{"default": "no place"}', "'default': expected a sentence"),
@@ -74,9 +77,9 @@ def test_a_name_is_said_as_people_say_it(folder):
         ("Animal_prompt.json", '{"Bee": ["\\ud800', "not JSON"),
     ],
 )
-def test_a_file_of_another_form_is_one_clear_error(folder, file, content, said):
+def test_a_file_of_another_form_is_one_clear_error(folder, file, content, message):
     (folder / file).write_text(content)
-    with pytest.raises(TaskError, match=said) as raised:
+    with pytest.raises(TaskError, match=message) as raised:
         prompts.read(["Animal_Bee"], folder)
     assert file in str(raised.value) and "\n" not in str(raised.value)
 
@@ -85,7 +88,7 @@ LONG = "very " * 90
 
 
 @pytest.mark.parametrize(
-    "classes, own, spoken, said",
+    "classes, sentence, spoken, message",
     [
         (
             ["Animal_Bee"],
@@ -104,15 +107,15 @@ LONG = "very " * 90
         (["Animal_Bee"], "A bee.", f"{LONG}bee", r"templates.json: class 'Animal_Bee': text of 9\d tokens is too long"),
     ],
 )
-def test_a_sentence_that_is_too_long_is_said_with_its_file_and_class(folder, classes, own, spoken, said):
-    (folder / "Animal_prompt.json").write_text(json.dumps({"Bee": ["A bee hums.", own]}))
+def test_a_sentence_that_is_too_long_is_reported_with_its_file_and_class(folder, classes, sentence, spoken, message):
+    (folder / "Animal_prompt.json").write_text(json.dumps({"Bee": ["A bee hums.", sentence]}))
     (folder / "names.json").write_text(json.dumps({"Animal_Bee": spoken}))
-    with pytest.raises(TaskError, match=said) as raised:
+    with pytest.raises(TaskError, match=message) as raised:
         extract_feature.read_prompts(classes, folder)
     assert "truncate" not in str(raised.value) and len(str(raised.value)) < 500
 
 
-def test_a_sentence_that_is_too_long_is_said_before_weights_are_looked_for(folder, work, monkeypatch, capsys):
+def test_a_sentence_that_is_too_long_is_reported_before_weights_are_looked_for(folder, work, monkeypatch, capsys):
     monkeypatch.chdir(work)
     (folder / "Animal_prompt.json").write_text(json.dumps({"Bee": [LONG]}))
     assert extract_feature.main(["--prompts", str(folder), "--weights", "absent"]) == 1
@@ -125,68 +128,68 @@ GROUPS = {"Animal": 52, "Caltech-101": 91, "Food-101": 101, "Thu-dog": 130, "Sta
 CLASSES = data.read_classes(PROJECT / "Dataset" / "classes_b.txt")
 
 
-def own(file):
-    """The entries of a file in prompts/, whose keys must be distinct, in valid UTF-8."""
+def entries_of(file):
+    """Read a file in prompts/; fail where a key stands twice or the bytes are not UTF-8."""
 
-    def distinct(pairs):
+    def check_distinct(pairs):
         assert len(dict(pairs)) == len(pairs), f"{file}: a key stands twice"
         return dict(pairs)
 
-    return json.loads((prompts.FOLDER / file).read_bytes().decode("utf-8"), object_pairs_hook=distinct)
+    return json.loads((prompts.FOLDER / file).read_bytes().decode("utf-8"), object_pairs_hook=check_distinct)
 
 
-def plain(text):
+def normalized(text):
     return re.sub(r"[^a-z0-9]+", " ", text.lower()).strip()
 
 
-def test_every_class_of_the_contest_has_sentences_and_no_entry_is_a_stranger():
-    read = prompts.read(CLASSES)
-    assert not read.without and not read.unmatched
-    assert {group: read.groups.count(group) for group in GROUPS} == GROUPS and len(CLASSES) == 403
+def test_every_class_of_the_contest_has_sentences_and_every_entry_a_class():
+    loaded = prompts.read(CLASSES)
+    assert not loaded.without and not loaded.unmatched
+    assert {group: loaded.groups.count(group) for group in GROUPS} == GROUPS and len(CLASSES) == 403
     assert {f"{group}_prompt.json" for group in GROUPS} == {file.name for file in prompts.FOLDER.glob("*_prompt.json")}
     assert data.read_classes(PROJECT / "Dataset" / "classes.txt") == CLASSES[:374]
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_sentences_are_many_short_and_of_their_class(group):
-    spoken = own("names.json")
-    for words, sentences in own(f"{group}_prompt.json").items():
+    spoken = entries_of("names.json")
+    for words, sentences in entries_of(f"{group}_prompt.json").items():
         assert len(sentences) >= 10, words
         name = [
             part
-            for part in plain(spoken.get(f"{group}_{words.replace(' ', '_')}", words)).split()
+            for part in normalized(spoken.get(f"{group}_{words.replace(' ', '_')}", words)).split()
             if part not in ("pair", "of", "from", "the", "a")
         ]
         for sentence in sentences:
             tokenizer.tokenize([sentence])  # raises above 77 tokens
             assert sentence == sentence.strip() and sentence.endswith("."), sentence
-            assert 2 * sum(part[: max(3, len(part) - 1)] in plain(sentence) for part in name) >= len(name), (
+            assert 2 * sum(part[: max(3, len(part) - 1)] in normalized(sentence) for part in name) >= len(name), (
                 f"{words} is not named: {sentence}"
             )
-        openings = Counter(" ".join(plain(sentence).split()[:3]) for sentence in sentences)
+        openings = Counter(" ".join(normalized(sentence).split()[:3]) for sentence in sentences)
         assert max(openings.values()) <= len(sentences) / 2, f"{words}: {openings.most_common(1)}"
 
 
 def test_no_sentence_stands_twice_nor_serves_two_classes_but_for_the_name():
-    spoken, seen = own("names.json"), {}
+    spoken, seen = entries_of("names.json"), {}
     for group in GROUPS:
-        for words, sentences in own(f"{group}_prompt.json").items():
-            names = {plain(words), plain(spoken.get(f"{group}_{words.replace(' ', '_')}", words))}
+        for words, sentences in entries_of(f"{group}_prompt.json").items():
+            names = {normalized(words), normalized(spoken.get(f"{group}_{words.replace(' ', '_')}", words))}
             for sentence in sentences:
-                for form in {plain(sentence), *(plain(sentence).replace(name, "#") for name in names)}:
+                for form in {normalized(sentence), *(normalized(sentence).replace(name, "#") for name in names)}:
                     assert seen.setdefault(form, (group, words, sentence)) == (group, words, sentence), (
                         sentence,
                         seen[form],
                     )
 
 
-def test_names_are_said_as_people_say_them():
-    spoken = own("names.json")
+def test_names_json_has_the_names_that_people_use():
+    spoken = entries_of("names.json")
     assert set(spoken) <= set(CLASSES)
     templates = prompts.read_templates()
     cars = [name for name in CLASSES if name.startswith("Stanford-Cars_")]
     assert all(re.match(r"(19|20)\d\d ", spoken[name]) for name in cars)
-    mended = (
+    replaced = (
         "Caltech-101_Faces_easy",
         "Thu-dog_Shiba_Dog",
         "Thu-dog_Brabancon_griffo",
@@ -196,6 +199,6 @@ def test_names_are_said_as_people_say_them():
         "Caltech-101_water_lilly",
         "Caltech-101_cougar_face",
     )
-    assert all(spoken[name].lower() != prompts.split_group(name, templates)[1].lower() for name in mended)
-    for name in set(CLASSES) - set(spoken):  # the label itself is good
+    assert all(spoken[name].lower() != prompts.split_group(name, templates)[1].lower() for name in replaced)
+    for name in set(CLASSES) - set(spoken):  # the class name itself reads well
         assert "lilly" not in name and not name.endswith(("Dog", "_side", "_easy"))

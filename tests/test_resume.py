@@ -1,4 +1,4 @@
-"""extract_feature.py stopped at any moment, started again, run twice at once, on changed inputs and on full disks."""
+"""extract_feature.py stopped at any moment and resumed, run twice at once, on changed inputs and on full disks."""
 
 import json
 import os
@@ -26,32 +26,34 @@ from jclip.preprocess import normalised
 OUTPUTS = ("text.npz", "support.npz", "val.npz", "test.npz")
 CHUNK, BATCH = 8, 4
 SENTENCES = sum(map(len, prompts.read(CLASSES).sentences))
-TRAIN, TEST, VIEWS = 35, 13, 60  # what the contest of the tests consists of: 20 shots in 3 views besides the plain one
+# rows of the `contest` fixture: training and test photographs, and the 3 views of 20 shots besides the plain one
+TRAIN, TEST, VIEWS = 35, 13, 60
 ALL = SENTENCES + TRAIN + TEST + VIEWS
-# runs extract_feature.py with small chunks; writes down how many rows were encoded, and kills itself before the n-th
-# time that something is put on disk
-DRIVEN = f"""
+# Runs extract_feature.py with small chunks, logs how many rows were encoded, and sends itself a signal before the n-th
+# call of fsync or replace.
+DRIVER = f"""
 import os, sys
 import extract_feature
 from fewshot import store
 from jclip import features
 moment, number, log, *argv = sys.argv[1:]
-store.CHUNK, done = {CHUNK}, iter(range(10**6))
-def killing(what):
+store.CHUNK, calls = {CHUNK}, iter(range(10**6))
+def kill_before(function):
     def run(*arguments):
-        if next(done) == int(moment):
+        if next(calls) == int(moment):
             os.kill(os.getpid(), int(number))
-        return what(*arguments)
+        return function(*arguments)
     return run
-def counting(what):
+def count_rows(function):
     def run(*arguments):
-        for found in what(*arguments):
+        for encoded in function(*arguments):
             with open(log, "a") as file:
-                print(len(found.rows), file=file)
-            yield found
+                print(len(encoded.rows), file=file)
+            yield encoded
     return run
-os.fsync, os.replace = killing(os.fsync), killing(os.replace)
-features.image_features, features.text_features = counting(features.image_features), counting(features.text_features)
+os.fsync, os.replace = kill_before(os.fsync), kill_before(os.replace)
+features.image_features = count_rows(features.image_features)
+features.text_features = count_rows(features.text_features)
 sys.exit(extract_feature.main(argv))
 """
 
@@ -61,12 +63,12 @@ def outputs(folder):
 
 
 def drive(work, *arguments, moment=-1, number=0, output="output", check=True):
-    """One run of extract_feature.py as above: its exit code and what it said."""
+    """Run DRIVER in `work`, with signal `number` before call `moment`; return the CompletedProcess."""
     done = subprocess.run(
         [
             sys.executable,
             "-c",
-            DRIVEN,
+            DRIVER,
             str(moment),
             str(int(number)),
             work / "encoded.log",
@@ -86,8 +88,8 @@ def drive(work, *arguments, moment=-1, number=0, output="output", check=True):
     return done
 
 
-def encoded(work):
-    """How many rows were encoded since this was last asked."""
+def encoded_rows(work):
+    """Return how many rows the runs in `work` have encoded since the last call."""
     log = work / "encoded.log"
     count = sum(map(int, log.read_text().split())) if log.exists() else 0
     log.unlink(missing_ok=True)
@@ -96,31 +98,31 @@ def encoded(work):
 
 @pytest.fixture(scope="session")
 def undisturbed(contest, tmp_path_factory):
-    """The output of a run that nobody stopped, and how many rows it encoded."""
+    """Return the output of a run that was never stopped, and how many rows it encoded."""
     folder = tmp_path_factory.mktemp("undisturbed")
     for name in ("Dataset", "ViT-B-32.pkl"):
         (folder / name).symlink_to(contest / name)
     drive(folder)
-    return folder / "output", encoded(folder)
+    return folder / "output", encoded_rows(folder)
 
 
-def stopped_and_resumed(work, undisturbed, kills):
-    """Run until it ends, killed by kills = [(moment, signal), ...] in turn, and compare what it leaves."""
+def check_resumed(work, undisturbed, kills):
+    """Stop one run after the other as kills = [(moment, signal), ...] says, let the last end, and compare its files."""
     for moment, number in kills:
         done = drive(work, moment=moment, number=number, check=False)
         assert done.returncode in (130 if number == signal.SIGINT else -number, 0), done.stderr
         assert "Traceback" not in done.stderr
     done = drive(work)
-    total = encoded(work)
+    total = encoded_rows(work)
     assert outputs(work / "output") == outputs(undisturbed[0])
-    lost = max(CHUNK, SENTENCES) + BATCH  # all sentences are one batch, which is more than a part of these tests
+    lost = max(CHUNK, SENTENCES) + BATCH  # all sentences are one batch, which is larger than a chunk here
     assert undisturbed[1] <= total <= undisturbed[1] + len(kills) * lost
     assert not list(work.glob("output/**/.*.part"))
 
 
-def test_stopped_by_any_signal_it_goes_on_to_the_same_bytes(work, undisturbed):
+def test_stopped_by_any_signal_it_resumes_to_the_same_bytes(work, undisturbed):
     rng = random.Random(1)
-    stopped_and_resumed(
+    check_resumed(
         work,
         undisturbed,
         [(rng.randrange(4, 14), number) for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)],
@@ -130,12 +132,12 @@ def test_stopped_by_any_signal_it_goes_on_to_the_same_bytes(work, undisturbed):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 @pytest.mark.parametrize("moment", range(0, 60, 2))
-def test_stopped_at_every_moment_it_goes_on_to_the_same_bytes(work, undisturbed, moment, number):
-    stopped_and_resumed(work, undisturbed, [(moment + (number != signal.SIGKILL), number)])
+def test_stopped_at_every_moment_it_resumes_to_the_same_bytes(work, undisturbed, moment, number):
+    check_resumed(work, undisturbed, [(moment + (number != signal.SIGKILL), number)])
 
 
-def photographs(folder, n):
-    """A plain data folder of n training photographs in 4 classes and n // 4 of test; links to a few that are drawn."""
+def linked_photographs(folder, n):
+    """Make a data folder of n training and n // 4 test photographs in 4 classes, links to 20 that are drawn."""
     for label in range(4):
         for i in range(5):
             draw(folder / f"drawn/{label}/{i}.jpg", label, i)
@@ -146,10 +148,10 @@ def photographs(folder, n):
     return folder
 
 
-def killed_from_outside(work, data, seconds, number):
-    """Start a run with reading processes and send it a signal after so many seconds; whether it was still at work."""
+def kill_from_outside(work, data, seconds, number):
+    """Start a run with reading processes, send it a signal after `seconds`, and return whether that stopped it."""
     process = subprocess.Popen(
-        [sys.executable, "-c", DRIVEN, "-1", "0", work / "encoded.log", "--data", data],
+        [sys.executable, "-c", DRIVER, "-1", "0", work / "encoded.log", "--data", data],
         cwd=work,
         env={**os.environ, "PYTHONPATH": str(PROJECT)},
         stdout=subprocess.DEVNULL,
@@ -160,30 +162,29 @@ def killed_from_outside(work, data, seconds, number):
         process.wait(seconds)
     except subprocess.TimeoutExpired:
         process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode in (0, 130, -number), said
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode in (0, 130, -number), errors
     return process.returncode != 0
 
 
 @pytest.mark.parametrize("n, kills", [(300, 1), pytest.param(2000, 40, marks=pytest.mark.slow)])
 def test_killed_from_outside_while_processes_read(work, n, kills, tmp_path_factory):
-    """One run after the other is killed at a random time, each going on from where the last one was; then one may
-    end."""
-    data, rng = photographs(tmp_path_factory.mktemp("data"), n), random.Random(kills)
+    """Each run resumes the one before and is killed at a random time, until the last may end."""
+    data, rng = linked_photographs(tmp_path_factory.mktemp("data"), n), random.Random(kills)
     killed = 0
     while killed < kills:
         number = rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-        if killed_from_outside(work, data, rng.uniform(1.5, 4), number):
+        if kill_from_outside(work, data, rng.uniform(1.5, 4), number):
             killed += 1
-        else:  # it was through: once more from the start, but in the quick test
+        else:  # it had ended: start again with nothing stored; the quick test accepts that
             shutil.rmtree(work / "output")
             (work / "encoded.log").unlink()
             killed += kills == 1
     drive(work, "--data", data, "--batch-size", "32")
-    total = encoded(work)
-    drive(work, "--data", data, "--batch-size", "32", output="anew")
-    assert outputs(work / "output") == outputs(work / "anew")
-    assert total <= encoded(work) + kills * (CHUNK + 32)
+    total = encoded_rows(work)
+    drive(work, "--data", data, "--batch-size", "32", output="fresh")
+    assert outputs(work / "output") == outputs(work / "fresh")
+    assert total <= encoded_rows(work) + kills * (CHUNK + 32)
 
 
 # ---- what a row depends on ----
@@ -194,33 +195,37 @@ def model(tiny_weights):
     return jclip.load(tiny_weights, "cpu")[0]
 
 
-class Noise:
+class RandomPixels:
+    """Reads item i as random pixels that depend on i alone."""
+
     def __call__(self, i):
         return np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)
 
 
 @pytest.mark.parametrize("batch_size", [2, 7, 32])
-def test_a_photographs_row_does_not_depend_on_its_place_or_company(model, batch_size):
-    """The bits are the same alone, in any order, and in a batch that is not full."""
+def test_a_photographs_row_does_not_depend_on_its_index_or_batch(model, batch_size):
+    """The row has the same bits alone, in any order, and in a batch that is not full."""
     rng = np.random.default_rng(batch_size)
-    rows = np.concatenate([encoded.rows for encoded in features.image_features(model, range(70), Noise(), batch_size)])
+    rows = np.concatenate(
+        [encoded.rows for encoded in features.image_features(model, range(70), RandomPixels(), batch_size)]
+    )
     for chosen in (rng.permutation(70), rng.permutation(70)[:21], [69], rng.integers(0, 70, 50)):
         images = list(map(int, chosen))
-        found = np.concatenate(
-            [encoded.rows for encoded in features.image_features(model, images, Noise(), batch_size)]
+        again = np.concatenate(
+            [encoded.rows for encoded in features.image_features(model, images, RandomPixels(), batch_size)]
         )
-        np.testing.assert_array_equal(found, rows[chosen])
+        np.testing.assert_array_equal(again, rows[chosen])
 
 
-def test_a_sentences_row_does_not_depend_on_its_place_or_company(model):
-    """Nor on the length of the longest sentence beside it."""
+def test_a_sentences_row_does_not_depend_on_its_index_or_batch(model):
+    """The length of the longest sentence in its batch does not change it either."""
     texts = [f"a photo of a {'very ' * (i % 50)}big bear, {i}" for i in range(150)]
 
     def rows_of(chosen):
-        found = np.empty((len(chosen), 32), np.float32)
-        for places, rows in features.text_features(model, [texts[i] for i in chosen]):
-            found[places] = rows
-        return found
+        rows = np.empty((len(chosen), 32), np.float32)
+        for indices, batch in features.text_features(model, [texts[i] for i in chosen]):
+            rows[indices] = batch
+        return rows
 
     rows, rng = rows_of(range(150)), np.random.default_rng(0)
     for chosen in (rng.permutation(150), rng.permutation(150)[:70], [0], [49], rng.integers(0, 150, 65)):
@@ -228,8 +233,8 @@ def test_a_sentences_row_does_not_depend_on_its_place_or_company(model):
 
 
 @pytest.mark.slow
-def test_rows_of_the_real_size_do_not_depend_on_their_place_or_company():
-    """ViT-B/32 in full, of random weights."""
+def test_rows_of_the_real_size_do_not_depend_on_their_index_or_batch():
+    """Checks the whole ViT-B/32 with random weights."""
     from jclip.model import build_model
 
     a = Architecture(
@@ -264,8 +269,7 @@ def test_rows_of_the_real_size_do_not_depend_on_their_place_or_company():
 
 @pytest.fixture
 def extract(work, contest, extracted, monkeypatch, capfd):
-    """extract(*arguments) runs extract_feature.py here, in an own copy of the contest's data, whose features output/
-    has already; returns (encoded, kept)."""
+    """Give extract(*arguments), which runs extract_feature.py on a copy of `extracted` and returns (encoded, kept)."""
     (work / "Dataset").unlink()
     shutil.copytree(contest / "Dataset", work / "Dataset")  # with the photographs' times
     shutil.copytree(extracted[0], work / "output")
@@ -274,9 +278,9 @@ def extract(work, contest, extracted, monkeypatch, capfd):
 
     def extract(*arguments):
         code = extract_feature.main(["--prompts", "prompts", *map(str, arguments)])
-        said = capfd.readouterr()
-        assert code == 0, said.err
-        words = said.out.splitlines()[-1].replace(",", "").split()
+        captured = capfd.readouterr()
+        assert code == 0, captured.err
+        words = captured.out.splitlines()[-1].replace(",", "").split()
         return int(words[words.index("encoded") + 1]), int(words[words.index("kept") + 1])
 
     return extract
@@ -313,11 +317,11 @@ def another_val_photograph(work):
     draw(work / "Dataset" / str(val.names[0]), int(val.labels[0]), 77)
 
 
-def a_test_photograph_more(work):
+def one_more_test_photograph(work):
     draw(work / "Dataset/TestSetB/image_14.jpg", 2, 3)
 
 
-# what is changed, and how many rows are encoded for it; None where the choice of the shots changes with it
+# change: (function, arguments, rows encoded because of it; None where other shots are selected)
 CHANGES = {
     "nothing": (lambda work: None, [], 0),
     "touched": (lambda work: os.utime(work / "Dataset/TestSetB/image_5.jpg"), [], 1),
@@ -326,7 +330,7 @@ CHANGES = {
     "class list": (another_class, [], 1),
     "test photograph": (another_test_photograph, [], 1),
     "training photograph": (another_val_photograph, [], None),
-    "test list": (a_test_photograph_more, [], 1),
+    "test list": (one_more_test_photograph, [], 1),
     "views": (lambda work: None, ["--views", "plain,flip,jitter,crop:2"], 20),
     "fewer views": (lambda work: None, ["--views", "plain,flip"], 0),
     "shots": (lambda work: None, ["--shots", 2], None),
@@ -338,16 +342,16 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_is_changed_is_encoded_anew_and_nothing_else(work, extract, change):
-    """And the files are those of a run that never saw the old inputs."""
-    harm, arguments, expected = CHANGES[change]
-    harm(work)
+    """The files are the same as those of a run that never saw the old inputs."""
+    apply, arguments, expected = CHANGES[change]
+    apply(work)
     computed, kept = extract(*arguments)
     if expected is None:
         assert 0 < computed < VIEWS + 2 and kept >= SENTENCES + TEST
     else:
         assert computed == expected
-    assert computed + kept == sum(extract(*arguments, "--output", "anew"))
-    assert outputs(work / "output") == outputs(work / "anew")
+    assert computed + kept == sum(extract(*arguments, "--output", "fresh"))
+    assert outputs(work / "output") == outputs(work / "fresh")
 
 
 def test_another_transform_encodes_all_anew(extract, monkeypatch):
@@ -356,7 +360,7 @@ def test_another_transform_encodes_all_anew(extract, monkeypatch):
 
 
 def test_a_trial_costs_nothing_of_what_was_there(work, extract):
-    """Few photographs, other weights: then the same command as before finds all its rows."""
+    """After runs on few photographs and with other weights, the first command still finds all its rows."""
     weights = (work / "ViT-B-32.pkl").resolve()
     extract("--max-train", 2, "--views", "plain")
     other_weights(work)
@@ -367,7 +371,7 @@ def test_a_trial_costs_nothing_of_what_was_there(work, extract):
 
 
 def test_every_photograph_is_encoded_once(extract, monkeypatch):
-    """Also those that are first read to choose the shots by, and then kept."""
+    """That holds for those, too, that are encoded to select the shots and then used as shots."""
     encoded, put = [], store.Store.put
     monkeypatch.setattr(store.Store, "put", lambda self, keys, rows: encoded.extend(keys) or put(self, keys, rows))
     extract()
@@ -393,7 +397,7 @@ def test_a_failed_run_leaves_the_files_of_the_last_one(work, extract):
 
 @pytest.mark.parametrize("moment", range(14))
 def test_killed_while_writing_the_files_belong_together_or_are_refused(tmp_path, moment):
-    """New files over old ones of another choice of shots, a kill before each step of that: never a silent mixture."""
+    """Replacing files of another selection and being killed at any step never leaves a mixture that loads."""
     old, new = tmp_path / "old", tmp_path / "new"
     for folder, selection, names in ((old, "1", "abcd"), (new, "2", "bcad")):
         folder.mkdir()
@@ -408,39 +412,38 @@ def test_killed_while_writing_the_files_belong_together_or_are_refused(tmp_path,
 import os, sys
 from pathlib import Path
 from fewshot import artifacts as a
-old, new, moment, done = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), iter(range(99))
-def killing(what):
+old, new, moment, calls = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), iter(range(99))
+def kill_before(function):
     def run(*arguments, **options):
-        if next(done) == moment:
+        if next(calls) == moment:
             os.kill(os.getpid(), 9)
-        return what(*arguments, **options)
+        return function(*arguments, **options)
     return run
-content = {old / "text.npz": a.read(new / "text.npz", a.Text), old / "support.npz": a.read(new / "support.npz",
-a.Support),
+content = {old / "text.npz": a.read(new / "text.npz", a.Text),
+           old / "support.npz": a.read(new / "support.npz", a.Support),
            old / "val.npz": a.read(new / "val.npz", a.Split) if moment % 2 else None}
-os.fsync, os.replace, Path.unlink = killing(os.fsync), killing(os.replace), killing(Path.unlink)
+os.fsync, os.replace, Path.unlink = kill_before(os.fsync), kill_before(os.replace), kill_before(Path.unlink)
 a.write_together(content)
 """
     subprocess.run([sys.executable, "-c", code, str(old), str(new), str(moment)], cwd=PROJECT)
-    found = [artifacts.read(old / "text.npz", artifacts.Text), artifacts.read(old / "support.npz", artifacts.Support)]
+    loaded = [artifacts.read(old / "text.npz", artifacts.Text), artifacts.read(old / "support.npz", artifacts.Support)]
     if (old / "val.npz").exists():
-        found.append(artifacts.read(old / "val.npz", artifacts.Split))
+        loaded.append(artifacts.read(old / "val.npz", artifacts.Split))
     try:
-        artifacts.check_together(*found)
+        artifacts.check_together(*loaded)
     except TaskError as error:
         assert "different selection" in str(error)
     else:
-        names = [*found[1].names, *(found[2].names if len(found) == 3 else [])]
+        names = [*loaded[1].names, *(loaded[2].names if len(loaded) == 3 else [])]
         assert len(set(names)) == len(names)
-        assert (
-            len(found) == 3 or found[1].meta["selection_sha256"] == "2"
-        )  # without a val.npz it can only be the new choice
+        # without val.npz, support.npz can only be the new one
+        assert len(loaded) == 3 or loaded[1].meta["selection_sha256"] == "2"
 
 
 # ---- two runs at once ----
 
 
-def test_of_two_runs_into_one_folder_one_says_so_and_stops(work):
+def test_of_two_runs_into_one_folder_only_one_goes_on(work):
     runs = [
         subprocess.Popen(
             [sys.executable, PROJECT / "extract_feature.py"],
@@ -451,9 +454,9 @@ def test_of_two_runs_into_one_folder_one_says_so_and_stops(work):
         )
         for _ in range(3)
     ]
-    said = [process.communicate(timeout=100)[1] for process in runs]
+    stderrs = [process.communicate(timeout=100)[1] for process in runs]
     assert sorted(process.returncode for process in runs) == [0, 1, 1]
-    for process, errors in zip(runs, said):
+    for process, errors in zip(runs, stderrs):
         if process.returncode:
             assert [line for line in errors.splitlines() if line.startswith("error: ")] == [
                 "error: output: another run is at work in it; wait until it has ended, or name another folder with "
@@ -463,7 +466,7 @@ def test_of_two_runs_into_one_folder_one_says_so_and_stops(work):
 
 @contextmanager
 def locked_by_another(folder):
-    """Another process holds the folder, and a child that it has forked lives on when it is killed."""
+    """Lock the folder in another process while the block runs; when that is killed, a child of it lives on."""
     code = """
 import os, sys, time
 from pathlib import Path
@@ -494,8 +497,8 @@ def test_a_run_under_lock_is_left_alone_and_leftovers_go(work, extract, capfd):
     assert not any(path.exists() for path in leftovers)
 
 
-def test_predict_waits_for_nobody_with_its_figures(work, monkeypatch, capfd):
-    """Labelled test photographs: metrics.json is written, so the folder must be free."""
+def test_predict_that_writes_metrics_needs_the_lock(work, monkeypatch, capfd):
+    """With labelled test photographs it writes metrics.json, so that no other run may use the folder."""
     for label in range(2):
         for i in range(6):
             draw(work / f"mine/{'train' if i < 4 else 'test'}/class {label}/{i}.png", label, i)
@@ -511,8 +514,8 @@ def test_predict_waits_for_nobody_with_its_figures(work, monkeypatch, capfd):
 # ---- disks that are full, folders that cannot be written ----
 
 
-def mounted(path, *options):
-    """Mount at `path`, or skip where that is not allowed."""
+def mount(path, *options):
+    """Mount at `path`; skip the test where that is not allowed."""
     path.mkdir(exist_ok=True)
     if os.geteuid() or subprocess.run(["mount", *options, path], capture_output=True).returncode:
         pytest.skip("mounting is not allowed here")
@@ -520,7 +523,7 @@ def mounted(path, *options):
 
 @pytest.mark.parametrize("size", ["4k", "24k", "36k"])
 def test_a_full_disk_is_one_line_and_leaves_old_results(work, extract, capfd, size):
-    mounted(work / "small", "-t", "tmpfs", "-o", f"size={size}", "tmpfs")
+    mount(work / "small", "-t", "tmpfs", "-o", f"size={size}", "tmpfs")
     try:
         assert extract_feature.main(["--output", "small"]) == 1
         errors = capfd.readouterr().err
@@ -535,7 +538,7 @@ def test_a_full_disk_is_one_line_and_leaves_old_results(work, extract, capfd, si
 
 
 def test_a_disk_that_gets_full_leaves_the_old_files(work, extract, capfd):
-    mounted(work / "small", "-t", "tmpfs", "-o", "size=200k", "tmpfs")
+    mount(work / "small", "-t", "tmpfs", "-o", "size=200k", "tmpfs")
     try:
         extract("--output", "small")
         before = outputs(work / "small")
@@ -551,7 +554,7 @@ def test_a_disk_that_gets_full_leaves_the_old_files(work, extract, capfd):
 
 
 def test_a_limit_on_file_sizes_is_one_line(trained, run):
-    """What a full disk is where nothing can be mounted."""
+    """This tests what a full disk does where nothing can be mounted."""
     before = (trained / "output/test.npz").read_bytes()
     code = """
 import resource, sys, extract_feature
@@ -578,14 +581,13 @@ sys.exit(extract_feature.main(["--views", "plain"]))  # whose rows are all there
 
 def test_result_and_zip_are_of_one_run_or_none_is_written(trained, monkeypatch, capfd):
     monkeypatch.chdir(trained)
-    mounted(trained / "small", "-t", "tmpfs", "-o", "size=8k", "tmpfs")
+    mount(trained / "small", "-t", "tmpfs", "-o", "size=8k", "tmpfs")
     try:
         assert predict.main(["--result", "small/result.txt"]) == 0
         before = {path.name: path.read_bytes() for path in (trained / "small").iterdir()}
         capfd.readouterr()
-        assert (
-            predict.main(["--result", "small/result.txt", "--topk", "2"]) == 1
-        )  # old and new do not fit beside each other
+        # old and new do not fit beside each other
+        assert predict.main(["--result", "small/result.txt", "--topk", "2"]) == 1
         assert capfd.readouterr().err.endswith(": No space left on device\n")
         assert {path.name: path.read_bytes() for path in (trained / "small").iterdir()} == before and len(before) == 2
     finally:
@@ -593,21 +595,21 @@ def test_result_and_zip_are_of_one_run_or_none_is_written(trained, monkeypatch, 
 
 
 @pytest.mark.parametrize(
-    "main, arguments, named",
+    "main, arguments, path",
     [
         (extract_feature.main, [], "output/.lock"),
         (train_adapter.main, ["--method", "tip"], "output/"),
         (predict.main, ["--result", "output/r.txt"], "output/r.txt"),
     ],
 )
-def test_a_folder_that_cannot_be_written_is_one_line(trained, monkeypatch, capfd, main, arguments, named):
+def test_a_folder_that_cannot_be_written_is_one_line(trained, monkeypatch, capfd, main, arguments, path):
     monkeypatch.chdir(trained)
-    mounted(trained / "output", "--bind", trained / "output")
+    mount(trained / "output", "--bind", trained / "output")
     try:
         subprocess.run(["mount", "-o", "remount,ro,bind", trained / "output"], check=True)
         assert main(arguments) == 1
-        said = capfd.readouterr().err.splitlines()[-1]
-        assert said.startswith(f"error: {named}") and said.endswith(": Read-only file system")
+        error = capfd.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"error: {path}") and error.endswith(": Read-only file system")
     finally:
         subprocess.run(["umount", "--lazy", trained / "output"], check=True)
 
@@ -616,7 +618,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(trained, monkeypatch, capfd
 def test_memory_does_not_grow_with_the_number_of_photographs(work, tmp_path_factory):
     peaks = {}
     for n in (2000, 20000):
-        data = photographs(tmp_path_factory.mktemp("data"), n * 4 // 5)
+        data = linked_photographs(tmp_path_factory.mktemp("data"), n * 4 // 5)
         code = (
             "import re, sys, extract_feature; code = extract_feature.main(sys.argv[1:]); "
             "print(re.search(r'VmHWM:\\s+([0-9]+)', open('/proc/self/status').read())[1]); sys.exit(code)"

@@ -1,5 +1,4 @@
-"""The four scripts, one after the other, as a user runs them, on drawn photographs and a tiny CLIP of random
-weights."""
+"""The scripts, one after the other, as a user runs them, on drawn photographs and a tiny CLIP of random weights."""
 
 import json
 import shutil
@@ -35,7 +34,7 @@ def test_from_photographs_to_a_result_twice_the_same(work, run):
     assert all(len({*line[1:]}) == 5 and {*map(int, line[1:])} <= set(range(6)) for line in lines)
     with zipfile.ZipFile(work / "result.zip") as archive:
         assert archive.namelist() == ["result.txt"] and archive.read("result.txt") == results[0]["result.txt"]
-    assert "top-1" not in done.stdout  # nobody knows the labels
+    assert "top-1" not in done.stdout  # the labels are unknown
 
 
 def test_what_extraction_writes(extracted):
@@ -59,17 +58,15 @@ def test_what_extraction_writes(extracted):
     assert support.meta["weights_sha256"] == weights.sha256(output.parent / "ViT-B-32.pkl")
     different = np.linalg.norm(support.features[:, :1] - support.features[:, 1:], axis=2)
     assert (different > 1e-4).all()  # every view differs from the plain photograph
-    said = done.stderr
     assert (
-        "1 of 6 classes have no sentences of their own" in said
-        and "Stanford-Cars_Volvo_C30" in said
-        and "match no class" in said
+        "1 of 6 classes have no sentences of their own" in done.stderr
+        and "Stanford-Cars_Volvo_C30" in done.stderr
+        and "match no class" in done.stderr
     )
 
 
 def test_features_are_those_of_the_library(extracted, contest):
-    """A stored row is what load, preprocess and encode_image give for the photograph; a class's, the mean of its
-    sentences."""
+    """A photograph's row is that of load, preprocess and encode_image; a class's is the mean of its sentences."""
     import jclip
     from fewshot import prompts
     from jclip import features, runtime
@@ -111,7 +108,7 @@ def test_options_of_extraction(work, run):
         support.names
     )
     run("extract_feature.py", "--shots", 7, "--output", "deep/er", cwd=work)
-    assert not (work / "deep/er/val.npz").exists()  # the old one held today's shots
+    assert not (work / "deep/er/val.npz").exists()  # the old one held photographs that are shots now
 
 
 def test_labelled_folders_and_the_figures(work, run, tmp_path):
@@ -131,7 +128,7 @@ def test_labelled_folders_and_the_figures(work, run, tmp_path):
         and set(figures["test"]["per_class"]) == {"red thing", "green thing", "blue thing"}
     )
     first = (work / "result.txt").read_text().splitlines()[0]
-    assert first.startswith("blue thing/0.png ") and len(first.rsplit(" ", 3)[1:]) == 3  # three classes, so no five
+    assert first.startswith("blue thing/0.png ") and len(first.rsplit(" ", 3)[1:]) == 3  # three classes, so not five
 
 
 def test_photographs_from_the_command_line(trained, run):
@@ -142,10 +139,11 @@ def test_photographs_from_the_command_line(trained, run):
         artifacts.read(trained / "output/adapter.npz", artifacts.Adapter),
         artifacts.read(trained / "output/test.npz", artifacts.Split),
     )
-    alike = test.names.tolist().index("image_6.jpg")  # drawn in the same colour
+    same_colour = test.names.tolist().index("image_6.jpg")
     assert (
         lines[0] == "red.png"
-        and adapter.names[predict_logits(adapter, test.features[[alike]]).argmax()] == lines[1].split("%")[1].strip()
+        and adapter.names[predict_logits(adapter, test.features[[same_colour]]).argmax()]
+        == lines[1].split("%")[1].strip()
         and len(lines) == 6
     )
     shares = [float(line.split("%")[0]) for line in lines[1:]]
@@ -171,11 +169,11 @@ def test_prediction_needs_neither_photographs_nor_weights(trained, run):
     assert len((trained / "mine.txt").read_text().splitlines()[0].split()) == 3 and (trained / "mine.zip").exists()
 
 
-def spoil(path, what):
-    """Change an artefact's arrays or meta."""
+def edit(path, change):
+    """Apply change(arrays, meta) to a saved artifact."""
     content = dict(np.load(path))
     meta = json.loads(str(content["meta"]))
-    what(content, meta)
+    change(content, meta)
     np.savez(path, **{**content, "meta": np.array(json.dumps(meta))})
 
 
@@ -190,7 +188,7 @@ def of_another_width(content, meta):
 
 
 @pytest.mark.parametrize(
-    "harm, script, arguments, said",
+    "damage, script, arguments, message",
     [
         (lambda f: (f / "Dataset").unlink(), "extract_feature.py", [], "Dataset does not exist"),
         (
@@ -209,21 +207,16 @@ def of_another_width(content, meta):
             "no output/adapter.npz; run train_adapter.py",
         ),
         (lambda f: (f / "output/test.npz").write_bytes(b"PK"), "predict.py", [], "output/test.npz: damaged"),
-        (lambda f: spoil(f / "output/test.npz", of_other_weights), "predict.py", [], "made from different weights"),
+        (lambda f: edit(f / "output/test.npz", of_other_weights), "predict.py", [], "made from different weights"),
+        (lambda f: edit(f / "output/val.npz", of_other_weights), "train_adapter.py", [], "made from different weights"),
         (
-            lambda f: spoil(f / "output/val.npz", of_other_weights),
-            "train_adapter.py",
-            [],
-            "made from different weights",
-        ),
-        (
-            lambda f: spoil(f / "output/val.npz", lambda c, m: m.update(selection_sha256="other")),
+            lambda f: edit(f / "output/val.npz", lambda c, m: m.update(selection_sha256="other")),
             "train_adapter.py",
             [],
             "made from different selection",
         ),
         (
-            lambda f: spoil(f / "output/adapter.npz", of_other_weights),
+            lambda f: edit(f / "output/adapter.npz", of_other_weights),
             "predict.py",
             ["Dataset/TestSetB"],
             "trained on features of other weights",
@@ -236,19 +229,19 @@ def of_another_width(content, meta):
             "x.jpg: cannot be read as a photograph",
         ),
         (
-            lambda f: spoil(f / "output/adapter.npz", of_another_width),
+            lambda f: edit(f / "output/adapter.npz", of_another_width),
             "predict.py",
             ["Dataset/TestSetB"],
             "features of width 8, ViT-B-32.pkl makes 32",
         ),
         (
-            lambda f: spoil(f / "output/test.npz", lambda c, m: m.update(unreadable=["x.jpg"])),
+            lambda f: edit(f / "output/test.npz", lambda c, m: m.update(unreadable=["x.jpg"])),
             "predict.py",
             [],
             "unreadable in meta",
         ),
         (
-            lambda f: spoil(f / "output/test.npz", lambda c, m: m.update(unreadable={"x\ny": "broken"})),
+            lambda f: edit(f / "output/test.npz", lambda c, m: m.update(unreadable={"x\ny": "broken"})),
             "predict.py",
             [],
             "unreadable in meta",
@@ -263,23 +256,23 @@ def of_another_width(content, meta):
         (lambda f: (f / "output/metrics.json").write_text("{"), "predict.py", ["--result", "r.txt"], ""),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_1(trained, run, harm, script, arguments, said):
+def test_a_mistake_is_one_line_and_exit_code_1(trained, run, damage, script, arguments, message):
     import re
 
-    harm(trained)
+    damage(trained)
     done = run(script, *arguments, cwd=trained, check=False)
-    if not said:  # unlabelled test photographs leave metrics.json alone
+    if not message:  # unlabelled test photographs leave metrics.json alone
         assert done.returncode == 0
         return
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == 1 and len(errors) == 1 and re.search(said, errors[0]), done.stderr
+    assert done.returncode == 1 and len(errors) == 1 and re.search(message, errors[0]), done.stderr
     assert "Traceback" not in done.stderr and not (trained / "result.txt").exists()
 
 
-def test_a_sheet_needs_the_test_photographs_alone_and_costs_no_result(work, trained, contest, run):
+def test_a_sheet_needs_only_the_test_photographs_and_its_failure_keeps_the_result(work, trained, contest, run):
     (trained / "Dataset").unlink()
     (trained / "Dataset").mkdir()
-    spoil(trained / "output/test.npz", lambda content, meta: content.update(labels=np.arange(13) % 6))
+    edit(trained / "output/test.npz", lambda content, meta: content.update(labels=np.arange(13) % 6))
     assert run("predict.py", "--sheet", "sheet.png", cwd=trained, check=False).returncode == 1
     assert len((trained / "result.txt").read_text().splitlines()) == 13 and not (trained / "sheet.png").exists()
     assert json.loads((trained / "output/metrics.json").read_text())["test"]["n"] == 13
@@ -290,7 +283,7 @@ def test_a_sheet_needs_the_test_photographs_alone_and_costs_no_result(work, trai
 
 
 def test_rows_of_one_name_have_a_line_each(trained, run):
-    spoil(
+    edit(
         trained / "output/test.npz",
         lambda content, meta: content.update(names=np.array(["1.jpg", "2.jpg"])[np.arange(13) % 2]),
     )
@@ -308,7 +301,7 @@ def test_it_works_without_a_stdout(trained):
     assert (done.returncode, done.stderr) == (0, "") and (trained / "result.txt").exists()
 
 
-def test_who_has_seen_enough_of_it_may_go(trained):
+def test_a_pipe_closed_by_its_reader_is_no_error(trained):
     process = subprocess.Popen(
         [sys.executable, PROJECT / "predict.py", *["Dataset/TestSetB"] * 200],
         cwd=trained,
@@ -318,8 +311,8 @@ def test_who_has_seen_enough_of_it_may_go(trained):
     )
     assert process.stdout.readline() == "Dataset/TestSetB/image_1.jpg\n"
     process.stdout.close()  # as `| head -1` does
-    said = process.stderr.read()
-    assert process.wait(100) == 1 and "error" not in said and "Exception" not in said
+    errors = process.stderr.read()
+    assert process.wait(100) == 1 and "error" not in errors and "Exception" not in errors
 
 
 def test_a_broken_photograph_is_named(work, contest, run):

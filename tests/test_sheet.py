@@ -1,3 +1,5 @@
+"""The contact sheet: colours, fonts, and photographs and names of any size."""
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,7 +14,7 @@ def photos(tmp_path):
     return [tmp_path / f"{i}.png" for i in range(4)]
 
 
-def holds(picture, colour) -> bool:
+def has_colour(picture, colour) -> bool:
     return bool((np.asarray(picture) == colour).all(axis=-1).any())
 
 
@@ -21,19 +23,19 @@ def test_right_and_wrong_are_marked(photos):
     right = sheet.contact_sheet([sheet.Shown(photos[0], guesses, "bear")])
     wrong = sheet.contact_sheet([sheet.Shown(photos[0], guesses, "bee")])
     unknown = sheet.contact_sheet([sheet.Shown(photos[0], guesses, None)])
-    assert [[holds(picture, colour) for colour in (sheet.RIGHT, sheet.WRONG)] for picture in (right, unknown)] == [
+    assert [[has_colour(picture, colour) for colour in (sheet.RIGHT, sheet.WRONG)] for picture in (right, unknown)] == [
         [True, False],
         [False, False],
     ]
-    assert holds(wrong, sheet.WRONG)
-    assert unknown.height < right.height  # no line for what nobody knows
+    assert has_colour(wrong, sheet.WRONG)
+    assert unknown.height < right.height  # an unlabelled photograph has no line for its class
 
 
-def test_the_font_has_the_letters_of_the_truth_too(photos, monkeypatch):
-    asked, font = [], sheet._font
-    monkeypatch.setattr(sheet, "_font", lambda letters: asked.append(letters) or font(letters))
+def test_the_font_has_the_letters_of_the_true_class_too(photos, monkeypatch):
+    requested, font = [], sheet._font
+    monkeypatch.setattr(sheet, "_font", lambda letters: requested.append(letters) or font(letters))
     sheet.contact_sheet([sheet.Shown(photos[0], [("bear", 1.0)], "汉")])
-    assert "汉" in asked[0] and "b" in asked[0]
+    assert "汉" in requested[0] and "b" in requested[0]
 
 
 def test_any_shape_and_any_name_fits(photos):

@@ -1,4 +1,4 @@
-"""The store of feature rows: what is kept, what is computed anew, what a damaged part does."""
+"""The store of feature rows: which rows it keeps, which are computed again, and how it survives damage and kills."""
 
 import os
 import signal
@@ -24,14 +24,14 @@ def keys(numbers):
 
 
 def rows_of(opened, numbers, batch=4, unreadable=()):
-    """Get the rows of the numbers, computing what is missing in batches; check them; return what was computed."""
-    asked = keys(numbers)
-    missing = opened.missing(asked)
+    """Get the rows of `numbers`, computing missing ones in batches; check them, and return what was computed."""
+    requested = keys(numbers)
+    missing = opened.missing(requested)
     for start in range(0, len(missing), batch):
         indices = [i for i in missing[start : start + batch] if numbers[i] not in unreadable]
-        opened.put([asked[i] for i in indices], np.array([row(numbers[i]) for i in indices], np.float32))
-    for number, found in zip(numbers, opened.get(asked)):
-        np.testing.assert_array_equal(found, np.full(WIDTH, np.nan) if number in unreadable else row(number))
+        opened.put([requested[i] for i in indices], np.array([row(numbers[i]) for i in indices], np.float32))
+    for number, stored in zip(numbers, opened.get(requested)):
+        np.testing.assert_array_equal(stored, np.full(WIDTH, np.nan) if number in unreadable else row(number))
     return [numbers[i] for i in missing]
 
 
@@ -50,8 +50,8 @@ def test_rows_are_computed_once(tmp_path, chunked):
 def test_rows_that_cannot_be_made_are_nan_and_asked_for_again(tmp_path, chunked):
     for _ in range(2):
         opened = Store(tmp_path, WIDTH)
-        asked = rows_of(opened, range(12), unreadable={0, 7, 11})
-    assert asked == [0, 7, 11] and (opened.computed, opened.kept) == (0, 9)
+        computed = rows_of(opened, range(12), unreadable={0, 7, 11})
+    assert computed == [0, 7, 11] and (opened.computed, opened.kept) == (0, 9)
 
 
 def test_no_keys_no_rows(tmp_path):
@@ -59,7 +59,7 @@ def test_no_keys_no_rows(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "harm",
+    "damage",
     [
         lambda content: content[:-1],
         lambda content: b"",
@@ -71,11 +71,11 @@ def test_no_keys_no_rows(tmp_path):
         lambda content: content.replace(b"(10,), }" + b" " * 12, b"(" + b"9" * 14 + b",), }"),
     ],
 )
-def test_of_a_damaged_part_the_rows_are_computed_anew(tmp_path, chunked, harm):
+def test_of_a_damaged_part_the_rows_are_computed_anew(tmp_path, chunked, damage):
     rows_of(Store(tmp_path, WIDTH), range(30))
     damaged = sorted(tmp_path.glob("*.npy"))[1]
     lost = [key.tobytes() for key in np.load(damaged)["key"]]
-    damaged.write_bytes(harm(damaged.read_bytes()))
+    damaged.write_bytes(damage(damaged.read_bytes()))
     opened = Store(tmp_path, WIDTH)
     assert keys(rows_of(opened, range(30))) == lost and (opened.computed, opened.kept) == (10, 20)
     opened.tidy()
@@ -107,11 +107,11 @@ def test_without_spare_rows_tidying_leaves_what_was_asked_for_in_whole_parts(tmp
 
 
 def test_tidying_keeps_what_was_not_asked_for_too(tmp_path, chunked):
-    """A trial on a few of the rows, and one with a model of another width, cost nothing of what was there."""
+    """A run on a few of the rows, or with a model of another width, loses none of the rows stored before."""
     rows_of(Store(tmp_path, WIDTH), range(47))
-    trial = Store(tmp_path, WIDTH)
-    rows_of(trial, [3, 46, 100])
-    trial.tidy()
+    partial = Store(tmp_path, WIDTH)
+    rows_of(partial, [3, 46, 100])
+    partial.tidy()
     other = Store(tmp_path, WIDTH + 1)
     other.put(keys(range(200, 212)), np.ones((12, WIDTH + 1), np.float32))
     other.get(keys(range(200, 212)))
@@ -159,20 +159,20 @@ def test_clearing_forgets_all(tmp_path):
 
 @pytest.mark.parametrize("moment", range(8))
 def test_killed_at_any_moment_of_writing_it_has_lost_a_chunk_at_most(tmp_path, moment, chunked):
-    """Four parts, hence four times fsync and four times replace; before each of these the process is killed."""
+    """Four parts take four calls of fsync and of replace; the process is killed before one of these eight."""
     rows = [row(number).tolist() for number in range(40)]
     code = f"""
 import os, sys
 import numpy as np
 from fewshot import store
 store.CHUNK, moments = 10, iter(range(100))
-def killing(what):
+def kill_before(function):
     def run(*arguments):
         if next(moments) == {moment}:
             os.kill(os.getpid(), 9)
-        return what(*arguments)
+        return function(*arguments)
     return run
-os.fsync, os.replace = killing(os.fsync), killing(os.replace)
+os.fsync, os.replace = kill_before(os.fsync), kill_before(os.replace)
 keys = [store.key_of("item", number) for number in range(40)]
 store.Store(sys.argv[1], {WIDTH}).put(keys, np.float32({rows}))
 """

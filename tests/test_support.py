@@ -1,3 +1,5 @@
+"""How shots are selected: counts, determinism, k-means, and caps on large classes."""
+
 import warnings
 
 import numpy as np
@@ -28,15 +30,15 @@ def test_first_takes_the_first_and_random_draws_by_the_seed():
     assert len(drawn) > 5
 
 
-def test_kmeans_takes_one_of_each_kind():
-    kinds = np.repeat(np.eye(3, 8, dtype=np.float32), 4, axis=0) + 0.01 * np.random.default_rng(0).normal(
+def test_kmeans_takes_one_shot_of_each_cluster():
+    rows = np.repeat(np.eye(3, 8, dtype=np.float32), 4, axis=0) + 0.01 * np.random.default_rng(0).normal(
         size=(12, 8)
     ).astype(np.float32)
-    chosen = support.select_shots(np.zeros(12, int), 3, "kmeans", 1, kinds)
+    chosen = support.select_shots(np.zeros(12, int), 3, "kmeans", 1, rows)
     assert (chosen // 4).tolist() == [0, 1, 2]
-    centres = kinds.reshape(3, 4, 8).mean(axis=1)
+    centres = rows.reshape(3, 4, 8).mean(axis=1)
     assert chosen.tolist() == [
-        4 * k + np.linalg.norm(kinds[4 * k : 4 * k + 4] - centres[k], axis=1).argmin() for k in range(3)
+        4 * k + np.linalg.norm(rows[4 * k : 4 * k + 4] - centres[k], axis=1).argmin() for k in range(3)
     ]
 
 
@@ -62,9 +64,9 @@ def test_a_cap_bounds_each_class():
 
 
 def test_no_photographs_give_no_shots():
-    none = np.zeros(0, np.int64)
+    no_labels = np.zeros(0, np.int64)
     assert (
-        support.select_shots(none, 4, "kmeans", 1, np.zeros((0, 8))).tolist()
-        == support.subsample(none, 3, 1).tolist()
+        support.select_shots(no_labels, 4, "kmeans", 1, np.zeros((0, 8))).tolist()
+        == support.subsample(no_labels, 3, 1).tolist()
         == []
     )
