@@ -1,9 +1,9 @@
-"""Choosing alpha and beta, and 20 epochs of Tip-Adapter-F, against the same in PyTorch, on the features of a task.
+"""Time the search for alpha and beta and 20 epochs of Tip-Adapter-F against PyTorch, on the features of a task.
 
     python -m bench.adapter OUTPUT --torch PYTHON [--rounds 3]
 
 OUTPUT holds text.npz, support.npz and val.npz; PYTHON is the interpreter of an environment with PyTorch. The published
-loop runs once (minutes), the rest takes turns. Both sides' answers are printed.
+search runs once because it takes minutes; all else runs in turn on both sides. The results of both are printed.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 from bench.worker import SETUP, Worker, in_turn
 
 
-def main():
+def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("output", type=Path)
     p.add_argument("--torch", required=True, metavar="PYTHON", help=f"of an environment made with: {SETUP}")
     p.add_argument("--rounds", type=int, default=3)
-    a = p.parse_args()
+    a = p.parse_args(argv)
     ours, torch = (
         Worker("jittor-tip-adapter", sys.executable, "ours"),
         Worker("PyTorch", a.torch, "reference", "torch"),
@@ -32,16 +32,16 @@ def main():
         seconds,
         {worker.name: worker.ask("tip_f", **task)[1] for worker in (torch, ours)},
     )
-    loop, found = torch.ask("search", **task)  # takes minutes, so once
+    torch_seconds, torch_best = torch.ask("search", **task)  # takes minutes, so once
     report(
         "alpha and beta on a grid of 200 x 20",
-        {torch.name: loop, **in_turn([ours], a.rounds, "search", **task)},
-        {torch.name: found, ours.name: ours.ask("search", **task)[1]},
+        {torch.name: torch_seconds, **in_turn([ours], a.rounds, "search", **task)},
+        {torch.name: torch_best, ours.name: ours.ask("search", **task)[1]},
     )
 
 
 def report(title: str, seconds: dict[str, float], answers: dict) -> None:
-    """Print what both sides took and found; the other side comes first."""
+    """Print the seconds and results of both sides, PyTorch's first."""
     theirs, own = seconds.values()
     print(
         f"{title}: "

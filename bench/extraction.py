@@ -1,5 +1,4 @@
-"""JPEG files on disk to features in memory, as extract_feature.py makes them, against the image tower alone; and
-memory.
+"""Compare the rate at which JPEG files become features with the rate of the image tower alone; measure peak memory.
 
     python -m bench.extraction WEIGHTS FOLDER [--photos 1920] [--rounds 3]
 
@@ -26,16 +25,16 @@ from jclip import runtime
 BATCH = 32
 
 
-def main():
+def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("weights", type=Path)
     p.add_argument("folder", type=Path)
     p.add_argument("--photos", type=int, default=1920)
     p.add_argument("--rounds", type=int, default=3)
-    a = p.parse_args()
+    a = p.parse_args(argv)
     encoder = Encoder.load(a.weights, "cpu", BATCH)
     with tempfile.TemporaryDirectory() as folder:
-        files = written(photographs(a.folder), a.photos, Path(folder))
+        files = write_jpegs(photographs(a.folder), a.photos, Path(folder))
         run_tower(encoder, 2)
         ratios = []
         for _ in range(a.rounds):
@@ -51,7 +50,8 @@ def main():
     )
 
 
-def written(sources: list[Path], n: int, folder: Path) -> list[Path]:
+def write_jpegs(sources: list[Path], n: int, folder: Path) -> list[Path]:
+    """Write n JPEGs of 500 x 375 and quality 90 from the sources, in turn, and return their paths."""
     files = [folder / f"{i}.jpg" for i in range(n)]
     for i, file in enumerate(files):
         with Image.open(sources[i % len(sources)]) as image:
@@ -60,7 +60,7 @@ def written(sources: list[Path], n: int, folder: Path) -> list[Path]:
 
 
 def run_tower(encoder: Encoder, batches: int) -> float:
-    """Images a second, from normalised pixels in memory."""
+    """Return the images per second of the image tower, from normalised pixels in memory."""
     jt, side = runtime.jittor(), encoder.preprocess.resolution
     pixels = np.random.default_rng(0).standard_normal((BATCH, 3, side, side), np.float32)
     started = time.perf_counter()

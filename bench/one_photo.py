@@ -1,5 +1,4 @@
-"""One photograph, from the start of the process to the printed answer: predict.py against the same on OpenAI's code and
-PyTorch.
+"""Time one photograph from process start to printed answer: predict.py against OpenAI's code on PyTorch.
 
     python -m bench.one_photo PHOTO OUTPUT --ours MODEL.pkl --theirs MODEL.pt --torch PYTHON [--rounds 5]
 
@@ -20,7 +19,7 @@ from pathlib import Path
 from bench.worker import PROJECT, SETUP
 
 
-def main():
+def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("photo")
     p.add_argument("output")
@@ -28,7 +27,7 @@ def main():
     p.add_argument("--theirs", required=True, metavar="MODEL.pt")
     p.add_argument("--torch", required=True, metavar="PYTHON", help=f"of an environment made with: {SETUP}")
     p.add_argument("--rounds", type=int, default=5)
-    a = p.parse_args()
+    a = p.parse_args(argv)
     commands = {
         "predict.py": [
             sys.executable,
@@ -46,16 +45,16 @@ def main():
     runs = {name: [] for name in commands}
     for _ in range(a.rounds + 1):
         for name, command in commands.items():
-            runs[name].append(measured(command))
-    seconds = {name: statistics.median(s for s, _ in of[1:]) for name, of in runs.items()}
+            runs[name].append(measure(command))
+    seconds = {name: statistics.median(s for s, _ in measured[1:]) for name, measured in runs.items()}
     print(
         ", ".join(f"{name} {s:.2f} s, {runs[name][-1][1]:.0f} MB" for name, s in seconds.items())
         + f"; predict.py takes {seconds['predict.py'] / seconds['PyTorch']:.2f} of PyTorch's time"
     )
 
 
-def measured(command: list[str]) -> tuple[float, float]:
-    """Seconds from start to end, and peak memory in MB."""
+def measure(command: list[str]) -> tuple[float, float]:
+    """Run the command and return its seconds from start to end and its peak memory in MB."""
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

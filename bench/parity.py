@@ -1,5 +1,4 @@
-"""How close jclip comes to OpenAI's code: tokens, pixels, features and logits on what bench/parity_reference.py
-recorded.
+"""Compare jclip's tokens, pixels, features and logits with those that bench/parity_reference.py recorded.
 
 python -m bench.parity OUT_DIR
 """
@@ -15,10 +14,10 @@ from jclip import runtime
 from jclip.preprocess import pixels
 
 
-def main():
+def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("out", type=Path)
-    a = p.parse_args()
+    a = p.parse_args(argv)
     answers = np.load(a.out / "answers.npz")
     model, preprocess = jclip.load(a.out / "model.pt")
     jt = runtime.jittor()
@@ -33,14 +32,15 @@ def main():
     print(f"logits   largest difference {np.abs(per_image.numpy() - answers['logits_per_image']).max():.1e}")
 
 
-def compare(what: str, found: np.ndarray, expected: np.ndarray) -> None:
-    found, expected = found.astype(np.float64), expected.astype(np.float64)
+def compare(what: str, actual: np.ndarray, expected: np.ndarray) -> None:
+    """Print the largest relative L2 error and the smallest cosine of the rows."""
+    actual, expected = actual.astype(np.float64), expected.astype(np.float64)
     norm = np.linalg.norm(expected, axis=1)
-    error = np.linalg.norm(found - expected, axis=1) / norm
-    cosine = (found * expected).sum(axis=1) / norm / np.linalg.norm(found, axis=1)
+    error = np.linalg.norm(actual - expected, axis=1) / norm
+    cosine = (actual * expected).sum(axis=1) / norm / np.linalg.norm(actual, axis=1)
     print(
-        f"{what:8} {len(found)} rows of width {found.shape[1]}, largest relative L2 error {error.max():.1e}, smallest "
-        f"cosine 1 - {1 - cosine.min():.1e}"
+        f"{what:8} {len(actual)} rows of width {actual.shape[1]}, largest relative L2 error {error.max():.1e}, "
+        f"smallest cosine 1 - {1 - cosine.min():.1e}"
     )
 
 

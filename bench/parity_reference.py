@@ -1,11 +1,11 @@
-"""A random CLIP in OpenAI's release format, and what OpenAI's own code answers with it in float32, for bench/parity.py.
+"""Write a random CLIP in OpenAI's release format, and what OpenAI's own code computes with it, for bench/parity.py.
 
 In an environment of its own (never the project's):
 
     pip install torch==2.13.0 "numpy<2" pillow ftfy regex tqdm && pip install --no-deps clip-anytorch torchvision
     python -m bench.parity_reference OUT_DIR [--model ViT-L/14] PHOTO ...
 
-Writes OUT_DIR/model.pt, whose weights are random (nothing is downloaded), and OUT_DIR/answers.npz.
+Writes OUT_DIR/model.pt, whose weights are random (nothing is downloaded), and OUT_DIR/answers.npz, in float32.
 """
 
 import argparse
@@ -17,8 +17,7 @@ from PIL import Image
 
 from tests.golden.record_clip import TEXTS, openai
 
-# embed_dim, resolution, layers, width, patch of the image tower; context, vocabulary, width, heads, layers of the text
-# tower
+# image tower: embed_dim, resolution, layers, width, patch; text tower: context, vocabulary, width, heads, layers
 MODELS = {
     "ViT-B/32": (512, 224, 12, 768, 32, 77, 49408, 512, 8, 12),
     "ViT-B/16": (512, 224, 12, 768, 16, 77, 49408, 512, 8, 12),
@@ -27,12 +26,12 @@ MODELS = {
 }
 
 
-def main():
+def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("out", type=Path)
     p.add_argument("photos", nargs="+", type=Path)
     p.add_argument("--model", choices=MODELS, default="ViT-B/32")
-    a = p.parse_args()
+    a = p.parse_args(argv)
     a.out.mkdir(parents=True, exist_ok=True)
     clip, code = openai()
     torch.manual_seed(0)
@@ -57,7 +56,7 @@ def main():
 
 
 def save(model, path: Path) -> None:
-    """A TorchScript archive with float16 weights, and three sizes among the tensors, as OpenAI's are."""
+    """Write a TorchScript archive like OpenAI's: float16 weights, and three sizes among the tensors."""
     half = {name: value.clone() for name, value in model.state_dict().items()}
     resolution = model.visual.input_resolution
     for name, value in dict(

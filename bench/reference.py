@@ -1,10 +1,9 @@
-"""The other side of the comparisons, on PyTorch (eager) or onnxruntime; bench/worker.py says how it is asked and what
-it needs.
+"""Do the work of the benchmarks with PyTorch (eager) or onnxruntime, as a process that a bench.worker.Worker starts.
 
     python -m bench.reference torch|onnxruntime [MODEL.pt]
 
-The towers are OpenAI's own code; the search over alpha and beta and the fine-tuning are written after the pseudocode
-and constants of Tip-Adapter (arXiv:2207.09519 and github.com/gaopengcuhk/Tip-Adapter).
+The towers are OpenAI's own code; the search over alpha and beta and the fine-tuning follow the pseudocode and
+constants of Tip-Adapter (arXiv:2207.09519 and github.com/gaopengcuhk/Tip-Adapter). bench/worker.py has the environment.
 """
 
 import sys
@@ -41,7 +40,7 @@ def make_model(path, name):
 
 @cache
 def openai(device, precision):
-    """OpenAI's module and the model: "half" is as their code loads it on CUDA, "float32" without TF32."""
+    """Load OpenAI's module and the model: in half as their code loads it on CUDA, or in float32 without TF32."""
     from tests.golden.record_clip import openai
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -56,7 +55,7 @@ def noise(*shape):
 
 
 @cache
-def held(device, *shape):
+def noise_on(device, *shape):
     return torch.from_numpy(noise(*shape)).to(device)
 
 
@@ -64,10 +63,9 @@ def held(device, *shape):
 
 
 def images(n, device="cpu", precision="float32", on_device=False, times=1):
-    """`times` batches of n, from normalised pixels in the host's memory, or on the device, to features in the host's
-    memory."""
+    """Encode `times` batches of n images from pixels, in host or device memory, to features in host memory."""
     side = openai(device, precision)[1].visual.input_resolution
-    pixels = held(device, n, 3, side, side) if on_device else noise(n, 3, side, side)
+    pixels = noise_on(device, n, 3, side, side) if on_device else noise(n, 3, side, side)
     for _ in range(times):
         tower("image", device, precision)(pixels)
 
@@ -79,7 +77,7 @@ def texts(texts, device="cpu", precision="float32", batch=TEXT_BATCH):
 
 
 def product(n, device, precision):
-    """FLOP/s of a product of two n x n matrices, the ceiling of the towers: the median of ten."""
+    """Return the median FLOP/s of ten products of two n x n matrices, the upper bound for the towers."""
     torch.backends.cuda.matmul.allow_tf32 = False
     a, b = torch.randn(2, n, n, device=device, dtype={"float32": torch.float32, "half": torch.float16}[precision])
     seconds = []
@@ -94,7 +92,7 @@ def product(n, device, precision):
 
 @cache
 def tower(name, device, precision):
-    """A function from an array, or a tensor on the device, to features in the host's memory."""
+    """Return a function from an array, or a tensor on the device, to features in host memory."""
     clip, model = openai(device, precision)
     encode = {"image": model.encode_image, "text": model.encode_text}[name]
     if sys.argv[1] == "torch":
@@ -130,7 +128,7 @@ def tower(name, device, precision):
 
 @cache
 def task(folder, device):
-    """text, keys, one-hot values, views and labels of the shots, features and labels of the validation rows."""
+    """Load text, cache keys and values (one-hot), views and labels of the shots, validation features and labels."""
     files = {name: np.load(Path(folder) / f"{name}.npz") for name in ("text", "support", "val")}
     views = torch.from_numpy(files["support"]["features"])
     keys = torch.nn.functional.normalize(views.mean(dim=1), dim=1)
@@ -142,7 +140,7 @@ def task(folder, device):
 
 
 def search(folder):
-    """Every pair of the grid in turn, each computed from the affinities anew: the published loop."""
+    """Try every pair of the grid in turn, recomputing the cache logits for each, as the published code does."""
     text, keys, values, _, _, features, labels = task(folder, "cpu")
     zero_shot, affinity = 100 * features @ text.T, features @ keys.T
     best = (0.0, 0.0, -1.0)
@@ -156,7 +154,7 @@ def search(folder):
 
 
 def tip_f(folder, device="cpu"):
-    """20 epochs of fine-tuning, validated after each, then the best keys' validation accuracy (without the search)."""
+    """Fine-tune for 20 epochs, validate after each, and return the best validation accuracy, without the search."""
     text, keys, values, views, labels, val, val_labels = task(folder, device)
     torch.backends.cuda.matmul.allow_tf32 = False
     adapter = torch.nn.Linear(keys.shape[1], len(keys), bias=False, device=device)

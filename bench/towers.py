@@ -1,5 +1,4 @@
-"""Images and texts a second of jclip, of OpenAI's code on PyTorch (eager, float32) and of onnxruntime, in one run on
-one CPU.
+"""Compare images and texts per second of jclip, OpenAI's code on PyTorch (eager, float32) and onnxruntime on one CPU.
 
     python -m bench.towers MODEL.pt --torch PYTHON [--batch 32] [--rounds 7]
 
@@ -19,18 +18,18 @@ from fewshot import prompts
 from fewshot.data import read_classes
 
 CLASSES = PROJECT / "Dataset" / "classes_b.txt"
-# (rows an image, inputs, outputs, times): the matrix products of ViT-B/32, the last block from its attention on for one
-# row
+# The matrix products of ViT-B/32 as (rows per image, inputs, outputs, times); after the attention of the last block,
+# only one row is needed.
 PRODUCTS = [(49, 3072, 768, 1), (50, 768, 2304, 12), (50, 768, 768, 11), (50, 768, 3072, 11), (50, 3072, 768, 11)]
 
 
-def main():
+def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("model", type=Path)
     p.add_argument("--torch", required=True, metavar="PYTHON", help=f"of an environment made with: {SETUP}")
     p.add_argument("--batch", type=int, default=32)
     p.add_argument("--rounds", type=int, default=7)
-    a = p.parse_args()
+    a = p.parse_args(argv)
     ours = Worker("jclip", sys.executable, "ours", a.model)
     workers = [ours, *(Worker(name, a.torch, "reference", name, a.model) for name in ("torch", "onnxruntime"))]
 
@@ -46,10 +45,10 @@ def main():
         f"is at {limit / seconds['jclip']:.0%} of that"
     )
 
-    read = prompts.read(read_classes(CLASSES))
+    class_prompts = prompts.read(read_classes(CLASSES))
     for what, texts in (
-        ("class prompts", [of_class[0] for of_class in read.sentences]),
-        ("descriptions", [of_class[-1] for of_class in read.sentences]),
+        ("class prompts", [of_class[0] for of_class in class_prompts.sentences]),
+        ("descriptions", [of_class[-1] for of_class in class_prompts.sentences]),
     ):
         report(
             f"{len(texts)} {what} such as {texts[0]!r}",
@@ -59,6 +58,7 @@ def main():
 
 
 def report(what: str, n: int, seconds: dict[str, float]) -> None:
+    """Print the rate of each side for n items, and how many times as fast jclip is."""
     print(
         f"{what}: "
         + ", ".join(f"{name} {n / s:.1f}/s" for name, s in seconds.items())

@@ -1,6 +1,6 @@
-"""Two sides of a comparison take turns on one machine: each is a process of its own, in an environment of its own.
+"""Run the sides of a benchmark in turn on one machine, each as a process in its own Python environment.
 
-A side is a module of this package that ends in `serve({"name": function, ...})`; the other end is a `Worker`.
+A side is a module of this package that ends in `serve({"name": function, ...})`; a `Worker` starts and asks it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Callable
 
 PROJECT = Path(__file__).parent.parent
-# What the environment of the other side needs; it must not be the project's own, for PyTorch takes another numpy.
+# How to make the environment of the other side; PyTorch needs another numpy than the project.
 SETUP = (
     'pip install torch==2.13.0 "numpy<2" pillow ftfy regex tqdm onnx onnxruntime\n'
     "    pip install --no-deps clip-anytorch torchvision      (of PyTorch a build for the CPU is enough)"
@@ -22,7 +22,7 @@ SETUP = (
 
 
 class Worker:
-    """A process that does work when asked."""
+    """A process of one side that runs functions by name."""
 
     def __init__(self, name: str, python: str, side: str, *arguments):
         command = [python, "-m", f"bench.{side}", *map(str, arguments)]
@@ -30,7 +30,7 @@ class Worker:
         self.name, self.process = name, subprocess.Popen(command, cwd=PROJECT, text=True, **pipes)
 
     def ask(self, what: str, **arguments) -> tuple[float, object]:
-        """The seconds that the work took in its process, and its answer."""
+        """Run the function `what`; return the seconds it took in its process, and its result."""
         try:
             self.process.stdin.write(json.dumps([what, arguments]) + "\n")
             self.process.stdin.flush()
@@ -40,7 +40,7 @@ class Worker:
 
 
 def in_turn(workers: list[Worker], rounds: int, what: str, **arguments) -> dict[str, float]:
-    """Median seconds by worker of `rounds` rounds, after one that warms up."""
+    """Return the median seconds of each worker over `rounds` rounds, after one that warms up."""
     seconds = {worker.name: [] for worker in workers}
     for _ in range(rounds + 1):
         for worker in workers:
@@ -49,8 +49,7 @@ def in_turn(workers: list[Worker], rounds: int, what: str, **arguments) -> dict[
 
 
 def serve(work: dict[str, Callable]) -> None:
-    """Answer the requests of a Worker on stdin; what libraries print goes to stderr. A function may return (clock,
-    answer)."""
+    """Answer the requests of a Worker on stdin; what libraries print goes to stderr."""
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         what, arguments = json.loads(line)

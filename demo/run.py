@@ -1,10 +1,10 @@
-"""The whole job on a small drawn world: draws the data set, runs the three scripts, ends with a table and a picture.
+"""Run the three scripts on a drawn data set, with each method, and end with a table of accuracies and a picture.
 
     python -m demo.run [FOLDER]
 
-The world is new to the demo's tiny CLIP (demo/clip.npz, made by demo/train_clip.py). Signs and flocks are new company
-of words that it knows; of the things it has met neither the shapes nor the names; four classes have no training
-photograph.
+The classes are new to the demo's tiny CLIP (demo/clip.npz, made by demo/train_clip.py): the names of signs and flocks
+are new combinations of words from its training, the shapes and names of things were not in it at all, and four classes
+have no training photographs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def parse(argv) -> argparse.Namespace:
         type=Path,
         default=HERE / "build",
         metavar="FOLDER",
-        help="where all is written (default: demo/build)",
+        help="where everything is written (default: demo/build)",
     )
     return p.parse_args(argv)
 
@@ -63,7 +63,7 @@ def main(argv=None):
 
 
 def run(*arguments) -> None:
-    """Run Python in the project's folder and show the command; TaskError where it fails, its own message above."""
+    """Show a Python command and run it in the project's folder; raise TaskError where it fails."""
     shown = [
         str(Path(argument).resolve().relative_to(Path.cwd()))
         if isinstance(argument, Path) and Path.cwd() in Path(argument).resolve().parents
@@ -77,10 +77,10 @@ def run(*arguments) -> None:
 
 
 def table(figures: dict[str, dict], with_shots: set[str]) -> str:
-    """Format top-1 and top-5 of each method in %: of all photographs, by group, of classes with and without shots."""
-    one = next(iter(figures.values()))
+    """Format top-1 and top-5 of each method in %: over all photographs, groups, classes with and without shots."""
+    first = next(iter(figures.values()))
     rows = [("all", lambda f: f)]
-    rows += [(group, lambda f, group=group: f["groups"][group]) for group in one["groups"]]
+    rows += [(group, lambda f, group=group: f["groups"][group]) for group in first["groups"]]
     rows += [
         (title, lambda f, shots=shots: mean(f, lambda name: (name in with_shots) == shots))
         for title, shots in (("classes with shots", True), ("classes without shots", False))
@@ -89,19 +89,19 @@ def table(figures: dict[str, dict], with_shots: set[str]) -> str:
         " " * 28 + "".join(f"{name:>17}" for name in figures),
         f"{'':20}{'photos':>8}" + f"{'top-1':>10}{'top-5':>7}" * len(figures),
     ]
-    for title, of in rows:
-        found = [of(f) for f in figures.values()]
+    for title, select in rows:
+        row = [select(f) for f in figures.values()]
         lines.append(
-            f"{title:22}{found[0]['n']:6}" + "".join(f"{100 * f['top1']:10.1f}{100 * f['top5']:7.1f}" for f in found)
+            f"{title:22}{row[0]['n']:6}" + "".join(f"{100 * f['top1']:10.1f}{100 * f['top5']:7.1f}" for f in row)
         )
     return "\n" + "\n".join(lines)
 
 
-def mean(figures: dict, chosen) -> dict:
-    """Figures over the photographs of the chosen classes."""
-    of = [f for name, f in figures["per_class"].items() if chosen(name) and f["n"]]
-    n = sum(f["n"] for f in of)
-    return {"n": n, **{key: sum(f[key] * f["n"] for f in of) / n for key in ("top1", "top5")}}
+def mean(figures: dict, is_chosen) -> dict:
+    """Average top-1 and top-5 over the photographs of the classes for which is_chosen(name) is true."""
+    classes = [f for name, f in figures["per_class"].items() if is_chosen(name) and f["n"]]
+    n = sum(f["n"] for f in classes)
+    return {"n": n, **{key: sum(f[key] * f["n"] for f in classes) / n for key in ("top1", "top5")}}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Train the demo's tiny CLIP: the towers of jclip at 48 px, contrastively, on captioned photographs of the drawn world.
+"""Train the demo's tiny CLIP, jclip's towers at 48 px, with its contrastive loss on drawn photographs and captions.
 
     python -m demo.train_clip [-o demo/clip.npz]
 
-What the demo's task will ask for is never drawn here: its signs and flocks are new company of known words, its things
-new altogether, with names that the text tower never meets. The weights file's array `meta` records the command, seed
-and time.
+The classes of the demo's task are left out of training: the names of its signs and flocks are new combinations of words
+from training, and its things are not drawn at all, nor are their names in any caption. The weights file's array `meta`
+records the command, seed and time.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ SIGN_CAPTIONS = (
     "a {}.",
 )
 GLYPH_CAPTIONS = ("a photo of a {}.", "a photo of a {colour} {}.", "a drawing of a {colour} {}.", "a {}.")
-KINDS = (0.55, 0.25, 0.2)  # of the photographs: signs, flocks, glyphs
-UNMET = 49405  # the token that stands for all that no caption holds; just below the start and the end token
-FORGOTTEN = 0.1  # of the captions have their name forgotten: so the row of UNMET comes to mean "something"
+KIND_SHARES = (0.55, 0.25, 0.2)  # of the photographs: signs, flocks, glyphs
+UNSEEN = 49405  # stands for all tokens that no caption has; the ids above it are the start and the end token
+NAME_DROPOUT = 0.1  # share of captions whose name becomes UNSEEN, which so comes to mean "something"
 FLOCK_CAPTIONS = (
     "a photo of {}.",
     "a photo of {}, a type of flock.",
@@ -63,7 +63,7 @@ def parse(argv) -> argparse.Namespace:
     )
     p.add_argument("--steps", type=cli.at_least(1), default=4500, metavar="N", help="(default: 4500)")
     p.add_argument("--batch-size", type=cli.at_least(2), default=192, metavar="N", help="(default: 192)")
-    p.add_argument("--lr", type=float, default=1e-3, metavar="X", help="at its highest (default: 0.001)")
+    p.add_argument("--lr", type=float, default=1e-3, metavar="X", help="highest learning rate (default: 0.001)")
     return p.parse_args(argv)
 
 
@@ -73,11 +73,10 @@ def main(argv=None):
     started = time.time()
     images, captions = draw(a.photographs, a.seed)
     distinct, caption_of = np.unique(captions, return_inverse=True)
-    known, tokens = np.unique(
-        caption_tokens(distinct.tolist()), return_inverse=True
-    )  # the vocabulary of these captions, in order: the end token stays last
-    state = train(a, images, tokens.reshape(len(distinct), -1).astype(np.int32), caption_of, len(known))
-    state["token_embedding.weight"] = whole_vocabulary(state["token_embedding.weight"], known)
+    # the vocabulary of these captions, in order: the end token stays last
+    token_ids, tokens = np.unique(caption_tokens(distinct.tolist()), return_inverse=True)
+    state = train(a, images, tokens.reshape(len(distinct), -1).astype(np.int32), caption_of, len(token_ids))
+    state["token_embedding.weight"] = whole_vocabulary(state["token_embedding.weight"], token_ids)
     minutes = (time.time() - started) / 60
     made_by = {
         "command": f"python -m demo.train_clip --photographs {a.photographs} --steps {a.steps} --batch-size "
@@ -85,7 +84,7 @@ def main(argv=None):
         "minutes": round(minutes, 1),
         "cores": os.cpu_count(),
         "captions": len(distinct),
-        "tokens": len(known),
+        "tokens": len(token_ids),
     }
     with written_whole(a.out) as file:
         np.savez_compressed(
@@ -97,8 +96,14 @@ def main(argv=None):
 
 
 def draw(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """n photographs of what the task will not ask for, preprocessed, float16 (n, 3, 48, 48), and their captions
-    (n,)."""
+    """Draw n photographs of classes that the task does not have, and caption them.
+
+    Returns
+    -------
+    images : float16 array of shape (n, 3, 48, 48)
+        Preprocessed.
+    captions : array of shape (n,)
+    """
     # spawned, not forked: the drawing processes do not share what this one has imported
     with get_context("spawn").Pool() as pool:
         drawn = list(
@@ -113,40 +118,41 @@ def draw(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_one(item: tuple[int, int]) -> tuple[np.ndarray, str]:
+    """Draw one photograph from the seed `item`; return its preprocessed pixels and its caption."""
     rng = np.random.default_rng(item)
     kinds = [
         ({name: thing for name, thing in world.signs().items() if name not in world.NEW_SIGNS}, SIGN_CAPTIONS),
         ({name: thing for name, thing in world.flocks().items() if name not in world.NEW_FLOCKS}, FLOCK_CAPTIONS),
         (world.glyphs(), GLYPH_CAPTIONS),
     ]
-    of, templates = kinds[rng.choice(len(kinds), p=KINDS)]
-    name, colour = str(rng.choice(list(of))), str(rng.choice(list(world.COLOURS)))
-    words = END if rng.random() < FORGOTTEN else name  # no caption holds the end token otherwise: it is replaced below
+    things, templates = kinds[rng.choice(len(kinds), p=KIND_SHARES)]
+    name, colour = str(rng.choice(list(things))), str(rng.choice(list(world.COLOURS)))
+    words = END if rng.random() < NAME_DROPOUT else name  # caption_tokens replaces an end token inside a caption
     number, _, shapes = words.partition(" ")
     caption = templates[rng.integers(len(templates))].format(words, colour=colour, number=number, shapes=shapes)
-    return pixels(world.photograph(of[name], colour, rng, *world.SIZE), RESOLUTION).astype(np.float16), caption
+    return pixels(world.photograph(things[name], colour, rng, *world.SIZE), RESOLUTION).astype(np.float16), caption
 
 
 def caption_tokens(captions: list[str]) -> np.ndarray:
-    """Token ids (n, 77) of captions, a forgotten name as UNMET."""
+    """Return the token ids (n, 77) of captions, with UNSEEN in place of a name that was dropped."""
     tokens = tokenize(captions)
     last = (tokens > 0).sum(axis=1) - 1
     inside = np.arange(tokens.shape[1]) < last[:, None]
-    tokens[inside & (tokens == tokens.max())] = UNMET
+    tokens[inside & (tokens == tokens.max())] = UNSEEN
     return tokens
 
 
 def train(a, images: np.ndarray, tokens: np.ndarray, caption_of: np.ndarray, vocabulary: int) -> dict[str, np.ndarray]:
-    """Weights after a.steps steps of CLIP's contrastive loss (Radford et al., arXiv:2103.00020, figure 3).
+    """Return the weights after a.steps steps of CLIP's contrastive loss (Radford et al., arXiv:2103.00020, figure 3).
 
-    Photographs of one batch with the same caption all count as its partners.
+    All photographs of a batch with the same caption count as its positives.
     """
     runtime.use(a.device)
     jt = runtime.jittor()
     from jclip.model import build_model
 
     rng = np.random.default_rng(a.seed)
-    model = build_model(fresh_weights(rng, vocabulary))
+    model = build_model(initial_weights(rng, vocabulary))
     model.train()
     optimizer = jt.optim.AdamW(model.parameters(), a.lr, eps=1e-6, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
     with tqdm(range(a.steps), desc="training", unit=" step") as bar:
@@ -154,14 +160,14 @@ def train(a, images: np.ndarray, tokens: np.ndarray, caption_of: np.ndarray, voc
             rows = rng.choice(len(images), min(a.batch_size, len(images)), replace=False)
             optimizer.lr = a.lr * min((step + 1) / WARM_UP, (1 + np.cos(np.pi * step / a.steps)) / 2)
             same = (caption_of[rows][:, None] == caption_of[rows]).astype(np.float32)
-            partners = jt.array(same / same.sum(axis=1, keepdims=True)).stop_grad()
+            targets = jt.array(same / same.sum(axis=1, keepdims=True)).stop_grad()
             batch = images[rows].astype(np.float32)
             mirrored = rng.random(len(rows)) < 0.5
             batch[mirrored] = batch[mirrored, :, :, ::-1]
             per_image, per_text = model(jt.array(batch).stop_grad(), tokens[caption_of[rows]])
             loss = -(
-                (partners * jt.nn.log_softmax(per_image, dim=1)).sum()
-                + (partners * jt.nn.log_softmax(per_text, dim=1)).sum()
+                (targets * jt.nn.log_softmax(per_image, dim=1)).sum()
+                + (targets * jt.nn.log_softmax(per_text, dim=1)).sum()
             ) / (2 * len(rows))
             optimizer.step(loss)
             model.logit_scale.assign(jt.minimum(model.logit_scale, np.float32(np.log(100))))
@@ -187,9 +193,8 @@ def architecture(vocabulary: int) -> Architecture:
     )
 
 
-def fresh_weights(rng: np.random.Generator, vocabulary: int) -> dict[str, np.ndarray]:
-    """Where training starts: normal, narrower where more is summed (initialize_parameters in OpenAI's
-    clip/model.py)."""
+def initial_weights(rng: np.random.Generator, vocabulary: int) -> dict[str, np.ndarray]:
+    """Draw initial weights with the standard deviations of initialize_parameters in OpenAI's clip/model.py."""
     state = {}
     for name, shape in expected_shapes(architecture(vocabulary)).items():
         if name.endswith("bias"):
@@ -199,21 +204,21 @@ def fresh_weights(rng: np.random.Generator, vocabulary: int) -> dict[str, np.nda
         elif name == "logit_scale":
             state[name] = np.log(1 / 0.07)
         else:
-            deep = (2 * VISION_LAYERS) ** -0.5 if name.endswith(("out_proj.weight", "c_proj.weight")) else 1
-            width = {
+            depth_scale = (2 * VISION_LAYERS) ** -0.5 if name.endswith(("out_proj.weight", "c_proj.weight")) else 1
+            inverse_variance = {
                 "token_embedding.weight": 50**2,
                 "positional_embedding": 100**2,
                 "visual.conv1.weight": 3 * PATCH**2,
             }.get(name, WIDTH)
-            state[name] = rng.normal(0, width**-0.5 * deep, shape)
+            state[name] = rng.normal(0, inverse_variance**-0.5 * depth_scale, shape)
     return {name: np.asarray(value, np.float32) for name, value in state.items()}
 
 
-def whole_vocabulary(rows: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """The embedding of all of CLIP's tokens; all that no caption held share the row of UNMET."""
-    whole = np.tile(rows[known == UNMET], (VOCABULARY_SIZE, 1))
-    whole[known] = rows
-    return whole
+def whole_vocabulary(rows: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
+    """Return the embedding of all of CLIP's tokens; those that no caption has share the row of UNSEEN."""
+    embedding = np.tile(rows[token_ids == UNSEEN], (VOCABULARY_SIZE, 1))
+    embedding[token_ids] = rows
+    return embedding
 
 
 if __name__ == "__main__":

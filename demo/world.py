@@ -1,7 +1,7 @@
-"""A small drawn world: what its things are called, and photographs of them, in all the variety of photographs.
+"""Draw photographs of the demo's classes at random position, size, angle, light and background.
 
-Three kinds: signs (a shape with a pattern: "striped star"), flocks (several small shapes: "three hearts") and things
-("anchor"); and, to learn from, glyphs that mean nothing. Everything follows its seed: the same seed draws the same
+There are three groups of classes: signs (a shape with a pattern: "striped star"), flocks (several small shapes: "three
+hearts") and things ("anchor"); CLIP's training also has glyphs, which are random shapes. The same seed draws the same
 pixels.
 """
 
@@ -145,8 +145,8 @@ THINGS = {
         ([(0, -0.2), (0.9, 0.55), (-0.9, 0.55)], True),
     ],
 }
-# Never drawn for CLIP's training: the classes of the few-shot task. Each shape and each pattern or number stands in
-# training in other company; of the things, not even the names are met.
+# Classes of the few-shot task, which CLIP's training leaves out. Training has each shape, pattern and number in other
+# combinations, but neither the shapes nor the names of THINGS.
 NEW_SIGNS = (
     "striped star",
     "dotted heart",
@@ -175,11 +175,11 @@ NEW_FLOCKS = (
 )
 
 
-GLYPHS = 80  # shapes without a meaning, for CLIP's training alone: what has met many shapes tells new ones apart
+GLYPHS = 80  # random shapes for CLIP's training alone, so that it learns to tell new shapes apart
 
 
 class Thing(NamedTuple):
-    """One thing to draw: its polygons, how often, with which pattern."""
+    """What to draw: the polygons of a shape, how many copies of it, and their pattern."""
 
     shape: list
     count: int
@@ -187,12 +187,12 @@ class Thing(NamedTuple):
 
 
 def signs() -> dict[str, Thing]:
-    """All signs by name."""
+    """Return all signs by name."""
     return {f"{pattern} {shape}": Thing(SHAPES[shape], 1, pattern) for shape in SHAPES for pattern in PATTERNS}
 
 
 def flocks() -> dict[str, Thing]:
-    """All flocks by name."""
+    """Return all flocks by name."""
     return {
         f"{word} {shape}{'es' if shape.endswith('s') else 's'}": Thing(SHAPES[shape], count, "solid")
         for shape in SHAPES
@@ -201,12 +201,12 @@ def flocks() -> dict[str, Thing]:
 
 
 def things() -> dict[str, Thing]:
-    """All things by name."""
+    """Return all things by name."""
     return {name: Thing(shape, 1, "solid") for name, shape in THINGS.items()}
 
 
 def glyphs() -> dict[str, Thing]:
-    """Random shapes under made-up names such as "bim": two to four parts, some of them cut out."""
+    """Make random shapes of two to four parts, some of them cut out, under made-up names such as "bim"."""
     rng = np.random.default_rng(0)
     names = [first + vowel + last for first in "bdfgklmnprtvz" for vowel in "aeiou" for last in "bdgkmnpx"]
     made = {}
@@ -217,30 +217,30 @@ def glyphs() -> dict[str, Thing]:
     return made
 
 
-def _part(rng, radius: float, off: float) -> list:
-    """A polygon or an ellipse, stretched, turned, and up to `off` from the middle."""
-    corners, turn, slim = int(rng.choice([3, 4, 4, 5, 6, 24])), rng.uniform(0, 2 * math.pi), rng.uniform(0.3, 1)
-    sine, cosine, (x0, y0) = math.sin(turn), math.cos(turn), rng.uniform(-off, off, 2)
+def _part(rng, radius: float, offset: float) -> list:
+    """Draw a polygon or an ellipse, stretched, turned, and up to `offset` from the middle in x and y."""
+    corners, turn, stretch = int(rng.choice([3, 4, 4, 5, 6, 24])), rng.uniform(0, 2 * math.pi), rng.uniform(0.3, 1)
+    sine, cosine, (x0, y0) = math.sin(turn), math.cos(turn), rng.uniform(-offset, offset, 2)
     return [
-        (x0 + radius * (x * cosine - slim * y * sine), y0 + radius * (x * sine + slim * y * cosine))
+        (x0 + radius * (x * cosine - stretch * y * sine), y0 + radius * (x * sine + stretch * y * cosine))
         for x, y in _ngon(corners)
     ]
 
 
 def photograph(thing: Thing, colour: str, rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """Draw a photograph of the thing at any position, size and angle, on any ground, in any light, with noise."""
+    """Draw a photograph of the thing at a random position, size and angle, on a random background, with noise."""
     size = np.array([width, height]) * DETAIL
-    image = _ground(rng, colour, *size)
+    image = _background(rng, colour, *size)
     for centre, radius in _circles(rng, thing.count, *size):
         mask = _mask(thing.shape, centre, radius, rng.uniform(-0.45, 0.45), size)
         if thing.pattern == "hollow":
             inner = mask.filter(ImageFilter.MinFilter(2 * int(radius * 0.09) + 3))
             mask = ImageChops.subtract(mask, inner)
-        image.paste(_paint(rng, thing.pattern, colour, radius, *size), mask=mask)
+        image.paste(_surface(rng, thing.pattern, colour, radius, *size), mask=mask)
     image = image.resize((width, height), Image.BOX)
     if rng.random() < 0.3:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.7)))
-    return _lit(image, rng)
+    return _add_light_and_noise(image, rng)
 
 
 def _circles(rng, count: int, width: int, height: int) -> list:
@@ -258,13 +258,14 @@ def _circles(rng, count: int, width: int, height: int) -> list:
     while len(circles) < count:
         circles = []
         for _ in range(60):
-            here = centre(1.1 * radius)
-            if len(circles) < count and all(math.dist(here, other) > 2.3 * radius for other, _ in circles):
-                circles.append((here, radius * rng.uniform(0.85, 1.05)))
+            position = centre(1.1 * radius)
+            if len(circles) < count and all(math.dist(position, other) > 2.3 * radius for other, _ in circles):
+                circles.append((position, radius * rng.uniform(0.85, 1.05)))
     return circles
 
 
 def _mask(shape: list, centre, radius: float, turn: float, size) -> Image.Image:
+    """Draw the shape in white on black."""
     mask = Image.new("L", tuple(map(int, size)))
     draw = ImageDraw.Draw(mask)
     sine, cosine = math.sin(turn), math.cos(turn)
@@ -279,41 +280,43 @@ def _mask(shape: list, centre, radius: float, turn: float, size) -> Image.Image:
     return mask
 
 
-def _paint(rng, pattern: str, colour: str, radius: float, width: int, height: int) -> Image.Image:
-    """The thing's surface, as large as the photograph."""
+def _surface(rng, pattern: str, colour: str, radius: float, width: int, height: int) -> Image.Image:
+    """Draw a surface in the thing's colour and pattern, as large as the photograph."""
     first = np.array(COLOURS[colour]) + rng.normal(0, 10, 3)
     second = np.array((250, 250, 245) if np.mean(first) < 140 else (40, 40, 50)) + rng.normal(0, 8, 3)
     y, x = np.mgrid[:height, :width]
     turn, phase = rng.uniform(0, math.pi), rng.uniform(0, 10, 2)
     u, v = x * math.cos(turn) + y * math.sin(turn) + phase[0], y * math.cos(turn) - x * math.sin(turn) + phase[1]
     step = radius * rng.uniform(0.42, 0.55)
-    here = {
+    is_second = {
         "striped": u % step < step / 2,
         "checkered": (u // (step * 0.8) + v // (step * 0.8)) % 2 < 1,
         "dotted": (u % step - step / 2) ** 2 + (v % step - step / 2) ** 2 < (0.3 * step) ** 2,
     }.get(pattern, np.zeros((height, width), bool))
-    return Image.fromarray(np.where(here[..., None], second, first).clip(0, 255).astype(np.uint8))
+    return Image.fromarray(np.where(is_second[..., None], second, first).clip(0, 255).astype(np.uint8))
 
 
-def _ground(rng, colour: str, width: int, height: int) -> Image.Image:
-    """A ground of two colours, both unlike the thing's, that fade into each other, with a few lines on it."""
-    far = [c for c in COLOURS.values() if np.abs(np.array(c) - COLOURS[colour]).sum() > 200]
-    one, two = (0.55 * np.array(far[rng.integers(len(far))]) + 0.45 * rng.uniform(60, 200) for _ in range(2))
+def _background(rng, colour: str, width: int, height: int) -> Image.Image:
+    """Draw two colours that fade into each other, both unlike the thing's, with a few lines on them."""
+    unlike = [c for c in COLOURS.values() if np.abs(np.array(c) - COLOURS[colour]).sum() > 200]
+    first, second = (0.55 * np.array(unlike[rng.integers(len(unlike))]) + 0.45 * rng.uniform(60, 200) for _ in range(2))
     y, x = np.mgrid[:height, :width]
     turn = rng.uniform(0, 2 * math.pi)
     fade = ((x / width - 0.5) * math.cos(turn) + (y / height - 0.5) * math.sin(turn) + 0.5).clip(0, 1)[..., None]
-    image = Image.fromarray((one * fade + two * (1 - fade)).clip(0, 255).astype(np.uint8))
+    image = Image.fromarray((first * fade + second * (1 - fade)).clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
     for _ in range(rng.integers(0, 4)):
         ends = [tuple(rng.uniform(0, 1, 2) * (width, height)) for _ in range(2)]
         draw.line(
-            ends, fill=tuple(int(c) for c in (0.7 * one + 0.3 * rng.uniform(0, 255, 3))), width=int(rng.integers(2, 5))
+            ends,
+            fill=tuple(int(c) for c in (0.7 * first + 0.3 * rng.uniform(0, 255, 3))),
+            width=int(rng.integers(2, 5)),
         )
     return image
 
 
-def _lit(image: Image.Image, rng) -> Image.Image:
-    """Brightness, contrast, a light from one side, and noise."""
+def _add_light_and_noise(image: Image.Image, rng) -> Image.Image:
+    """Change brightness and contrast, add light from one side, and noise."""
     pixels = np.asarray(image, np.float32)
     height, width = pixels.shape[:2]
     y, x = np.mgrid[:height, :width]
