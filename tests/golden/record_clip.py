@@ -1,4 +1,4 @@
-"""Record what OpenAI's own CLIP code answers, stage by stage, on a tiny random model: the golden files of test_clip.py.
+"""Record the results of OpenAI's own CLIP code, stage by stage, on a tiny random model: golden files of test_clip.py.
 
 In an environment of its own (never the project's):
 
@@ -76,10 +76,10 @@ PICTURES = [
 
 
 def openai():
-    """OpenAI's modules clip.clip and clip.model.
+    """Import and return OpenAI's modules clip.clip and clip.model.
 
-    They want pkg_resources' `packaging`, gone from today's setuptools, and torchvision's transforms; torchvision itself
-    wants operators compiled for the very torch, so its package is entered without its __init__.
+    They need pkg_resources' `packaging`, which setuptools no longer has, and torchvision's transforms. The __init__ of
+    torchvision needs operators compiled for this torch, so an empty module with the package's path replaces it.
     """
     sys.modules["pkg_resources"] = types.SimpleNamespace(
         packaging=importlib.import_module("packaging.version") and sys.modules["packaging"]
@@ -92,7 +92,7 @@ def openai():
 
 
 def picture(mode: str, width: int, height: int) -> bytes:
-    """A smooth pattern with noise as a file: TIFF for CMYK, PNG for all other modes."""
+    """Return a smooth pattern with noise as the bytes of a TIFF file for CMYK, or PNG for all other modes."""
     rng = np.random.default_rng([width, height])
     y, x = np.mgrid[:height, :width]
     rgb = np.stack([128 + 100 * np.sin(x / 9), 128 + 100 * np.cos(y / 7), (x + y) % 256], -1) + rng.normal(
@@ -139,13 +139,12 @@ def record_stages(model_code) -> None:
     model = model.float()
 
     stages = {}
-    hooked = {f"visual.transformer.resblocks.{i}": block for i, block in enumerate(model.visual.transformer.resblocks)}
-    hooked.update({f"transformer.resblocks.{i}": block for i, block in enumerate(model.transformer.resblocks)})
-    hooked.update({"visual.ln_pre": model.visual.ln_pre, "visual": model.visual, "ln_final": model.ln_final})
-    for name, module in hooked.items():
-        order = (
-            (lambda x: x.transpose(0, 1)) if "resblocks" in name else (lambda x: x)
-        )  # OpenAI's blocks work on (l, n, w)
+    modules = {f"visual.transformer.resblocks.{i}": block for i, block in enumerate(model.visual.transformer.resblocks)}
+    modules.update({f"transformer.resblocks.{i}": block for i, block in enumerate(model.transformer.resblocks)})
+    modules.update({"visual.ln_pre": model.visual.ln_pre, "visual": model.visual, "ln_final": model.ln_final})
+    for name, module in modules.items():
+        # OpenAI's blocks work on (l, n, w)
+        order = (lambda x: x.transpose(0, 1)) if "resblocks" in name else (lambda x: x)
         module.register_forward_hook(
             lambda module, inputs, output, name=name, order=order: stages.update(
                 {f"{name}.in": order(inputs[0]).numpy().copy(), f"{name}.out": order(output).numpy().copy()}

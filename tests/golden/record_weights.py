@@ -1,13 +1,12 @@
-"""Write one tiny CLIP in every format that people have, with the programs that make those formats: test_weights.py
-reads them.
+"""Write one tiny CLIP in every format that people have, with the libraries that define them, for test_weights.py.
 
 In an environment of its own (never the project's):
 
     pip install torch==2.13.0 "numpy<2" transformers safetensors && pip install --no-deps clip-anytorch
     python tests/golden/record_weights.py
 
-Writes into weights/ beside itself; expected.npz has what each of them must read as. Every tensor holds a pattern of its
-own, so that none can stand for another, and git can pack them.
+Writes into weights/ beside itself; expected.npz has what each of them must read as. Every tensor has a different
+pattern, so that no two can be confused, and git compresses them well.
 """
 
 import hashlib
@@ -36,6 +35,7 @@ SIZES = dict(
 
 
 def openai_model():
+    """Make OpenAI's CLIP with a different pattern in each parameter, and the release's float16 weights."""
     folder = Path(importlib.util.find_spec("clip").submodule_search_locations[0])
     spec = importlib.util.spec_from_file_location("model", folder / "model.py")
     code = importlib.util.module_from_spec(spec)
@@ -49,7 +49,7 @@ def openai_model():
 
 
 def release(model, path: Path) -> None:
-    """A TorchScript archive as OpenAI released them: float16 weights, and three sizes among the tensors."""
+    """Write a TorchScript archive like OpenAI's: float16 weights, and three sizes among the tensors."""
     half = {name: value.clone() for name, value in model.state_dict().items()}
     for name, value in dict(input_resolution=32, context_length=8, vocab_size=40).items():
         model.__dict__.pop(name, None)
@@ -63,7 +63,7 @@ def release(model, path: Path) -> None:
 
 
 def hugging_face(state: dict, path: Path) -> None:
-    """transformers' own model, filled through its own names, saved as its save_pretrained does."""
+    """Fill transformers' CLIPModel under its own names, and write it as save_pretrained does."""
     tower = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=1, num_attention_heads=1)
     model = CLIPModel(
         CLIPConfig(
@@ -107,17 +107,16 @@ def hugging_face(state: dict, path: Path) -> None:
 
 
 def open_clip(state: dict, path: Path) -> None:
-    """The names that open_clip 3 gives a model with a separate text tower (CustomTextCLIP): OpenAI's, the text's under
-    "text."."""
-    own = {
+    """Write the names of open_clip 3's CustomTextCLIP: OpenAI's, with "text." before those of the text tower."""
+    renamed = {
         name if name.startswith(("visual.", "logit_scale")) else f"text.{name}": value.contiguous()
         for name, value in state.items()
     }
-    save_file({**own, "text.attn_mask": torch.full((8, 8), float("-inf")).triu_(1)}, str(path))
+    save_file({**renamed, "text.attn_mask": torch.full((8, 8), float("-inf")).triu_(1)}, str(path))
 
 
 def jclip(state: dict, path: Path) -> None:
-    """What jt.save writes of a dict of torch tensors: what JCLIP's own conversion makes."""
+    """Write what JCLIP's own conversion makes: jt.save of a dict of torch tensors."""
     content = pickle.dumps({name: value.float() for name, value in state.items()}, 4)
     path.write_bytes(content + hashlib.sha1(content).digest() + b"HCAJSLHD")
 
