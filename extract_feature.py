@@ -31,13 +31,21 @@ def parse(argv) -> argparse.Namespace:
         metavar="DIR",
         help="folder of templates.json, names.json and GROUP_prompt.json (default: the program's own)",
     )
+    add_sampling(p)
+    batch_size = "photographs encoded at a time (default: {cpu}, on CUDA {cuda})".format(**IMAGE_BATCH)
+    p.add_argument("--batch-size", type=cli.at_least(1), metavar="N", help=batch_size)
     p.add_argument(
-        "--shots",
-        type=cli.at_least(1),
-        default=4,
-        metavar="K",
-        help="training photographs per class to learn from (default: 4)",
+        "--force", action="store_true", help="encode everything anew, also what is unchanged since an earlier run"
     )
+    strict = "stop at the first photograph that cannot be read (default: leave it out and say so)"
+    p.add_argument("--strict", action="store_true", help=strict)
+    return p.parse_args(argv)
+
+
+def add_sampling(p: argparse.ArgumentParser) -> None:
+    """Add the options of a Sampling, without the seed."""
+    shots = "training photographs per class to learn from (default: 4)"
+    p.add_argument("--shots", type=cli.at_least(1), default=4, metavar="K", help=shots)
     p.add_argument(
         "--views",
         type=augment.parse_views,
@@ -52,33 +60,10 @@ def parse(argv) -> argparse.Namespace:
         default="kmeans",
         help="how the shots are chosen (default: kmeans, the photographs nearest the K centres)",
     )
-    p.add_argument(
-        "--max-train",
-        type=cli.at_least(1),
-        metavar="N",
-        help="look at no more than N training photographs per class, drawn with --seed (default: all)",
-    )
-    p.add_argument(
-        "--max-val",
-        type=cli.at_least(0),
-        metavar="N",
-        help="keep no more than N validation photographs per class, drawn with --seed (default: all that are left)",
-    )
-    p.add_argument(
-        "--batch-size",
-        type=cli.at_least(1),
-        metavar="N",
-        help="photographs encoded at a time (default: {cpu}, on CUDA {cuda})".format(**IMAGE_BATCH),
-    )
-    p.add_argument(
-        "--force", action="store_true", help="encode everything anew, also what is unchanged since an earlier run"
-    )
-    p.add_argument(
-        "--strict",
-        action="store_true",
-        help="stop at the first photograph that cannot be read (default: leave it out and say so)",
-    )
-    return p.parse_args(argv)
+    max_train = "look at no more than N training photographs per class, drawn with --seed (default: all)"
+    p.add_argument("--max-train", type=cli.at_least(1), metavar="N", help=max_train)
+    max_val = "keep no more than N validation photographs per class, drawn with --seed (default: all that are left)"
+    p.add_argument("--max-val", type=cli.at_least(0), metavar="N", help=max_val)
 
 
 @cli.script
