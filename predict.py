@@ -21,8 +21,6 @@ from jclip import bounded
 from report import metrics, result, sheet
 from tip_adapter_utils import predict_logits
 
-BATCH_SIZE = 32  # of photographs given by name
-
 
 def parse(argv) -> argparse.Namespace:
     p = cli.parser(__doc__, "--output", "--weights", "--device", "--precision", "--data", "--split")
@@ -141,9 +139,11 @@ def print_photos(a: argparse.Namespace) -> None:
     """Print the classes and probabilities of the photographs that were given by name."""
     from fewshot import classifier  # not for --help, nor for test.npz
     from fewshot.encoder import balanced_batch_size
+    from jclip.features import IMAGE_BATCH
 
     paths = [path for given in a.photos for path in data.photographs(given)]
-    options = {"device": a.device, "batch_size": balanced_batch_size(len(paths), BATCH_SIZE), "precision": a.precision}
+    batch_size = balanced_batch_size(len(paths), IMAGE_BATCH["cpu"])  # few photographs, also on CUDA
+    options = {"device": a.device, "batch_size": batch_size, "precision": a.precision}
     if a.classes:
         encoder, adapter = classifier.zero_shot(a.classes, a.weights, **options)
     else:
