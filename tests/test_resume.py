@@ -371,10 +371,10 @@ def test_a_trial_costs_nothing_of_what_was_there(work, extract):
 
 
 def test_every_photograph_is_encoded_once(extract, monkeypatch):
-    """That holds for those, too, that are encoded to select the shots and then used as shots."""
+    """Also those that are encoded to select the shots by, and then used."""
     encoded, put = [], store.Store.put
     monkeypatch.setattr(store.Store, "put", lambda self, keys, rows: encoded.extend(keys) or put(self, keys, rows))
-    extract()
+    extract("--force")
     assert len(encoded) == len(set(encoded)) == ALL
 
 
