@@ -17,6 +17,7 @@ import numpy as np
 from fewshot import artifacts, cli, data
 from fewshot.errors import TaskError, preview
 from fewshot.prompts import groups_of
+from fewshot.rows import softmax
 from jclip import bounded
 from report import metrics, result, sheet
 from tip_adapter_utils import predict_logits
@@ -90,7 +91,7 @@ def main(argv=None):
     if a.sheet:  # last: should it fail, nothing else is lost
         rows = sheet_rows(test)
         photos = find_photos(a, adapter, [test.names[i] for i in rows])
-        sheet.write(a.sheet, photos, metrics.softmax(logits[rows]), adapter, test.labels[rows], a.topk)
+        sheet.write(a.sheet, photos, softmax(logits[rows]), adapter, test.labels[rows], a.topk)
         print(f"{a.sheet}: {len(photos)} photographs")
 
 
@@ -150,7 +151,7 @@ def print_photos(a: argparse.Namespace) -> None:
         encoder, adapter = classifier.trained(a.output / "adapter.npz", a.weights, **options)
     rows, failures = encoder.photos(paths)
     readable = [i for i in range(len(paths)) if i not in failures]
-    photos, probabilities = [paths[i] for i in readable], metrics.softmax(predict_logits(adapter, rows[readable]))
+    photos, probabilities = [paths[i] for i in readable], softmax(predict_logits(adapter, rows[readable]))
     for photo, row, best in zip(photos, probabilities, metrics.top_classes(probabilities, a.topk)):
         print(bounded.one_line(str(photo)))
         for label in best:

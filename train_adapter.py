@@ -16,10 +16,10 @@ from pathlib import Path
 
 from fewshot import artifacts, cli
 from fewshot.errors import TaskError
-from fewshot.task import has_labels, read_task
+from fewshot.task_features import has_labels, read_features
 from methods import METHODS, Settings, methods_with, train
-from methods.evaluation import score_beside_baselines, score_draws
 from report import metrics
+from report.evaluation import score_beside_baselines, score_draws
 from report.training import summary
 
 
@@ -92,7 +92,7 @@ def learn(folder: Path, method: str, settings: Settings, *, refit: bool = False,
     TaskError
         Where a file is missing or damaged, or holds no rows for what is asked.
     """
-    task = read_task(folder)
+    task = read_features(folder)
     check_validation(task.val, folder / "val.npz", refit, seeds)
     started = time.perf_counter()
     outcome = train(method, *task, settings)

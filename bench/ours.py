@@ -10,7 +10,7 @@ import numpy as np
 import tip_adapter_utils as tip
 from bench.worker import serve
 from fewshot.rows import all_views
-from fewshot.task import read_task
+from fewshot.task_features import read_features
 from jclip import features, load, runtime
 from methods import Settings, grid, train
 from methods.folds import make_folds
@@ -106,7 +106,7 @@ def decode(folder, n, workers, batch):
 
 @cache
 def task(folder):
-    return read_task(Path(folder))
+    return read_features(Path(folder))
 
 
 def search(folder):

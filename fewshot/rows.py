@@ -70,3 +70,9 @@ def chunks(rows: int, width: int, numbers: int | None = None) -> Iterator[slice]
     """Slices of `rows` rows, so many in each that rows of `width` numbers hold `numbers` (default: CHUNK) together."""
     size = max(1, (numbers or CHUNK) // max(1, width))
     return (slice(start, start + size) for start in range(0, rows, size))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the probabilities, float (M, C), of logits (M, C)."""
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)

@@ -13,9 +13,8 @@ from tqdm import tqdm
 
 from fewshot.artifacts import Adapter, Split, Support, Text
 from fewshot.errors import TaskError
-from fewshot.rows import all_views, one_hot, shot_rows, subset, unit_rows
+from fewshot.rows import all_views, one_hot, shot_rows, softmax, subset, unit_rows
 from fewshot.training import cosine, descend
-from report.metrics import softmax
 
 from .folds import Fold, make_folds
 from .gaussian import class_means

@@ -12,6 +12,7 @@ import numpy as np
 
 from fewshot.errors import TaskError
 from fewshot.files import written_whole
+from fewshot.rows import softmax
 from jclip import bounded
 
 BINS = 15  # ranges of probability, as in Guo et al.
@@ -42,12 +43,6 @@ def top_classes(logits: np.ndarray, k: int = 5) -> np.ndarray:
         )  # in order of their labels, so that the stable sort keeps it among equals
         ranked[row] = candidates[np.argsort(-values[candidates], kind="stable")[:k]]
     return ranked
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the probabilities, float (M, C), of logits (M, C)."""
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 def score(logits: np.ndarray, labels: np.ndarray, names: Sequence[str], groups: Sequence[str]) -> dict:

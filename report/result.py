@@ -10,8 +10,9 @@ import numpy as np
 
 from fewshot.data import natural_key
 from fewshot.files import written_together
+from fewshot.rows import softmax
 
-from .metrics import softmax, top_classes
+from .metrics import top_classes
 
 
 def lines(names: Iterable[str], unreadable: Iterable[str], logits: np.ndarray, k: int) -> list[str]:

@@ -8,7 +8,7 @@ import methods
 from fewshot import artifacts
 from fewshot.artifacts import Split, Support, Text
 from fewshot.rows import unit_rows
-from fewshot.task import Task
+from fewshot.task_features import TaskFeatures
 from jclip.features import unit
 
 WIDTH = 24  # of features of `make_task`
@@ -62,7 +62,7 @@ def make_task_with_new_classes(class_names):
 
     of_shots, of_val = np.repeat(np.arange(7), 2), np.repeat(np.arange(7), 6)
     groups = {"groups": [name.split("_")[0] for name in class_names]}
-    return Task(
+    return TaskFeatures(
         Text(around(np.arange(10), 0.25), np.array(class_names), 20.0, groups),
         Support(around(of_shots, 0.2)[:, None], of_shots, names("shot", len(of_shots))),
         Split(around(of_val, 0.3), of_val, names("val", len(of_val))),
@@ -78,7 +78,7 @@ def make_overlapping_task(classes=60, shots=1, views=5, width=64):
         return unit_rows(centres[labels] + 0.15 * rng.standard_normal((*labels.shape, width), np.float32))
 
     of_val = np.arange(200) % classes
-    return Task(
+    return TaskFeatures(
         Text(around(np.arange(classes)), names("class", classes), 100.0),
         Support(around(np.repeat(of_shots[:, None], views, axis=1)), of_shots, names("shot", len(of_shots))),
         Split(around(of_val), of_val, names("val", 200)),

@@ -21,10 +21,10 @@ import predict
 import train_adapter
 from fewshot import artifacts, data
 from fewshot.encoder import FEATURES_VERSION, Encoder, Reader
+from fewshot.rows import softmax
 from fewshot.store import key_of
 from jclip import download, features, preprocess, weights
 from jclip.errors import Unreadable
-from report import metrics
 
 VIEWS = ("plain", "flip", "jitter", "crop")
 SIDE = 32
@@ -382,7 +382,7 @@ def test_a_test_photograph_that_fails_has_its_line_by_the_prior(here, capfd):
     adapter = artifacts.read(here / "output/adapter.npz", artifacts.Adapter)
     test = artifacts.read(here / "output/test.npz", artifacts.Split)
     assert sorted(test.meta["unreadable"]) == sorted(names) and len(test.names) == 6
-    mean = metrics.softmax(predict.predict_logits(adapter, test.features)).mean(axis=0)
+    mean = softmax(predict.predict_logits(adapter, test.features)).mean(axis=0)
     assert lines[names[0]] == " ".join(map(str, np.argsort(-mean, kind="stable")[:5]))
 
 

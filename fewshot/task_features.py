@@ -10,7 +10,7 @@ import numpy as np
 from .artifacts import Split, Support, Text, check_together, read
 
 
-class Task(NamedTuple):
+class TaskFeatures(NamedTuple):
     """What a classifier is learned from."""
 
     text: Text
@@ -18,7 +18,7 @@ class Task(NamedTuple):
     val: Split | None
 
 
-def read_task(folder: Path) -> Task:
+def read_features(folder: Path) -> TaskFeatures:
     """Read text.npz, support.npz and val.npz, and check that they belong together.
 
     Parameters
@@ -38,7 +38,7 @@ def read_task(folder: Path) -> Task:
     support = read(folder / "support.npz", Support) if (folder / "support.npz").exists() else no_shots
     val = read(folder / "val.npz", Split) if (folder / "val.npz").exists() else None
     check_together(text, support, *([] if val is None else [val]))
-    return Task(text, support, val)
+    return TaskFeatures(text, support, val)
 
 
 def has_labels(split: Split | None) -> bool:
