@@ -20,11 +20,15 @@ test-all: $(READY)
 	.venv/bin/python -m pytest -q --slow
 
 $(READY): requirements.txt requirements-dev.txt
-	@test -n "$(PYTHON)" || { echo "Python 3.9 to 3.12 is missing: Jittor needs numpy 1, which later ones lack; install one, or: make PYTHON=/path/to/python3.11"; exit 1; }
-	@command -v g++ >/dev/null || { echo "g++ is missing, with which Jittor compiles itself; install it (Debian, Ubuntu: apt install g++)"; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv is missing; install it (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
-	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || \
-		{ echo "Python.h is missing, which Jittor compiles against; install it (Debian, Ubuntu: apt install python3-dev)"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.9 to 3.12 is missing: Jittor needs numpy 1, which later ones lack; \
+	install one, or: make PYTHON=/path/to/python3.11"; exit 1; }
+	@command -v g++ >/dev/null || { echo "g++ is missing, with which Jittor compiles itself; \
+	install it (Debian, Ubuntu: apt install g++)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv is missing; \
+	install it (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	@$(PYTHON) -c 'import os, sysconfig as s; exit(not os.path.exists(s.get_path("include") + "/Python.h"))' || \
+		{ echo "Python.h is missing, which Jittor compiles against; \
+	install it (Debian, Ubuntu: apt install python3-dev)"; exit 1; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
 	@touch $(READY)

@@ -2,11 +2,13 @@
 # The cuda tests and bench/cuda.py on a machine with a GPU, nvcc, g++, Python 3.12 with PyTorch, and no network.
 #
 #   bash bench/offline_gpu.sh pack FOLDER              where there is a network: wheels into FOLDER (50 MB)
-#   bash bench/offline_gpu.sh run FOLDER [STEP …]      there, in the project's root; steps are build, tests and bench (default: all)
+#   bash bench/offline_gpu.sh run FOLDER [STEP …]      there, in the project's root; a STEP is build, tests or bench
+#                                                      (default: all)
 #
-# FOLDER/photos (any photographs) and FOLDER/task.npz (as bench/accuracy.py reads it) give bench/cuda.py its other rows; BENCH and
-# TESTS are further arguments of the two. All is installed, compiled and written in WORK (/tmp/offline_gpu), which later runs use.
-# SciPy and scikit-learn are the machine's own: where they want numpy 2, the default method and --select kmeans do not run.
+# FOLDER/photos (any photographs) and FOLDER/task.npz (as bench/accuracy.py reads it) give bench/cuda.py its other rows;
+# BENCH and TESTS are further arguments of the two. All is installed, compiled and written in WORK (/tmp/offline_gpu),
+# which later runs use. SciPy and scikit-learn are the machine's own: where they want numpy 2, the default method and
+# --select kmeans do not run.
 set -eu
 
 pack() {
@@ -43,7 +45,8 @@ run() {
   mkdir -p "$work/home"
   install "$folder/ours" "$work/ours"
   install "$folder/theirs" "$work/theirs"
-  printf '#!/bin/sh\nPYTHONPATH=%s exec %s "$@"\n' "$work/theirs" "$python" > "$work/torch"  # PyTorch takes the machine's numpy
+  # PyTorch takes the machine's numpy
+  printf '#!/bin/sh\nPYTHONPATH=%s exec %s "$@"\n' "$work/theirs" "$python" > "$work/torch"
   chmod +x "$work/torch"
   export HOME=$work/home PYTHONPATH=$work/ours:$PWD
   local step
@@ -54,5 +57,5 @@ run() {
 
 case "${1:-}" in
   pack | run) "$@" ;;
-  *) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

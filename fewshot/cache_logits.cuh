@@ -1,5 +1,5 @@
-// Tip-Adapter's logits and their gradient on CUDA; cache_logits.py has what is computed, and the letters. A thread a number.
-// Comes behind jclip/kernels.cuh.
+// Tip-Adapter's logits and their gradient on CUDA; cache_logits.py has what is computed, and the letters. A thread a
+// number. Comes behind jclip/kernels.cuh.
 #pragma once
 
 namespace cache {
@@ -18,8 +18,8 @@ __global__ void logits(const float* affinity, const float* base, const int* memb
     out[i] = base[i] + alpha * sum;
 }
 
-__global__ void gradient(const float* affinity, const int* labels, const float* slope, float* out,
-                         Int rows, Int n, int classes, float alpha, float beta) {
+__global__ void gradient(const float* affinity, const int* labels, const float* slope, float* out, Int rows, Int n,
+                         int classes, float alpha, float beta) {
     const Int i = (Int)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= rows * n) return;
     out[i] = alpha * beta * slope[i / n * classes + labels[i % n]] * __expf(beta * (affinity[i] - 1));
@@ -57,7 +57,8 @@ __global__ void cross_entropy(const float* logits, const int* labels, float* out
 }
 
 // out (rows, classes) = the gradient by the logits of what has the gradient `slope` (rows,) by the cross-entropy.
-__global__ void cross_entropy_gradient(const float* logits, const int* labels, const float* slope, float* out, int classes) {
+__global__ void cross_entropy_gradient(const float* logits, const int* labels, const float* slope, float* out,
+                                       int classes) {
     const float* row = logits + (Int)blockIdx.x * classes;
     const float sum = log_sum(row, classes);
     for (int c = threadIdx.x; c < classes; c += blockDim.x)

@@ -13,12 +13,12 @@ inline void sharpened(const float* x, float* out, Int n, float beta) {
     for (; i < n; i++) out[i] = std::exp(beta * (x[i] - 1));
 }
 
-inline void logits(const float* affinity, const float* base, const int* labels, float* out, Int rows, Int n, Int classes,
-                   float alpha, float beta) {
-    #pragma omp parallel
+inline void logits(const float* affinity, const float* base, const int* labels, float* out, Int rows, Int n,
+                   Int classes, float alpha, float beta) {
+#pragma omp parallel
     {
         std::vector<float> cached(n), sums(classes);
-        #pragma omp for schedule(static)
+#pragma omp for schedule(static)
         for (Int row = 0; row < rows; row++) {
             sharpened(affinity + row * n, cached.data(), n, beta);
             std::fill(sums.begin(), sums.end(), 0.f);
@@ -29,9 +29,9 @@ inline void logits(const float* affinity, const float* base, const int* labels, 
 }
 
 // out (rows, n) = the gradient by the affinities of what has the gradient `slope` (rows, classes) by the logits.
-inline void gradient(const float* affinity, const int* labels, const float* slope, float* out, Int rows, Int n, Int classes,
-                     float alpha, float beta) {
-    #pragma omp parallel for schedule(static)
+inline void gradient(const float* affinity, const int* labels, const float* slope, float* out, Int rows, Int n,
+                     Int classes, float alpha, float beta) {
+#pragma omp parallel for schedule(static)
     for (Int row = 0; row < rows; row++) {
         sharpened(affinity + row * n, out + row * n, n, beta);
         for (Int i = 0; i < n; i++) out[row * n + i] *= alpha * beta * slope[row * classes + labels[i]];

@@ -1,14 +1,16 @@
-// CUDA kernels for the operations of CLIP's transformer other than matrix products, one pass over memory each. kernels.py has
-// the same operations in plain Jittor and says what the letters in shapes mean. T, float or half, is the type of the inputs and
-// results of matrix products. Sums and the residual stream are float32 always. The file has the kernels first, then the
-// functions that launch them.
+// CUDA kernels for the operations of CLIP's transformer other than matrix products, one pass over memory each.
+// kernels.py has the same operations in plain Jittor and says what the letters in shapes mean. T, float or half, is the
+// type of the inputs and results of matrix products. Sums and the residual stream are float32 always. The file has the
+// kernels first, then the functions that launch them.
 #pragma once
 #ifdef __CUDACC__
 #include <cublas_v2.h>
 #include <cuda_fp16.h>
 #include <stdexcept>
 #include <string>
-namespace jittor { extern cublasHandle_t cublas_handle; }  // of Jittor's cuBLAS operators
+namespace jittor {
+extern cublasHandle_t cublas_handle;
+}  // namespace jittor
 #endif
 #include <cstdint>
 
@@ -19,7 +21,9 @@ typedef __half half_t;
 const int WARP = 32;
 
 // V numbers that are loaded or stored by one instruction.
-template <class T, int V> struct alignas(sizeof(T) * V) Pack { T at[V]; };
+template <class T, int V> struct alignas(sizeof(T) * V) Pack {
+    T at[V];
+};
 template <int V, class T> __device__ inline Pack<T, V> load(const T* p) { return *(const Pack<T, V>*)p; }
 template <int V, class T> __device__ inline void store(T* p, const Pack<T, V>& pack) { *(Pack<T, V>*)p = pack; }
 
@@ -42,7 +46,8 @@ __global__ void normalise_kernel(const uint8_t* rgb, const float* levels, float*
         out[(image * 3 + channel) * pixels + pixel] = levels[rgb[i * 3 + channel] * 3 + channel];
 }
 
-// out (n·grid², 3·size²) = the patches of x (n, 3, side, side), grid = side / size in each direction. V numbers per thread.
+// out (n·grid², 3·size²) = the patches of x (n, 3, side, side), grid = side / size in each direction. V numbers per
+// thread.
 template <int V, class T> __global__ void patches_kernel(const float* x, T* out, Int count, int side, int size) {
     const Int i = ((Int)blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (i >= count) return;
@@ -57,7 +62,8 @@ template <int V, class T> __global__ void patches_kernel(const float* x, T* out,
 
 // out (rows, w) = layer norm of x (rows, w): first the mean, then the variance. One warp per row.
 template <int V, class T>
-__global__ void layer_norm_kernel(const float* x, const float* weight, const float* bias, T* out, Int rows, int w, float epsilon) {
+__global__ void layer_norm_kernel(const float* x, const float* weight, const float* bias, T* out, Int rows, int w,
+                                  float epsilon) {
     const Int row = (Int)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
     if (row >= rows) return;  // the whole warp
     const float* from = x + row * w;
@@ -109,13 +115,14 @@ template <int V, class T> __global__ void quick_gelu_kernel(const T* x, const fl
 
 // out (n, l, w) = the class token (w), then the patches (n, l - 1, w), plus the positional embedding (l, w).
 template <class T>
-__global__ void tokens_kernel(const T* patches, const float* first, const float* positions, float* out, Int count, int l, int w) {
+__global__ void tokens_kernel(const T* patches, const float* first, const float* positions, float* out, Int count,
+                              int l, int w) {
     const Int i = (Int)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
     const Int row = i / w, image = row / l;
     const int column = i % w, position = row % l;
-    out[i] = positions[position * w + column] +
-             (position ? number(patches[(row - image - 1) * w + column]) : first[column]);
+    out[i] =
+        positions[position * w + column] + (position ? number(patches[(row - image - 1) * w + column]) : first[column]);
 }
 
 // out (n, w) = x[rows].
@@ -126,11 +133,11 @@ template <class T> __global__ void gather_kernel(const T* x, const int* rows, T*
 
 // ---- attention ----
 //
-// One block computes a tile of queries of one head of one sequence. It loads keys and values tile by tile, and keeps for each
-// query the largest score, the sum of e^(score - largest), and the sum of the values weighted by e^(score - largest) (Milakov &
-// Gimelshein, arXiv:1805.02867; Dao et al., arXiv:2205.14135). The bias of the queries is added first. The bias of the keys is
-// left out, because it adds the same number to all scores of a query, which softmax ignores. The bias of the values is added to
-// the result, because the weights sum to 1.
+// One block computes a tile of queries of one head of one sequence. It loads keys and values tile by tile, and keeps
+// for each query the largest score, the sum of e^(score - largest), and the sum of the values weighted by e^(score -
+// largest) (Milakov & Gimelshein, arXiv:1805.02867; Dao et al., arXiv:2205.14135). The bias of the queries is added
+// first. The bias of the keys is left out, because it adds the same number to all scores of a query, which softmax
+// ignores. The bias of the values is added to the result, because the weights sum to 1.
 
 // The tile of queries of this block; the tiles of one head have consecutive blocks.
 struct Tile {
@@ -143,8 +150,8 @@ struct Tile {
           query(blockIdx.x % ((l + queries - 1) / queries) * queries) {}
 };
 
-// Copies positions first to first + ROWS, DEPTH columns of them, from `from` (l, stride) to shared memory (ROWS, STRIDE).
-// Positions after the end of the sequence, and columns from DEPTH to PADDED, are filled with 0.
+// Copies positions first to first + ROWS, DEPTH columns of them, from `from` (l, stride) to shared memory (ROWS,
+// STRIDE). Positions after the end of the sequence, and columns from DEPTH to PADDED, are filled with 0.
 template <int ROWS, int DEPTH, int PADDED, int STRIDE, class T>
 __device__ inline void copy_tile(T* to, const T* from, Int stride, int first, int l) {
     const int V = DEPTH % 8 == 0 && sizeof(T) == 2 ? 8 : DEPTH % 4 == 0 ? 4 : 1, PARTS = PADDED / V;
@@ -157,11 +164,13 @@ __device__ inline void copy_tile(T* to, const T* from, Int stride, int first, in
     }
 }
 
-// Float32: 128 threads, 32 queries by 32 keys. A thread computes 4 rows: of the scores columns x and x + 16, of the results 4 of
-// every 64 columns.
+// Float32: 128 threads, 32 queries by 32 keys. A thread computes 4 rows: of the scores columns x and x + 16, of the
+// results 4 of every 64 columns.
 template <int DEPTH>
-__global__ void attention_kernel(const float* qkv, const float* bias, float* out, int l, int w, int heads, bool causal) {
-    const int ROWS = 32, PADDED = (DEPTH + 3) / 4 * 4, STRIDE = PADDED + 4, SCORES = ROWS + 4, PARTS = (PADDED + 63) / 64;
+__global__ void attention_kernel(const float* qkv, const float* bias, float* out, int l, int w, int heads,
+                                 bool causal) {
+    const int ROWS = 32, PADDED = (DEPTH + 3) / 4 * 4, STRIDE = PADDED + 4, SCORES = ROWS + 4,
+              PARTS = (PADDED + 63) / 64;
     __shared__ __align__(16) float queries[ROWS * STRIDE];
     __shared__ __align__(16) float tile[ROWS * STRIDE];  // the keys, then the values
     __shared__ __align__(16) float scores[ROWS * SCORES];
@@ -201,7 +210,8 @@ __global__ void attention_kernel(const float* qkv, const float* bias, float* out
             }
         __syncthreads();
         copy_tile<ROWS, DEPTH, PADDED, STRIDE>(tile, from + 2 * w, stride, key, l);
-        {  // update the softmax, 4 neighbouring threads per row; in every row that is used, the tile's first key is not masked
+        {  // update the softmax, 4 neighbouring threads per row; in every row that is used, the tile's first key is not
+           // masked
             const int row = thread / 4;
             float* p = scores + row * SCORES + thread % 4 * 8;
             const float before = largest[row];
@@ -243,17 +253,22 @@ __global__ void attention_kernel(const float* qkv, const float* bias, float* out
 }
 
 #ifdef __CUDACC__
-// d (16, 8) += a (16, 16) · b (16, 8) by one warp. NVIDIA's PTX ISA, "mma.m16n8k16", says which numbers each lane holds.
+// d (16, 8) += a (16, 16) · b (16, 8) by one warp. NVIDIA's PTX ISA, "mma.m16n8k16", says which numbers each lane
+// holds.
 __device__ inline void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 // Loads two 8 x 8 tiles, transposed, from shared memory; lanes 0 to 15 pass the addresses of their rows.
 __device__ inline void ldmatrix_x2_trans(unsigned (&r)[2], const void* row) {
     const unsigned address = (unsigned)__cvta_generic_to_shared(row);
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(address) : "memory");
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(address)
+                 : "memory");
 }
 #endif
 
@@ -263,12 +278,13 @@ __device__ inline unsigned pair(float low, float high) {
 }
 __device__ inline unsigned pair_at(const half_t* p) { return *(const unsigned*)p; }
 
-// Half, on the tensor cores: 4 warps with 16 queries each, by 64 keys. Scores and results stay in registers. Of every 8 columns,
-// a lane holds two in row lane / 4 (numbers 0 and 1) and two in row lane / 4 + 8 (numbers 2 and 3).
+// Half, on the tensor cores: 4 warps with 16 queries each, by 64 keys. Scores and results stay in registers. Of every 8
+// columns, a lane holds two in row lane / 4 (numbers 0 and 1) and two in row lane / 4 + 8 (numbers 2 and 3).
 template <int DEPTH>
 __global__ void __launch_bounds__(128)
-attention_kernel(const half_t* qkv, const float* bias, half_t* out, int l, int w, int heads, bool causal) {
-    const int ROWS = 64, PADDED = (DEPTH + 15) / 16 * 16, STRIDE = PADDED + 8;  // 8 more, so that rows start in different banks
+    attention_kernel(const half_t* qkv, const float* bias, half_t* out, int l, int w, int heads, bool causal) {
+    const int ROWS = 64, PADDED = (DEPTH + 15) / 16 * 16,
+              STRIDE = PADDED + 8;                        // 8 more, so that rows start in different banks
     __shared__ __align__(16) half_t keys[ROWS * STRIDE];  // first used for the queries
     __shared__ __align__(16) half_t values[ROWS * STRIDE];
     const Tile at(l, heads, DEPTH, ROWS);
@@ -285,7 +301,9 @@ attention_kernel(const half_t* qkv, const float* bias, half_t* out, int l, int w
             const int row = warp + g + i % 2 * 8, column = step * 16 + t + i / 2 * 8;
             float q[2];
             for (int k = 0; k < 2; k++)
-                q[k] = column + k < DEPTH ? (number(keys[row * STRIDE + column + k]) + bias[at.head + column + k]) * scale : 0;
+                q[k] = column + k < DEPTH
+                           ? (number(keys[row * STRIDE + column + k]) + bias[at.head + column + k]) * scale
+                           : 0;
             query[step][i] = pair(q[0], q[1]);
         }
     float result[PADDED / 8][4] = {}, largest[2] = {-INFINITY, -INFINITY}, sums[2] = {};
@@ -338,7 +356,8 @@ attention_kernel(const half_t* qkv, const float* bias, half_t* out, int l, int w
         for (int i = 0; i < 4; i++) {
             const int row = at.query + warp + g + i / 2 * 8, column = part * 8 + t + i % 2;
             if (row < l && column < DEPTH)
-                put(out[(at.row + row) * w + at.head + column], result[part][i] / sums[i / 2] + bias[2 * w + at.head + column]);
+                put(out[(at.row + row) * w + at.head + column],
+                    result[part][i] / sums[i / 2] + bias[2 * w + at.head + column]);
         }
 }
 
@@ -386,7 +405,8 @@ template <class T> void gather(const T* x, const int* rows, T* out, Int n, int w
     gather_kernel<<<blocks(n * w), THREADS>>>(x, rows, out, n * w, w);
 }
 
-template <int DEPTH, class T> void attention(const T* qkv, const float* bias, T* out, Int n, int l, int w, int heads, bool causal) {
+template <int DEPTH, class T>
+void attention(const T* qkv, const float* bias, T* out, Int n, int l, int w, int heads, bool causal) {
     const int queries = sizeof(T) == 2 ? 64 : 32;
     const int grid = n * heads * ((l + queries - 1) / queries);
     attention_kernel<DEPTH><<<grid, 128>>>(qkv, bias, out, l, w, heads, causal);
@@ -395,7 +415,8 @@ template <int DEPTH, class T> void attention(const T* qkv, const float* bias, T*
 #ifdef __CUDACC__
 inline void check() {  // without it, a launch that fails would leave random numbers
     const auto error = cudaGetLastError();
-    if (error) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorName(error) + ": " + cudaGetErrorString(error));
+    if (error)
+        throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorName(error) + ": " + cudaGetErrorString(error));
 }
 
 inline cudaDataType_t type_of(const float*) { return CUDA_R_32F; }
@@ -405,20 +426,21 @@ inline cudaDataType_t type_of(const half_t*) { return CUDA_R_16F; }
 template <class T> void product(const T* x, const T* matrix, T* out, Int m, int k, int n) {
     const float one = 1, zero = 0;
     const auto type = type_of(x);
-    const auto status = cublasGemmEx(jittor::cublas_handle, CUBLAS_OP_T, CUBLAS_OP_N, n, m, k, &one, matrix, type, k, x, type, k,
-                                     &zero, out, type, n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+    const auto status = cublasGemmEx(jittor::cublas_handle, CUBLAS_OP_T, CUBLAS_OP_N, n, m, k, &one, matrix, type, k, x,
+                                     type, k, &zero, out, type, n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
     if (status == CUBLAS_STATUS_ALLOC_FAILED) throw std::runtime_error("cublasGemmEx: CUBLAS_STATUS_ALLOC_FAILED");
     if (status) throw std::runtime_error("cublasGemmEx: status " + std::to_string(status));
 }
 #endif
 
-// A block of the transformer: out = y + MLP of y, where y = x + attention of x, x (n, l, w). With `rows` (n), only those rows
-// of y are computed, and out is (n, w): after the attention, no position depends on another. scratch has n·l·5w numbers.
+// A block of the transformer: out = y + MLP of y, where y = x + attention of x, x (n, l, w). With `rows` (n), only
+// those rows of y are computed, and out is (n, w): after the attention, no position depends on another. scratch has
+// n·l·5w numbers.
 template <int DEPTH, class T>
 void block(const float* x, const float* norm_1, const float* norm_1_bias, const T* qkv, const float* qkv_bias,
-           const T* projection, const float* projection_bias, const float* norm_2, const float* norm_2_bias, const T* fc,
-           const float* fc_bias, const T* fc_out, const float* fc_out_bias, const int* rows, float* out, T* scratch, Int n,
-           int l, int w, int heads, bool causal, float epsilon) {
+           const T* projection, const float* projection_bias, const float* norm_2, const float* norm_2_bias,
+           const T* fc, const float* fc_bias, const T* fc_out, const float* fc_out_bias, const int* rows, float* out,
+           T* scratch, Int n, int l, int w, int heads, bool causal, float epsilon) {
     Int count = n * l;
     // (count, 4w), first, because its alignment allows loads of 8 numbers, and (count, w)
     T *wide = scratch, *narrow = scratch + count * 4 * w;

@@ -1,5 +1,6 @@
-// CPU kernels for the operations of CLIP's transformer other than matrix products: float32, all cores, one pass over memory.
-// kernels.py has the same operations in plain Jittor, equal but for rounding, and says what the letters in shapes mean.
+// CPU kernels for the operations of CLIP's transformer other than matrix products: float32, all cores, one pass over
+// memory. kernels.py has the same operations in plain Jittor, equal but for rounding, and says what the letters in
+// shapes mean.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -18,10 +19,14 @@ const Int LANES = sizeof(Vec) / sizeof(float);
 inline Int padded(Int n) { return (n + LANES - 1) / LANES * LANES; }
 inline Vec load(const float* p) { return *(const Vec*)p; }
 inline void store(float* p, Vec v) { *(Vec*)p = v; }
-inline float sum(Vec v) { float s = 0; for (Int i = 0; i < LANES; i++) s += v[i]; return s; }
+inline float sum(Vec v) {
+    float s = 0;
+    for (Int i = 0; i < LANES; i++) s += v[i];
+    return s;
+}
 
-// e^x = 2^n · e^r with x = n·ln 2 + r, |r| <= ln 2 / 2, and the Taylor series of e^r, whose error is below 2e-8. x is clamped to
-// [-87, 88], where the result is a normal number of float32.
+// e^x = 2^n · e^r with x = n·ln 2 + r, |r| <= ln 2 / 2, and the Taylor series of e^r, whose error is below 2e-8. x is
+// clamped to [-87, 88], where the result is a normal number of float32.
 inline Vec exponential(Vec x) {
     x = x < -87.f ? Vec{} - 87.f : x;
     x = x > 88.f ? Vec{} + 88.f : x;
@@ -40,8 +45,9 @@ inline Vec exponential(Vec x) {
 }
 
 // out (rows, w) = layer norm of x (rows, w): first the mean, then the variance.
-inline void layer_norm(const float* x, const float* weight, const float* bias, float* out, Int rows, Int w, float epsilon) {
-    #pragma omp parallel for schedule(static)
+inline void layer_norm(const float* x, const float* weight, const float* bias, float* out, Int rows, Int w,
+                       float epsilon) {
+#pragma omp parallel for schedule(static)
     for (Int row = 0; row < rows; row++) {
         const float* from = x + row * w;
         float* to = out + row * w;
@@ -56,14 +62,14 @@ inline void layer_norm(const float* x, const float* weight, const float* bias, f
 
 // out (rows, w) = x + y + bias
 inline void residual(const float* x, const float* y, const float* bias, float* out, Int rows, Int w) {
-    #pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static)
     for (Int row = 0; row < rows; row++)
         for (Int i = 0; i < w; i++) out[row * w + i] = x[row * w + i] + (y[row * w + i] + bias[i]);
 }
 
 // out (rows, w) = z · sigmoid(1.702 z) with z = x + bias
 inline void quick_gelu(const float* x, const float* bias, float* out, Int rows, Int w) {
-    #pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static)
     for (Int row = 0; row < rows; row++) {
         const float* from = x + row * w;
         float* to = out + row * w;
@@ -80,7 +86,8 @@ inline void quick_gelu(const float* x, const float* bias, float* out, Int rows, 
 }
 
 // ROWS rows by COLUMNS vectors of c (m, n) = a (m, k) times b (k, n); n is a multiple of LANES.
-template <int ROWS, int COLUMNS> inline void product_tile(const float* a, Int a_row, const float* b, Int n, float* c, Int c_row, Int k) {
+template <int ROWS, int COLUMNS>
+inline void product_tile(const float* a, Int a_row, const float* b, Int n, float* c, Int c_row, Int k) {
     Vec sums[ROWS][COLUMNS] = {};
     for (Int i = 0; i < k; i++)
         for (int column = 0; column < COLUMNS; column++) {
@@ -91,9 +98,11 @@ template <int ROWS, int COLUMNS> inline void product_tile(const float* a, Int a_
         for (int column = 0; column < COLUMNS; column++) store(c + row * c_row + column * LANES, sums[row][column]);
 }
 
-template <int ROWS> inline void product_rows(const float* a, Int a_row, const float* b, Int n, float* c, Int c_row, Int k) {
+template <int ROWS>
+inline void product_rows(const float* a, Int a_row, const float* b, Int n, float* c, Int c_row, Int k) {
     Int column = 0;
-    for (; column + 4 * LANES <= n; column += 4 * LANES) product_tile<ROWS, 4>(a, a_row, b + column, n, c + column, c_row, k);
+    for (; column + 4 * LANES <= n; column += 4 * LANES)
+        product_tile<ROWS, 4>(a, a_row, b + column, n, c + column, c_row, k);
     for (; column < n; column += LANES) product_tile<ROWS, 1>(a, a_row, b + column, n, c + column, c_row, k);
 }
 
@@ -115,17 +124,26 @@ inline void softmax(float* scores, Int seen, Int n) {
     for (Int i = 0; i < n; i += LANES) store(scores + i, load(scores + i) * scale);
 }
 
-// Attention of one head of one sequence: qkv points to its first query, out to its first result. A few queries are computed at a
-// time, so that their scores stay in the processor's cache.
+// Attention of one head of one sequence: qkv points to its first query, out to its first result. A few queries are
+// computed at a time, so that their scores stay in the processor's cache.
 class Head {
     static const Int QUERIES = 16;
     const Int l, depth, w, keys_n, values_n;
-    std::vector<float> queries, keys, values, scores, mixed;  // (l, depth), (depth, keys_n), (l, values_n); QUERIES rows each
+    std::vector<float> queries, keys, values;  // (l, depth), (depth, keys_n), (l, values_n)
+    std::vector<float> scores, mixed;          // QUERIES rows each
 
 public:
     Head(Int l, Int depth, Int w)
-        : l(l), depth(depth), w(w), keys_n(padded(l)), values_n(padded(depth)), queries(l * depth), keys(depth * keys_n),
-          values(l * values_n), scores(QUERIES * keys_n), mixed(QUERIES * values_n) {}
+        : l(l),
+          depth(depth),
+          w(w),
+          keys_n(padded(l)),
+          values_n(padded(depth)),
+          queries(l * depth),
+          keys(depth * keys_n),
+          values(l * values_n),
+          scores(QUERIES * keys_n),
+          mixed(QUERIES * values_n) {}
 
     void run(const float* qkv, const float* bias, float* out, bool causal) {
         copy(qkv, bias);
@@ -153,10 +171,10 @@ private:
 // out (n, l, w) = attention of qkv + bias, for qkv (n, l, 3w) and bias (3w).
 inline void attention(const float* qkv, const float* bias, float* out, Int n, Int l, Int w, Int heads, bool causal) {
     const Int depth = w / heads;
-    #pragma omp parallel
+#pragma omp parallel
     {
         Head scratch(l, depth, w);
-        #pragma omp for schedule(static)
+#pragma omp for schedule(static)
         for (Int task = 0; task < n * heads; task++) {
             const Int row = task / heads * l, head = task % heads * depth;
             scratch.run(qkv + row * 3 * w + head, bias + head, out + row * w + head, causal);
@@ -164,22 +182,36 @@ inline void attention(const float* qkv, const float* bias, float* out, Int n, In
     }
 }
 
-// The gradient of one head of one sequence. All (l, l) scores are kept; those of texts and small images fit into the cache.
+// The gradient of one head of one sequence. All (l, l) scores are kept; those of texts and small images fit into the
+// cache.
 class HeadGradient {
     const Int l, depth, w, keys_n, values_n;
     const float scale;
-    std::vector<float> queries, keys, grad_out;              // (l, values_n)
-    std::vector<float> keys_across, values_across;           // (depth, keys_n)
-    std::vector<float> probabilities, grad_scores, turned;   // (l, keys_n)
-    std::vector<float> result;                               // (l, values_n)
+    std::vector<float> queries, keys, grad_out;             // (l, values_n)
+    std::vector<float> keys_across, values_across;          // (depth, keys_n)
+    std::vector<float> probabilities, grad_scores, turned;  // (l, keys_n)
+    std::vector<float> result;                              // (l, values_n)
 
 public:
     HeadGradient(Int l, Int depth, Int w)
-        : l(l), depth(depth), w(w), keys_n(padded(l)), values_n(padded(depth)), scale(1 / std::sqrt(float(depth))), queries(l * values_n),
-          keys(l * values_n), grad_out(l * values_n), keys_across(depth * keys_n), values_across(depth * keys_n),
-          probabilities(l * keys_n), grad_scores(l * keys_n), turned(l * keys_n), result(l * values_n) {}
+        : l(l),
+          depth(depth),
+          w(w),
+          keys_n(padded(l)),
+          values_n(padded(depth)),
+          scale(1 / std::sqrt(float(depth))),
+          queries(l * values_n),
+          keys(l * values_n),
+          grad_out(l * values_n),
+          keys_across(depth * keys_n),
+          values_across(depth * keys_n),
+          probabilities(l * keys_n),
+          grad_scores(l * keys_n),
+          turned(l * keys_n),
+          result(l * values_n) {}
 
-    // With P = softmax(Q Kᵀ), O = P V and G = dO: dV = Pᵀ G, dP = G Vᵀ, dS = P (dP - rowsum(P dP)), dQ = dS K, dK = dSᵀ Q.
+    // With P = softmax(Q Kᵀ), O = P V and G = dO: dV = Pᵀ G, dP = G Vᵀ, dS = P (dP - rowsum(P dP)), dQ = dS K, dK = dSᵀ
+    // Q.
     void run(const float* qkv, const float* grad, float* out, bool causal) {
         copy(qkv, grad);
         product(queries.data(), values_n, keys_across.data(), keys_n, probabilities.data(), keys_n, l, depth);
@@ -220,14 +252,15 @@ private:
     }
 };
 
-// out (n, l, 3w) = the gradient with respect to qkv (n, l, 3w), which includes the bias, given the gradient with respect to the
-// result of attention, grad (n, l, w).
-inline void attention_gradient(const float* qkv, const float* grad, float* out, Int n, Int l, Int w, Int heads, bool causal) {
+// out (n, l, 3w) = the gradient with respect to qkv (n, l, 3w), which includes the bias, given the gradient with
+// respect to the result of attention, grad (n, l, w).
+inline void attention_gradient(const float* qkv, const float* grad, float* out, Int n, Int l, Int w, Int heads,
+                               bool causal) {
     const Int depth = w / heads;
-    #pragma omp parallel
+#pragma omp parallel
     {
         HeadGradient scratch(l, depth, w);
-        #pragma omp for schedule(static)
+#pragma omp for schedule(static)
         for (Int task = 0; task < n * heads; task++) {
             const Int row = task / heads * l, head = task % heads * depth;
             scratch.run(qkv + row * 3 * w + head, grad + row * w + head, out + row * 3 * w + head, causal);

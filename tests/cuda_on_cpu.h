@@ -45,7 +45,9 @@
 #define __shared__ static  // one block at a time; g++ wants __align__(16) behind it, not alignas(16)
 #define DYNAMIC_SHARED(type, name) type* const name = reinterpret_cast<type*>(cuda_on_cpu::dynamic_shared.data())
 
-struct uint3 { unsigned x, y, z; };
+struct uint3 {
+    unsigned x, y, z;
+};
 struct dim3 {
     unsigned x, y, z;
     dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
@@ -54,12 +56,24 @@ inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
 const int warpSize = 32;
 
-struct alignas(8) float2 { float x, y; };
-struct alignas(8) int2 { int x, y; };
-struct alignas(8) uint2 { unsigned x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(16) int4 { int x, y, z, w; };
-struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(8) float2 {
+    float x, y;
+};
+struct alignas(8) int2 {
+    int x, y;
+};
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+struct alignas(16) int4 {
+    int x, y, z, w;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline int2 make_int2(int x, int y) { return {x, y}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
@@ -75,7 +89,7 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 #define rsqrtf(x) (1 / sqrtf(x))
 inline float __fdividef(float x, float y) { return x / y; }
 template <class T> T __ldg(const T* p) { return *p; }
-#define CUDA_ON_CPU_MIN_MAX(T) \
+#define CUDA_ON_CPU_MIN_MAX(T)                       \
     inline T min(T a, T b) { return b < a ? b : a; } \
     inline T max(T a, T b) { return a < b ? b : a; }
 CUDA_ON_CPU_MIN_MAX(int)
@@ -110,9 +124,9 @@ inline uint16_t float_to_half(float x) {
     memcpy(&bits, &x, 4);
     const uint32_t sign = bits >> 16 & 0x8000;
     bits &= 0x7fffffff;
-    if (bits > 0x7f800000) return 0x7fff;  // CUDA's NaN
+    if (bits > 0x7f800000) return 0x7fff;          // CUDA's NaN
     if (bits >= 0x477ff000) return sign | 0x7c00;  // from 65520 on
-    if (bits < 0x38800000) {  // subnormal: next to 0.5, floats have the same distance
+    if (bits < 0x38800000) {                       // subnormal: next to 0.5, floats have the same distance
         const float shifted = fabsf(x) + 0.5f;
         memcpy(&bits, &shifted, 4);
         return sign | (bits - 0x3f000000);
@@ -166,7 +180,9 @@ cuda_on_cpu_switch:
     .size cuda_on_cpu_switch, . - cuda_on_cpu_switch
     .popsection
 )");
-struct Context { void* stack; };
+struct Context {
+    void* stack;
+};
 inline void prepare(Context& context, char* stack, size_t size, void (*entry)()) {
     void** top = (void**)(stack + size);  // the six registers, where to go, and nowhere to return
     memset(top - 8, 0, 8 * sizeof(void*));
@@ -191,7 +207,11 @@ const size_t STACK = 256 << 10;  // its frames are larger
 const size_t STACK = 64 << 10;
 #endif
 
-struct Barrier { const char* name; int line; bool of_block; };
+struct Barrier {
+    const char* name;
+    int line;
+    bool of_block;
+};
 struct Fiber {
     Context context;
     char* stack;
@@ -203,7 +223,9 @@ struct Fiber {
 // What the lanes of a warp give each other.
 union Exchange {
     uint64_t values[32];
-    struct { float a[16][16], b[16][8]; } mma;
+    struct {
+        float a[16][16], b[16][8];
+    } mma;
     uint16_t rows[32][8];
 };
 struct Warp {
@@ -288,9 +310,11 @@ inline Barrier common_barrier(int first, int end) {
         if (!one) one = f;
         const Barrier &a = one->waits_at, &b = f->waits_at;
         if (a.line != b.line || strcmp(a.name, b.name))
-            fail("a deadlock, or undefined on a GPU: thread (%u, %u, %u) waits in %s (line %d), but (%u, %u, %u) in %s"
-                 " (line %d)", one->index.x, one->index.y, one->index.z, a.name, a.line, f->index.x, f->index.y,
-                 f->index.z, b.name, b.line);
+            fail(
+                "a deadlock, or undefined on a GPU: thread (%u, %u, %u) waits in %s (line %d), but (%u, %u, %u) in %s"
+                " (line %d)",
+                one->index.x, one->index.y, one->index.z, a.name, a.line, f->index.x, f->index.y, f->index.z, b.name,
+                b.line);
     }
     return one ? one->waits_at : Barrier{};
 }
@@ -391,7 +415,7 @@ template <int N, bool TRANS> void load_matrices(unsigned (&r)[N], const void* ro
     }
     wait_for_all_lanes(name, line);
     for (int i = 0; i < N; i++) {
-        const uint16_t(*matrix)[8] = data.rows + 8 * i;
+        const uint16_t (*matrix)[8] = data.rows + 8 * i;
         const unsigned first = TRANS ? matrix[low][high] : matrix[high][low];
         const unsigned second = TRANS ? matrix[low + 1][high] : matrix[high][low + 1];
         r[i] = first | second << 16;

@@ -317,7 +317,8 @@ WEIGHTS = {  # what is wrong -> content of the file, regular expression of the m
     ),
     "the same tensor twice in safetensors": (
         safetensors(
-            b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
+            b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+            b'"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
             bytes(8),
         ),
         "(?i)offset|twice|duplicate",
