@@ -24,6 +24,7 @@ from typing import Callable
 import numpy as np
 
 from fewshot import artifacts, data, prompts
+from fewshot.rows import unit_rows
 from jclip import weights
 from jclip.weights import unpickle
 from tests.watch import Watch, forget_peak, limit_memory, peak
@@ -145,7 +146,7 @@ def example(kind: type):
         shape = tuple(sizes[letter] for letter in field.metadata["dims"])
         rows = rng.normal(size=shape)
         values[field.name] = {
-            "f": rows / np.linalg.norm(rows, axis=-1, keepdims=True) if shape else 1.5,
+            "f": unit_rows(rows) if shape else 1.5,
             "i": np.zeros(shape, np.int64),
             "U": np.array([f"Animal_{i}" for i in range(len(rows))]) if shape else "tip",
         }[field.metadata["kind"]]

@@ -12,6 +12,7 @@ from conftest import CLASSES, PROJECT, draw
 from PIL import Image
 
 from fewshot import artifacts
+from fewshot.rows import unit_rows
 from jclip import weights
 from tip_adapter_utils import predict_logits
 
@@ -184,7 +185,7 @@ def of_other_weights(content, meta):
 def of_another_width(content, meta):
     meta.pop("weights_sha256")
     for name in ("text", "weight", "keys"):
-        content[name] = content[name][:, :8] / np.linalg.norm(content[name][:, :8], axis=1, keepdims=True)
+        content[name] = unit_rows(content[name][:, :8])
 
 
 @pytest.mark.parametrize(
