@@ -83,6 +83,13 @@ class Adapter:
     weight: np.ndarray | None = _array("CD", "f", default=None, optional=True)
     bias: np.ndarray | None = _array("C", "f", default=None, optional=True)
 
+    @classmethod
+    def without_cache(cls, method: str, text: Text, weight=None, bias=None) -> Adapter:
+        """Make an adapter that is a linear classifier: by default the zero-shot one."""
+        classes, width = text.features.shape
+        keys, values = np.zeros((0, width), np.float32), np.zeros((0, classes), np.float32)
+        return cls(method, text.names, text.features, text.scale, keys, values, 0.0, 0.0, {}, weight, bias)
+
     def __post_init__(self):
         if self.weight is None:
             object.__setattr__(self, "weight", self.scale * self.text)

@@ -230,9 +230,7 @@ class Encoder:
             status = os.stat(photo.path)
             stamp = [status.st_size, status.st_mtime_ns]
         except OSError:
-            stamp = os.urandom(
-                8
-            ).hex()  # reading says why; should the file come back by then, nobody shall find its row
+            stamp = os.urandom(8).hex()  # reading says why; if it works by then, no later run shall find the row
         drawn = [seed, number] if number else None
         return self._key("photo", self.batch_size, PIL.__version__, view, drawn, split, photo.name, stamp)
 

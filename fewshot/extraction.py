@@ -152,6 +152,7 @@ def _try_selection(
             none = np.zeros(0, np.int64)
             return Selection(pool, none, none, features, features, failures)
     shots = pool[select_shots(labels[pool], sampling.shots, sampling.select, sampling.seed, features)]
+    del features  # as large as the rows below; what of them is chosen comes from the store
     rest = np.setdiff1d(pool, shots)
     val = rest[subsample(labels[rest], sampling.max_val, sampling.seed)]
     chosen = np.union1d(shots, val)

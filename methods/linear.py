@@ -26,7 +26,5 @@ def zero_shot_classifier(text: Text) -> Linear:
 
 
 def linear_adapter(method: str, text: Text, classifier: Linear) -> Adapter:
-    """An adapter with an empty cache."""
-    width, classes = text.features.shape[1], len(text.names)
-    keys, values = np.zeros((0, width), np.float32), np.zeros((0, classes), np.float32)
-    return Adapter(method, text.names, text.features, text.scale, keys, values, 0.0, 0.0, {}, *classifier)
+    """Make an adapter with an empty cache."""
+    return Adapter.without_cache(method, text, *classifier)

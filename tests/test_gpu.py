@@ -32,6 +32,7 @@ ATTENTION = [
     (1, 19, 12, 4),
     (1, 197, 64, 1),
 ]  # n, l, w, heads
+DEMO = ("--weights", PROJECT / "demo/clip.npz", "--prompts", PROJECT / "demo/prompts", "--select", "first")
 LEFT = 2_500_000_000  # bytes of the GPU's memory that a hog leaves
 
 
@@ -312,12 +313,7 @@ def results(world):
     def extract(device, precision):
         return script(
             "extract_feature.py",
-            "--weights",
-            PROJECT / "demo/clip.npz",
-            "--prompts",
-            PROJECT / "demo/prompts",
-            "--select",
-            "first",
+            *DEMO,
             "--device",
             device,
             "--precision",
@@ -428,12 +424,7 @@ def full():
 def test_a_batch_too_large_is_one_line(world, full, size):
     done = script(
         "extract_feature.py",
-        "--weights",
-        PROJECT / "demo/clip.npz",
-        "--prompts",
-        PROJECT / "demo/prompts",
-        "--select",
-        "first",
+        *DEMO,
         "--device",
         "cuda",
         "--output",
