@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jclip
 from fewshot import cli
-from fewshot.files import written_whole
+from fewshot.files import atomic_write
 from jclip import weights
 from jclip.architecture import architecture_of
 
@@ -31,10 +31,10 @@ def main(argv=None):
     a = parse(argv)
     source = jclip.weights_file(a.source)
     out = a.out or Path(source.name).with_suffix(".pkl")
-    if not a.out and out.exists() and out.samefile(source):  # in float32, twice the size, which nobody has asked for
+    if not a.out and out.exists() and out.samefile(source):  # the float32 copy would replace the original
         raise jclip.ClipError(f"{source} would be written over itself; name another file with -o")
     state = weights.read(source)
-    with written_whole(out) as file:
+    with atomic_write(out) as file:
         weights.write(state, file)
     print(f"{out}: {architecture_of(state)}; SHA-256 {weights.sha256(out)}")
 

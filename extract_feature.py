@@ -43,7 +43,7 @@ def parse(argv) -> argparse.Namespace:
 
 
 def add_sampling(p: argparse.ArgumentParser) -> None:
-    """Add the options of a Sampling, without the seed."""
+    """Add the options for the fields of Sampling, except the seed."""
     shots = "training photographs per class to learn from (default: 4)"
     p.add_argument("--shots", type=cli.at_least(1), default=4, metavar="K", help=shots)
     p.add_argument(
@@ -88,13 +88,13 @@ def main(argv=None):
         f"{len(task.test)} test photographs"
     )
     print(
-        f"{a.output}: encoded {encoder.store.computed}, kept {encoder.store.kept} photographs, views and sentences. "
+        f"{a.output}: encoded {encoder.store.computed}, kept {encoder.store.reused} photographs, views and sentences. "
         "Next: python train_adapter.py"
     )
 
 
 def read_prompts(class_names: Sequence[str], folder: Path) -> prompts.Prompts:
-    """Read the sentences of each class, none too long for CLIP; remark on gaps in the prompt files."""
+    """Return the sentences of each class, checked for length, and print notes on gaps in the prompt files."""
     read = prompts.read(class_names, folder)
     check_lengths(class_names, read, folder)
     if read.without:

@@ -16,7 +16,7 @@ import numpy as np
 
 from fewshot import artifacts, cli, data
 from fewshot.errors import TaskError, preview
-from fewshot.prompts import groups_of
+from fewshot.prompts import class_groups
 from fewshot.rows import softmax
 from jclip import bounded
 from report import metrics, result, sheet
@@ -61,6 +61,7 @@ def parse(argv) -> argparse.Namespace:
 
 
 def class_list(text: str) -> list[str]:
+    """Parse "cat, dog, car" into a list of names, as an argparse type."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names or len(set(names)) < len(names):
         raise argparse.ArgumentTypeError(
@@ -70,6 +71,7 @@ def class_list(text: str) -> list[str]:
 
 
 def sheet_path(text: str) -> Path:
+    """Parse a path with a suffix of sheet.FORMATS, as an argparse type."""
     if Path(text).suffix.lower() not in sheet.FORMATS:
         raise argparse.ArgumentTypeError(f"{text}: expected a name that ends in {', '.join(sheet.FORMATS)}")
     return Path(text)
@@ -87,8 +89,8 @@ def main(argv=None):
     logits = predict_logits(adapter, test.features)
     write_result(a.result, adapter, test, logits, a.topk)
     if (test.labels >= 0).any():
-        record_figures(a.output, adapter, test, logits)
-    if a.sheet:  # last: should it fail, nothing else is lost
+        record_scores(a.output, adapter, test, logits)
+    if a.sheet:  # last, so that an error here loses nothing else
         rows = sheet_rows(test)
         photos = find_photos(a, adapter, [test.names[i] for i in rows])
         sheet.write(a.sheet, photos, softmax(logits[rows]), adapter, test.labels[rows], a.topk)
@@ -110,22 +112,22 @@ def write_result(path: Path, adapter: artifacts.Adapter, test: artifacts.Split, 
         print(head, *preview(causes), sep="\n  ")
 
 
-def record_figures(output: Path, adapter: artifacts.Adapter, test: artifacts.Split, logits: np.ndarray) -> None:
-    """Print the figures of the labelled test photographs and add them to metrics.json."""
-    figures = metrics.score(logits, test.labels, adapter.names, groups_of(adapter))
+def record_scores(output: Path, adapter: artifacts.Adapter, test: artifacts.Split, logits: np.ndarray) -> None:
+    """Print the scores of the labelled test photographs and add them to metrics.json."""
+    scores = metrics.score(logits, test.labels, adapter.names, class_groups(adapter))
     with cli.locked(output):
-        metrics.record_test(output, figures)
-    print(f"test: top-1 {figures['top1']:.1%}, top-5 {figures['top5']:.1%} of {figures['n']} labelled photographs")
+        metrics.record_test(output, scores)
+    print(f"test: top-1 {scores['top1']:.1%}, top-5 {scores['top5']:.1%} of {scores['n']} labelled photographs")
 
 
 def sheet_rows(test: artifacts.Split) -> list[int]:
-    """Return the indices of test photographs spread evenly over the set, in the natural order of their names."""
+    """Return the indices of the test photographs for the sheet, evenly spaced in natural order of the names."""
     order = sorted(range(len(test.names)), key=lambda i: data.natural_key(test.names[i]))
-    return [order[i] for i in sheet.spread(len(order))]
+    return [order[i] for i in sheet.evenly_spaced(len(order))]
 
 
 def find_photos(a: argparse.Namespace, adapter: artifacts.Adapter, names: Sequence[str]) -> list[Path]:
-    """Return the paths of test photographs by their names in test.npz."""
+    """Return the paths of the test photographs with these names."""
     paths = {photo.name: photo.path for photo in data.read_test(a.data, adapter.names.tolist(), a.split)}
     missing = [name for name in names if name not in paths]
     if missing:
@@ -137,13 +139,15 @@ def find_photos(a: argparse.Namespace, adapter: artifacts.Adapter, names: Sequen
 
 
 def print_photos(a: argparse.Namespace) -> None:
-    """Print the classes and probabilities of the photographs that were given by name."""
-    from fewshot import classifier  # not for --help, nor for test.npz
+    """Print the likeliest classes and their probabilities for the photographs on the command line."""
+    from fewshot import classifier  # slow imports that --help and test.npz do not need
     from fewshot.encoder import balanced_batch_size
     from jclip.features import IMAGE_BATCH
 
     paths = [path for given in a.photos for path in data.photographs(given)]
-    batch_size = balanced_batch_size(len(paths), IMAGE_BATCH["cpu"])  # few photographs, also on CUDA
+    batch_size = balanced_batch_size(
+        len(paths), IMAGE_BATCH["cpu"]
+    )  # the CPU's size also on CUDA, since there are few photographs
     options = {"device": a.device, "batch_size": batch_size, "precision": a.precision}
     if a.classes:
         encoder, adapter = classifier.zero_shot(a.classes, a.weights, **options)
@@ -165,7 +169,7 @@ def print_photos(a: argparse.Namespace) -> None:
 
 
 def raise_failures(paths: Sequence[Path], failures: dict[int, str]) -> None:
-    """Print a line for each photograph that cannot be read but the first, which is the error."""
+    """Raise TaskError for the first unreadable photograph, after printing a line for each of the others."""
     first, *others = (f"{paths[i]}: cannot be read as a photograph ({cause})" for i, cause in failures.items())
     for line in others:
         print(bounded.one_line(line), file=sys.stderr)

@@ -58,6 +58,7 @@ def parse(argv) -> argparse.Namespace:
 
 
 def learning_rate(text: str) -> float:
+    """Parse a finite number above 0, as an argparse type."""
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is no learning rate; expected a number above 0")
@@ -67,14 +68,14 @@ def learning_rate(text: str) -> float:
 @cli.script
 def main(argv=None):
     a = parse(argv)
-    if not a.output.is_dir():  # which the lock would make
+    if not a.output.is_dir():  # checked here, since the lock creates the folder
         raise TaskError(f"no {a.output / 'text.npz'}; run extract_feature.py first, or name its folder with --output")
     with cli.locked(a.output):
         learn(a.output, a.method, Settings(a.epochs, a.lr, a.seed, a.device), refit=a.refit, seeds=a.seeds)
 
 
 def learn(folder: Path, method: str, settings: Settings, *, refit: bool = False, seeds: int = 1) -> None:
-    """Train a method on the task of a folder, write adapter.npz and the figures into it, and print a summary.
+    """Train a method on the task in a folder, write adapter.npz and metrics there, and print a summary.
 
     Parameters
     ----------
@@ -83,14 +84,14 @@ def learn(folder: Path, method: str, settings: Settings, *, refit: bool = False,
         A key of METHODS.
     settings : Settings
     refit : bool
-        Learn from the validation rows as well, once all is chosen; the figures are those of before.
+        Learn again from shots and validation rows after settings are chosen; the scores are of the adapter before.
     seeds : int
-        With more than 1, repeat with so many other draws of the shots.
+        If more than 1, also score this many draws of the shots.
 
     Raises
     ------
     TaskError
-        Where a file is missing or damaged, or holds no rows for what is asked.
+        If a file is missing or damaged, or `refit` or `seeds` need validation rows and there are none.
     """
     task = read_features(folder)
     check_validation(task.val, folder / "val.npz", refit, seeds)
@@ -99,18 +100,18 @@ def learn(folder: Path, method: str, settings: Settings, *, refit: bool = False,
     adapter = outcome.refit(*task) if refit else outcome.adapter
     seconds = time.perf_counter() - started
     options = {"epochs": settings.epochs, "lr": settings.lr, "refit": refit}
-    asked = {"method": method, "seed": settings.seed, **{name: options[name] for name in METHODS[method].options}}
+    requested = {"method": method, "seed": settings.seed, **{name: options[name] for name in METHODS[method].options}}
     chosen = outcome.record()
-    meta = {**task.support.meta, **task.text.meta, "training": {**asked, "chosen": chosen}}
-    figures = {**asked, "chosen": chosen, "seconds": round(seconds, 2)}
+    meta = {**task.support.meta, **task.text.meta, "training": {**requested, "chosen": chosen}}
+    results = {**requested, "chosen": chosen, "seconds": round(seconds, 2)}
     if has_labels(task.val):
-        figures["val"] = score_beside_baselines(outcome.adapter, task, settings)
+        results["val"] = score_beside_baselines(outcome.adapter, task, settings)
     if seeds > 1:
-        figures["seeds"] = score_draws(method, task, settings, seeds)
+        results["seeds"] = score_draws(method, task, settings, seeds)
     artifacts.write(folder / "adapter.npz", replace(adapter, meta=meta))
-    metrics.write(folder, {**figures, "meta": meta})
+    metrics.write(folder, {**results, "meta": meta})
     print(
-        *summary(figures),
+        *summary(results),
         f"{folder / 'adapter.npz'}, metrics.json and metrics.csv: {method}, {len(adapter.names)} classes, "
         f"{len(task.support.labels)} shots, {seconds:.1f} s. Next: python predict.py",
         sep="\n",
@@ -118,7 +119,7 @@ def learn(folder: Path, method: str, settings: Settings, *, refit: bool = False,
 
 
 def check_validation(val: artifacts.Split | None, path: Path, refit: bool, seeds: int) -> None:
-    """Raise TaskError where labelled validation rows are needed and there are none; path is of their file."""
+    """Raise TaskError if `refit` or `seeds` need labelled validation rows and val, read from `path`, has none."""
     if has_labels(val):
         return
     if refit:

@@ -113,12 +113,12 @@ def search(folder):
     text, support, val = task(folder)
     folds, _ = make_folds(support, val)
     best = grid.search(text, support, folds, [tip.cache(support.features, support.labels, len(text.names))])
-    return {"alpha": best.alpha, "beta": best.beta, "top1": best.figures["top1"]}
+    return {"alpha": best.alpha, "beta": best.beta, "top1": best.scores["top1"]}
 
 
 def tip_f(folder, device="cpu"):
     """The whole method, the search for alpha and beta included."""
-    return {"top1": train("tip-f", *task(folder), Settings(device=device)).figures["top1"]}
+    return {"top1": train("tip-f", *task(folder), Settings(device=device)).scores["top1"]}
 
 
 def fine_tuning(folder, device="cpu"):

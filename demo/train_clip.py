@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from demo import world
 from fewshot import cli
-from fewshot.files import written_whole
+from fewshot.files import atomic_write
 from jclip import runtime
 from jclip.architecture import Architecture, expected_shapes
 from jclip.preprocess import pixels
@@ -86,7 +86,7 @@ def main(argv=None):
         "captions": len(distinct),
         "tokens": len(token_ids),
     }
-    with written_whole(a.out) as file:
+    with atomic_write(a.out) as file:
         np.savez_compressed(
             file,
             meta=np.array(json.dumps(made_by)),

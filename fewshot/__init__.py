@@ -1,1 +1,1 @@
-"""What a few-shot task is on disk: lists, prompts, shots, the files between the stages, figures. No Jittor here."""
+"""Data sets, prompts, shots, feature files and the encoder of few-shot tasks."""

@@ -1,4 +1,4 @@
-"""The files between the stages: checked when read, written whole or not at all. docs/design.md has their table.
+"""The .npz files that the commands exchange, checked when read and written atomically; docs/design.md lists them.
 
 Letters: C classes, N shots, V views, D feature width, M rows of a split.
 """
@@ -18,17 +18,18 @@ from jclip import bounded
 
 from .data import NOT_IN_NAMES
 from .errors import TaskError
-from .files import written_together
+from .files import atomic_write_all
 
-DEFAULT_SCALE = 100.0  # exp(logit_scale) of all of OpenAI's models
-NORM_TOLERANCE = 1e-2  # of a row's L2 norm; wide enough for rows that were stored as float16
+DEFAULT_SCALE = 100.0  # exp(logit_scale) of all OpenAI models
+NORM_TOLERANCE = 1e-2  # allowed deviation of a row's L2 norm from 1; wide enough for rows stored as float16
 
 
 def _array(dims: str, kind: str, unit: bool = False, default=None, optional: bool = False):
-    """Declare a field that is an array of the .npz.
+    """Return a dataclass field that is stored as an array of the .npz.
 
-    dims : its axes by letter; kind : "f" float32, "i" int64 or "U" text; unit : whether its rows have unit norm;
-    default : the value where the file lacks the array, which is an error without a default, unless it is optional.
+    dims : letters of its axes; kind : "f" float32, "i" int64 or "U" text; unit : whether its rows have unit norm;
+    default : the value if the file lacks the array; optional : whether the value is then None. A missing array without
+    either is an error.
     """
     metadata = {"dims": dims, "kind": kind, "unit": unit, "default": default, "optional": optional}
     return field(metadata=metadata, default=None) if optional else field(metadata=metadata)
@@ -36,7 +37,7 @@ def _array(dims: str, kind: str, unit: bool = False, default=None, optional: boo
 
 @dataclass(frozen=True)
 class Text:
-    """text.npz: one row for each class."""
+    """text.npz: one text feature for each class."""
 
     features: np.ndarray = _array("CD", "f", unit=True)
     names: np.ndarray = _array("C", "U")
@@ -56,7 +57,7 @@ class Support:
 
 @dataclass(frozen=True)
 class Split:
-    """val.npz and test.npz; labels are -1 where the class is not known."""
+    """val.npz or test.npz: rows with labels, -1 if the class is unknown."""
 
     features: np.ndarray = _array("MD", "f", unit=True)
     labels: np.ndarray = _array("M", "i")
@@ -107,14 +108,14 @@ Artifact = TypeVar("Artifact", Text, Support, Split, Adapter)
 
 
 def write(path: Path, artifact) -> None:
-    """Write one artifact, whole or not at all; equal content gives equal bytes."""
+    """Write one artifact atomically; equal content gives equal bytes."""
     write_together({path: artifact})
 
 
 def write_together(content: dict) -> None:
-    """Write artifacts by path, all or none; None in place of an artifact removes the file."""
+    """Write a dict of path to artifact, all files or none; the value None removes the file."""
     new = {path: artifact for path, artifact in content.items() if artifact is not None}
-    with written_together(list(new)) as files:
+    with atomic_write_all(list(new)) as files:
         for file, artifact in zip(files, new.values()):
             arrays = {
                 f.name: np.asarray(getattr(artifact, f.name), _DTYPES[f.metadata["kind"]])
@@ -126,7 +127,7 @@ def write_together(content: dict) -> None:
 
 
 def read(path: Path, kind: type[Artifact]) -> Artifact:
-    """Read and check an artifact; rows of unit norm up to rounding are normalised again.
+    """Read an artifact and check it; rows whose norm differs from 1 by rounding are normalised.
 
     Parameters
     ----------
@@ -136,7 +137,7 @@ def read(path: Path, kind: type[Artifact]) -> Artifact:
     Raises
     ------
     TaskError
-        For a file that is missing, damaged or of another form.
+        If the file is missing, damaged or of another kind.
     """
     path = Path(path)
     if not path.is_file():
@@ -152,7 +153,7 @@ def read(path: Path, kind: type[Artifact]) -> Artifact:
             ) from None
     _check_meta(path, meta, kind)
     sizes: dict[str, int] = {}
-    values = {f.name: _checked(path, f, stored.get(f.name), sizes) for f in _arrays_of(kind)}
+    values = {f.name: _check_array(path, f, stored.get(f.name), sizes) for f in _arrays_of(kind)}
     if "C" in sizes and len(set(values["names"].tolist())) < max(1, sizes["C"]):
         raise TaskError(f"{path}: no classes, or two of one name; run {MADE_BY[kind]} again")
     return kind(**values, meta=meta)
@@ -178,10 +179,10 @@ def _check_meta(path: Path, meta, kind) -> None:
 
 
 def check_together(*artifacts) -> None:
-    """Raise TaskError unless the artifacts, given in the order of the stages, can belong to one task.
+    """Raise TaskError unless the artifacts can belong to one task; give them in the order in which they were made.
 
-    Their features must have the same width, and their labels must belong to the classes of a Text or Adapter among
-    them. A fingerprint (a key of `meta` that ends in _sha256) that two of them record must be the same in both.
+    All features must have the same width, and all labels must be classes of the Text or Adapter. A fingerprint (a key
+    of `meta` that ends in _sha256) must be equal in all artifacts that record it.
     """
     for earlier, later in combinations(artifacts, 2):
         _check_pair(earlier, later)
@@ -211,8 +212,8 @@ def _check_pair(earlier, later) -> None:
             )
 
 
-def _checked(path: Path, f, array, sizes: dict[str, int]):
-    """Check an array of a file against its field; `sizes` collects the lengths of the axes by letter."""
+def _check_array(path: Path, f, array, sizes: dict[str, int]):
+    """Return an array of a file, checked against its field; `sizes` collects the lengths of the axes by letter."""
     dims, kind = f.metadata["dims"], f.metadata["kind"]
     if array is None:
         if f.metadata["default"] is None and not f.metadata["optional"]:
@@ -220,13 +221,13 @@ def _checked(path: Path, f, array, sizes: dict[str, int]):
         return f.metadata["default"]
     if array.dtype.kind not in {"f": "fiu", "i": "iu", "U": "U"}[kind]:
         raise TaskError(f"{path}: {f.name} is of dtype {array.dtype}, expected {_NAMES[kind]}")
-    found = dict(zip(dims, array.shape))
-    if array.ndim != len(dims) or any(sizes.setdefault(letter, n) != n for letter, n in found.items()):
+    shape = dict(zip(dims, array.shape))
+    if array.ndim != len(dims) or any(sizes.setdefault(letter, n) != n for letter, n in shape.items()):
         expected = ", ".join(f"{letter}={sizes[letter]}" if letter in sizes else letter for letter in dims)
         raise TaskError(f"{path}: {f.name} is of shape {array.shape}, expected ({expected})")
     if array.dtype.kind == "u" and kind == "i" and array.size and array.max() > np.iinfo(np.int64).max:
         raise TaskError(f"{path}: {f.name} holds {array.max()}, which is no int64")
-    with np.errstate(over="ignore"):  # what is too large becomes infinity, and is refused as such
+    with np.errstate(over="ignore"):  # values too large for float32 become infinity, which is rejected below
         array = np.require(array, _DTYPES[kind], ["C_CONTIGUOUS", "ALIGNED"])
     if kind == "f" and not np.isfinite(array).all():
         raise TaskError(f"{path}: {f.name} holds NaN or infinity")
@@ -249,12 +250,12 @@ def _check_text(path: Path, name: str, array: np.ndarray) -> None:
 def _unit(path: Path, name: str, rows: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         norms = np.linalg.norm(rows, axis=-1, keepdims=True)
-    off = np.abs(norms - 1)
-    if off.size and off.max() > NORM_TOLERANCE:
+    deviation = np.abs(norms - 1)
+    if deviation.size and deviation.max() > NORM_TOLERANCE:
         raise TaskError(
-            f"{path}: {name} has a row of L2 norm {norms.flat[off.argmax()]:.4g}, expected 1; normalise the rows"
+            f"{path}: {name} has a row of L2 norm {norms.flat[deviation.argmax()]:.4g}, expected 1; normalise the rows"
         )
-    return rows if not off.size or off.max() < 1e-5 else rows / norms
+    return rows if not deviation.size or deviation.max() < 1e-5 else rows / norms
 
 
 _DTYPES = {"f": np.float32, "i": np.int64, "U": np.str_}
@@ -266,7 +267,7 @@ def _arrays_of(kind) -> list:
 
 
 def _savez(file, arrays: dict[str, np.ndarray]) -> None:
-    """Write what numpy.savez does, byte for byte; that one ends in a traceback where the disk is full."""
+    """Write the same bytes as numpy.savez, which ends in a traceback if the disk is full."""
     with zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:

@@ -1,12 +1,13 @@
-// Tip-Adapter's logits and their gradient on CUDA; cache_logits.py has what is computed, and the letters. A thread a
-// number. Comes behind jclip/kernels.cuh.
+// Tip-Adapter's logits and their gradient on CUDA, one thread per output.
+// cache_logits.py has the formula and the letters.
+// Included after jclip/kernels.cuh.
 #pragma once
 
 namespace cache {
 
 using clip::Int;
 
-// members (n): the keys' indices, those of each class side by side; class c has starts[c] … starts[c + 1] of them.
+// members (n,): the indices of the keys, sorted by class; those of class c are members[starts[c]:starts[c + 1]].
 __global__ void logits(const float* affinity, const float* base, const int* members, const int* starts, float* out,
                        Int rows, Int n, int classes, float alpha, float beta) {
     const Int i = (Int)blockIdx.x * blockDim.x + threadIdx.x;
@@ -25,38 +26,39 @@ __global__ void gradient(const float* affinity, const int* labels, const float* 
     out[i] = alpha * beta * slope[i / n * classes + labels[i % n]] * __expf(beta * (affinity[i] - 1));
 }
 
-// The largest, or the sum, of x over a block.
+// Returns the maximum (largest = true) or the sum of x over a block.
 __device__ inline float over_block(float x, bool largest) {
-    __shared__ float of_warp[32];
+    __shared__ float warp_values[32];
     for (int lane = 16; lane; lane /= 2) {
         const float other = __shfl_xor_sync(~0u, x, lane);
         x = largest ? fmaxf(x, other) : x + other;
     }
     __syncthreads();
-    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
+    if (threadIdx.x % 32 == 0) warp_values[threadIdx.x / 32] = x;
     __syncthreads();
-    x = of_warp[0];
-    for (int i = 1; i < blockDim.x / 32; i++) x = largest ? fmaxf(x, of_warp[i]) : x + of_warp[i];
+    x = warp_values[0];
+    for (int i = 1; i < blockDim.x / 32; i++) x = largest ? fmaxf(x, warp_values[i]) : x + warp_values[i];
     return x;
 }
 
-// log of the sum of e^x over a row
+// Returns log(sum(exp(x))) of a row.
 __device__ inline float log_sum(const float* x, int classes) {
-    float most = -INFINITY, total = 0;
-    for (int c = threadIdx.x; c < classes; c += blockDim.x) most = fmaxf(most, x[c]);
-    most = over_block(most, true);
-    for (int c = threadIdx.x; c < classes; c += blockDim.x) total += __expf(x[c] - most);
-    return most + __logf(over_block(total, false));
+    float maximum = -INFINITY, total = 0;
+    for (int c = threadIdx.x; c < classes; c += blockDim.x) maximum = fmaxf(maximum, x[c]);
+    maximum = over_block(maximum, true);
+    for (int c = threadIdx.x; c < classes; c += blockDim.x) total += __expf(x[c] - maximum);
+    return maximum + __logf(over_block(total, false));
 }
 
-// out (rows,) = the cross-entropy of logits (rows, classes) at the labels (rows,). A block a row.
+// out (rows,) = the cross-entropy of logits (rows, classes) at the labels (rows,). One block per row.
 __global__ void cross_entropy(const float* logits, const int* labels, float* out, int classes) {
     const float* row = logits + (Int)blockIdx.x * classes;
     const float sum = log_sum(row, classes);
     if (threadIdx.x == 0) out[blockIdx.x] = sum - row[labels[blockIdx.x]];
 }
 
-// out (rows, classes) = the gradient by the logits of what has the gradient `slope` (rows,) by the cross-entropy.
+// out (rows, classes) = the gradient with respect to the logits.
+// slope (rows,) is the gradient with respect to the cross-entropy.
 __global__ void cross_entropy_gradient(const float* logits, const int* labels, const float* slope, float* out,
                                        int classes) {
     const float* row = logits + (Int)blockIdx.x * classes;

@@ -1,12 +1,12 @@
-// Tip-Adapter's logits and their gradient on the CPU, all cores; cache_logits.py has what is computed, and the letters.
-// Uses the vectors of jclip/kernels.h.
+// Tip-Adapter's logits and their gradient on all cores of the CPU; cache_logits.py has the formula and the letters.
+// Uses the vector types of jclip/kernels.h.
 #pragma once
 
 namespace cache {
 
 using namespace clip;
 
-// e^(-beta·(1 - x)) of n affinities.
+// out = exp(-beta·(1 - x)) for n affinities x.
 inline void sharpened(const float* x, float* out, Int n, float beta) {
     Int i = 0;
     for (; i + LANES <= n; i += LANES) store(out + i, exponential(beta * (load(x + i) - 1.f)));
@@ -28,7 +28,8 @@ inline void logits(const float* affinity, const float* base, const int* labels, 
     }
 }
 
-// out (rows, n) = the gradient by the affinities of what has the gradient `slope` (rows, classes) by the logits.
+// out (rows, n) = the gradient with respect to the affinities.
+// slope (rows, classes) is the gradient with respect to the logits.
 inline void gradient(const float* affinity, const int* labels, const float* slope, float* out, Int rows, Int n,
                      Int classes, float alpha, float beta) {
 #pragma omp parallel for schedule(static)

@@ -1,7 +1,8 @@
-"""Tip-Adapter's logits and the loss of its fine-tuning as Jittor operators, for values that are one-hot.
+"""Tip-Adapter's logits and its fine-tuning loss as Jittor operators, for one-hot cache values.
 
-`tip_adapter_utils.tip_logits` is the formula; a product with one-hot values, which takes most of its time, is a sum by
-class here: N numbers a row in place of N·C. Both operators have a gradient, the logits by the affinity alone.
+`tip_adapter_utils.tip_logits` has the formula. Most of its time goes into the product with the values; for one-hot
+values that product is a sum over the keys of each class, with N additions per row in place of N·C. Both operators have
+a gradient; that of the logits is with respect to the affinity only.
 
 Letters: B rows, N keys, C classes.
 """
@@ -16,13 +17,16 @@ import numpy as np
 from jclip import kernels
 
 CPU_SOURCE, CUDA_SOURCE = (
-    f'{before}#include "{Path(__file__).with_name(name).resolve()}"\n'
-    for before, name in ((kernels.CPU_SOURCE, "cache_logits.h"), (kernels.CUDA_SOURCE, "cache_logits.cuh"))
+    f'{prefix}#include "{Path(__file__).with_name(name).resolve()}"\n'
+    for prefix, name in ((kernels.CPU_SOURCE, "cache_logits.h"), (kernels.CUDA_SOURCE, "cache_logits.cuh"))
 )
 
 
 class CacheLogits:
-    """The logits of a cache whose keys have the classes `labels`, int (N,), of C."""
+    """An operator that computes the logits of a cache whose keys have the labels (N,), int.
+
+    classes is C, the number of classes.
+    """
 
     def __init__(self, labels: np.ndarray, classes: int, alpha: float, beta: float):
         counts = np.bincount(labels, minlength=classes)
@@ -33,9 +37,9 @@ class CacheLogits:
         self.sizes = f"in0_shape0, in0_shape1, in1_shape1, {alpha!r}f, {beta!r}f"
 
     def __call__(self, affinity, base):
-        """base + alpha·Σ exp(−beta·(1 − affinity)) over the keys of each class.
+        """Return base + alpha·Σ exp(−beta·(1 − affinity)), with the sum over the keys of each class.
 
-        affinity float32 (B, N), base float32 (B, C) -> float32 (B, C)
+        affinity is float32 (B, N), base and the result are float32 (B, C).
         """
         launch = "<<<(out0->num + 255) / 256, 256>>>"
         sums = f"cache::logits{launch}(in0_p, in1_p, in3_p, in4_p, out0_p, {self.sizes}); clip::check();"
@@ -54,12 +58,12 @@ class CacheLogits:
 
 
 def cross_entropy(logits, labels):
-    """Mean cross-entropy of logits float32 (B, C) at labels int32 (B,), a Var of one element."""
+    """Return the mean cross-entropy of logits, float32 (B, C), with labels, int32 (B,), as a Var of one element."""
     return cuda_cross_entropy(logits, labels) if jt.flags.use_cuda else jt.nn.cross_entropy_loss(logits, labels)
 
 
 def cuda_cross_entropy(logits, labels):
-    """The same in two kernels; Jittor's own are a dozen, which take longer to launch than to run."""
+    """Return the same as `cross_entropy` from two kernels; Jittor's dozen take longer to launch than to run."""
     launch = "<<<in0_shape0, 128>>>(in0_p, in1_p"
     rows = jt.code(
         labels.shape,

@@ -1,4 +1,4 @@
-"""A CLIP and an adapter that fit together: what classifies photographs that are in no file of features."""
+"""A classifier of photographs: a CLIP encoder and an adapter for its features."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def trained(path: Path, weights: Path | str, **options) -> Classifier:
     weights : Path or str
         A weights file or an official name.
     **options
-        Of `Encoder.load`.
+        Passed to `Encoder.load`.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def trained(path: Path, weights: Path | str, **options) -> Classifier:
 
 
 def zero_shot(class_names: Sequence[str], weights: Path | str, **options) -> Classifier:
-    """Load CLIP and make an adapter of class names alone, without a cache.
+    """Load CLIP and make a zero-shot adapter from class names.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def zero_shot(class_names: Sequence[str], weights: Path | str, **options) -> Cla
     weights : Path or str
         A weights file or an official name.
     **options
-        Of `Encoder.load`.
+        Passed to `Encoder.load`.
 
     Raises
     ------

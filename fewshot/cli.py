@@ -1,4 +1,4 @@
-"""What the commands share: options of the same name and meaning, and one line for a user's mistake."""
+"""Code shared by the commands: common options, the lock of the output folder, and one-line error messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # not a Unix: runs are not kept apart
+except ImportError:  # not a Unix: there is no lock
     fcntl = None
 
 from jclip import bounded, runtime
@@ -25,14 +25,14 @@ from .errors import TaskError
 from .files import remove_unfinished
 
 
-def at_least(low: int, most: float = math.inf):
-    """Return an argparse type for whole numbers from `low` to `most`."""
+def at_least(low: int, high: float = math.inf):
+    """Return an argparse type for whole numbers from `low` to `high`."""
 
     def number(text: str) -> int:
         value = int(text)
-        if not low <= value <= most:
+        if not low <= value <= high:
             raise argparse.ArgumentTypeError(
-                f"{value}; expected a whole number from {low}" + f" to {most}" * (most < math.inf)
+                f"{value}; expected a whole number from {low}" + f" to {high}" * (high < math.inf)
             )
         return value
 
@@ -74,14 +74,15 @@ def parser(description: str, *shared: str) -> argparse.ArgumentParser:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make `folder` where it is missing, and keep it for this run alone while the block runs.
+    """Create `folder` if it is missing and lock it for this process while the block runs.
 
-    The system frees the lock however the process ends. What killed runs left half-written is removed.
+    The operating system releases the lock when the process ends, even if it is killed. Unfinished files of earlier runs
+    that were killed are removed.
 
     Raises
     ------
     TaskError
-        Where another run is at work in the folder.
+        If another run has locked the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
@@ -91,12 +92,11 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(file) -> bool:
-    """Lock the file and return whether that worked; some systems and file systems have no locks."""
+    """Lock the file and return whether locks are supported; raise TaskError if another run has locked it."""
     try:
         if fcntl:
-            fcntl.lockf(
-                file, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # not flock's: those go on in the processes that Jittor forks to compile
+            # not flock: the compiler processes that Jittor forks would inherit its lock
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return bool(fcntl)
     except (BlockingIOError, PermissionError):
         folder = Path(file.name).parent
@@ -108,7 +108,7 @@ def _lock(file) -> bool:
 
 
 class _StderrHandler(logging.Handler):
-    """Prints messages as they are, to what sys.stderr is at that moment."""
+    """Prints plain messages to the current sys.stderr, which may change between messages."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr)
@@ -118,7 +118,7 @@ _stderr_handler = _StderrHandler()
 
 
 def _show_messages() -> None:
-    """Show what the packages log, such as the device that computes; a logger adds the same handler only once."""
+    """Print the log messages of the packages to stderr, such as the device in use; repeated calls change nothing."""
     for name in ("jclip", "fewshot"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
@@ -126,13 +126,13 @@ def _show_messages() -> None:
 
 
 def script(main):
-    """Decorate main(argv) of a command to return an exit code: a user's mistake becomes one line on stderr, and 1."""
+    """Decorate main(argv) of a command to return an exit code; a user error prints one line on stderr and returns 1."""
 
     @functools.wraps(main)
     def run(argv=None) -> int:
         _show_messages()
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text that the terminal can show
+            sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may be unable to show a file name
         try:
             main(argv)
             if sys.stdout:  # a daemon may have none
@@ -141,8 +141,10 @@ def script(main):
         except (ClipError, TaskError) as error:
             message = str(error)
         except OSError as error:
-            if isinstance(error, BrokenPipeError) and error.filename is None:  # `| head` has seen enough
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
+            if isinstance(error, BrokenPipeError) and error.filename is None:  # such as by `| head`
+                os.dup2(
+                    os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+                )  # otherwise Python reports an error at exit
                 return 1
             message = bounded.one_line(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         except KeyboardInterrupt:

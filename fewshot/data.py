@@ -1,4 +1,4 @@
-"""Which classes and photographs a task has: the contest's lists, or plain folders."""
+"""The classes and photographs of a task, read from the contest's lists or from plain folders."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from jclip import bounded
 
 from .errors import TaskError
 
-MAX_LIST_BYTES = 256 << 20  # the contest's list has 7 million
+MAX_LIST_BYTES = 256 << 20  # the contest's list has 7 million bytes
 MAX_LINE = 4096  # characters of a line in a list
-# Characters that would break the lines of result.txt. File names that are not UTF-8 come with surrogates.
+# Characters that would break the lines of result.txt. File names that are not UTF-8 contain surrogates.
 NOT_IN_NAMES = re.compile("[\0-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 UNKNOWN = -1  # the label of a photograph whose class is not known
-CLASS_LISTS = {"A": "classes.txt", "B": "classes_b.txt"}  # of the contest, by split
+CLASS_LISTS = {"A": "classes.txt", "B": "classes_b.txt"}  # file name by contest split
 
 
 class Photo(NamedTuple):
     """A photograph of a task."""
 
-    folder: Path  # the data folder (training) or the test folder; one object for all, since there may be many
-    name: str  # below the folder, with forward slashes
+    folder: Path  # the data folder (training) or the test folder; the same object for all photographs, to save memory
+    name: str  # path below the folder, with forward slashes
     label: int  # or UNKNOWN
 
     @property
@@ -36,7 +36,7 @@ class Photo(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """The class names, by label, and the photographs of a few-shot task."""
+    """The class names in the order of labels, and the photographs of a few-shot task."""
 
     classes: tuple[str, ...]
     train: tuple[Photo, ...]
@@ -48,7 +48,7 @@ def read_task(folder: Path, split: str = "B") -> Task:
 
     Contest lists: classes_b.txt (split A: classes.txt) with lines "Animal_Bear 0", train.txt with lines
     "TrainSet/Animal/Bear/1.jpg 0", photographs in TestSetB (TestSetA). Plain folders: train/CLASS/* and test/*.
-    Folders in the test folder that are named as classes label the photographs in them. A class may have no photographs.
+    Test photographs in a folder named like a class get the label of that class. A class may have no photographs.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def read_task(folder: Path, split: str = "B") -> Task:
     Raises
     ------
     TaskError
-        For any other layout, and where a list names a photograph that is not there.
+        For any other layout, or if a list names a missing photograph.
     """
     folder = Path(folder)
     class_list = folder / CLASS_LISTS[split]
@@ -80,18 +80,18 @@ def read_task(folder: Path, split: str = "B") -> Task:
 
 
 def read_test(folder: Path, classes: Sequence[str], split: str = "B") -> tuple[Photo, ...]:
-    """List the test photographs of a data folder alone; parameters and errors are those of `read_task`."""
+    """List only the test photographs of a data folder, with the parameters and errors of `read_task`."""
     folder = Path(folder)
     return _test_photos(folder / (f"TestSet{split}" if (folder / CLASS_LISTS[split]).is_file() else "test"), classes)
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Read the class names by label from lines "name label".
+    """Read the class names from lines "name label" and return them in the order of labels.
 
     Raises
     ------
     TaskError
-        Unless names differ and the labels are 0 to C - 1, in any order.
+        Unless the names are distinct and the labels are 0 to C - 1, in any order.
     """
     names: dict[int, str] = {}
     seen: set[str] = set()
@@ -113,12 +113,12 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 
 def photographs(path: Path) -> list[Path]:
-    """List a photograph itself, or all photographs in and below a folder in natural order.
+    """Return [path] for a photograph, or all photographs in and below a folder in natural order.
 
     Raises
     ------
     TaskError
-        Where there is none.
+        If there is no photograph.
     """
     path = Path(path)
     if path.is_dir():
@@ -132,9 +132,9 @@ def photographs(path: Path) -> list[Path]:
 
 
 def natural_key(text: str) -> list:
-    """Return a sort key that counts as people do: image_2 before image_10."""
+    """Return a sort key that orders numbers by value: image_2 before image_10."""
     parts = re.split(r"([0-9]+)", text)
-    numbers = [part.lstrip("0") for part in parts]  # compared by length: a file name's number may have any
+    numbers = [part.lstrip("0") for part in parts]  # compared as text, shorter first: the number of digits is unlimited
     return [(len(number), number, part) if i % 2 else (0, part) for i, (part, number) in enumerate(zip(parts, numbers))]
 
 
@@ -145,11 +145,11 @@ def _read_folders(folder: Path) -> Task:
         raise TaskError(f"{folder / 'train'}: no folders in it; expected one folder a class, with its photographs")
     train = []
     for label, name in enumerate(classes):
-        of_class = folder / "train" / name
-        photos = _images_below(of_class) if of_class.is_dir() else []
-        if not photos and of_class.is_dir() and any(not file.startswith(".") for file in os.listdir(of_class)):
+        class_folder = folder / "train" / name
+        photos = _images_below(class_folder) if class_folder.is_dir() else []
+        if not photos and class_folder.is_dir() and any(not file.startswith(".") for file in os.listdir(class_folder)):
             raise TaskError(
-                f"{of_class}: none of its files is a photograph ({', '.join(sorted(SUFFIXES))}); convert them, or "
+                f"{class_folder}: none of its files is a photograph ({', '.join(sorted(SUFFIXES))}); convert them, or "
                 "leave the folder empty for a class that is known by its name alone"
             )
         train += [_photo(folder, f"train/{name}/{photo}", label) for photo in photos]
@@ -157,7 +157,7 @@ def _read_folders(folder: Path) -> Task:
 
 
 def _folders_in(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder, without hidden ones."""
+    """Return the names of the non-hidden folders in a folder."""
     folders = (
         [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
         if folder.is_dir()
@@ -202,7 +202,7 @@ def _read_list(path: Path, folder: Path, classes: int) -> tuple[Photo, ...]:
 
 
 def _check_present(path: Path, folder: Path, photos: list[Photo], first: dict[str, tuple[str, int]]) -> None:
-    """Raise TaskError unless all photographs of a list are there; list each folder once, since lists may be long."""
+    """Raise TaskError unless all photographs of a list exist; each folder is listed only once, for speed."""
     files: dict[str, set[str]] = {}
     missing = []
     for photo in photos:
@@ -255,10 +255,10 @@ def _photo(folder: Path, name: str, label: int) -> Photo:
 def _images_below(folder: Path) -> list[str]:
     """Return the names of all photographs in and below a folder, with forward slashes, in natural order.
 
-    Links are followed; hidden files and folders are passed over.
+    Links are followed; hidden files and folders are skipped.
     """
     names: list[str] = []
-    pending = [(str(folder), "", frozenset())]  # a folder, the prefix of the names in it, the folders that hold it
+    pending = [(str(folder), "", frozenset())]  # (folder, prefix of the names in it, identities of its parent folders)
     while pending:
         here, prefix, above = pending.pop()
         status = os.stat(here)
@@ -279,7 +279,7 @@ def _images_below(folder: Path) -> list[str]:
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself: reading it will tell
+    except OSError:  # a link to itself, for which reading it reports an error
         return False
 
 

@@ -1,4 +1,4 @@
-"""CLIP at work on photographs and prompts, with progress bars, a store of rows, and failures as data."""
+"""Features of photographs and prompts from CLIP, with progress bars, a store of rows, and failures as return values."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from jclip.features import Encoded
 from . import prompts
 from .data import UNKNOWN, Photo
 from .errors import TaskError
-from .store import Store, key_of
+from .store import Store, make_key
 
-FEW = 64  # this many photographs are read sooner than reading processes start
-# Reading processes by device: on a CPU, reading costs a twentieth of encoding; a GPU waits for as many as there are.
-READERS = {"cpu": 2, "cuda": 16}
-# Raise it when the code gives the same photograph or sentence another row: preprocess, augment, tokenizer or model.
+MIN_PARALLEL = 64  # up to this many photographs, starting reading processes takes longer than reading
+# Maximum number of reading processes by device. On a CPU, reading takes a twentieth of the time of encoding; a GPU is
+# faster than its readers.
+MAX_READERS = {"cpu": 2, "cuda": 16}
+# Increase it when a change of preprocess, augment, tokenizer or model changes the row of a photograph or sentence.
 FEATURES_VERSION = 2
 
 
@@ -37,18 +38,18 @@ FEATURES_VERSION = 2
 class Encoder:
     """A CLIP that turns photographs and sentences into unit rows of width D.
 
-    With a store, rows that it has are not computed again, and all batches have the same size, so that the bits of a row
-    do not depend on what else was computed.
+    With a store, rows in the store are not computed again. All batches then have the same size, so that a row is
+    bitwise independent of the other rows in the run.
 
     Attributes
     ----------
     model : jclip.model.CLIP
     preprocess : jclip.preprocess.Preprocess
     weights_sha256 : str
-        Of the weights file, as sha256sum prints it.
+        Hexadecimal SHA-256 of the weights file.
     device : "cpu" or "cuda"
     batch_size : int
-        Photographs computed at a time.
+        Photographs per batch.
     store : Store, optional
     strict : bool
         Whether the first photograph that cannot be read raises TaskError.
@@ -81,7 +82,7 @@ class Encoder:
         path : Path or str
         device : "auto", "cpu" or "cuda"
         batch_size : int, optional
-            By default `jclip.features.IMAGE_BATCH` of the device.
+            Default: `jclip.features.IMAGE_BATCH` of the device.
         store : Path, optional
             The folder of the store.
         strict : bool
@@ -94,7 +95,7 @@ class Encoder:
         """
         path = jclip.weights_file(path)
         with ThreadPoolExecutor(1) as pool:
-            digest = pool.submit(weights.sha256, path)  # takes half as long as loading, at the same time
+            digest = pool.submit(weights.sha256, path)  # in parallel with loading, which takes twice as long
             model, preprocess = jclip.load(path, device, precision=precision)
         opened, device = Store(store, model.visual.output_dim) if store else None, runtime.use(device, precision)
         batch_size = batch_size or features.IMAGE_BATCH[device]
@@ -102,7 +103,7 @@ class Encoder:
 
     @property
     def width(self) -> int:
-        """D."""
+        """The feature width D."""
         return self.model.visual.output_dim
 
     @property
@@ -111,7 +112,7 @@ class Encoder:
         return float(np.exp(self.model.logit_scale.numpy()).item())
 
     def prompts(self, sentences: Sequence[Sequence[str]]) -> np.ndarray:
-        """Encode classes by their sentences.
+        """Encode the sentences of classes and return one text feature per class.
 
         Parameters
         ----------
@@ -121,16 +122,16 @@ class Encoder:
         Returns
         -------
         float32 array of shape (C, D)
-            The ensemble of each class's sentences (`jclip.features.prompt_ensemble`), unit rows.
+            Unit rows, the prompt ensemble of each class (`jclip.features.prompt_ensemble`).
 
         Raises
         ------
         ClipError
             For a sentence that is too long.
         """
-        flat = [sentence for of_class in sentences for sentence in of_class]
-        most = features.TEXT_BATCH[self.device]
-        batch_size = most if self.store else balanced_batch_size(len(flat), most)
+        flat = [sentence for class_sentences in sentences for sentence in class_sentences]
+        max_size = features.TEXT_BATCH[self.device]
+        batch_size = max_size if self.store else balanced_batch_size(len(flat), max_size)
         keys = [self._key("text", batch_size, sentence) for sentence in flat]
         missing, rows = self._missing(keys)
         with tqdm(total=len(missing), desc="prompts", unit=" text", disable=None if missing else True) as bar:
@@ -138,23 +139,23 @@ class Encoder:
                 self._keep(keys, [missing[i] for i in encoded.indices], encoded.rows, rows)
                 bar.update(len(encoded.rows))
         rows = self.store.get(keys) if self.store else rows
-        return features.prompt_ensemble(rows, [len(of_class) for of_class in sentences])
+        return features.prompt_ensemble(rows, [len(class_sentences) for class_sentences in sentences])
 
     def photos(self, photos: Sequence[Photo | Path | str], desc: str = "photographs", split: str = "train") -> Encoded:
-        """Encode photographs as they are.
+        """Encode photographs without augmentation.
 
         Parameters
         ----------
         photos : sequence of Photo, Path or str
         desc : str
-            The words before the progress bar.
+            Description of the progress bar.
         split : "train" or "test"
-            Keeps the rows of both apart in the store, where their names may be the same.
+            Part of the key in the store, since training and test photographs may have the same names.
 
         Returns
         -------
         Encoded
-            rows float32 (n, D), and why some photographs, by index, cannot be read.
+            rows, float32 (n, D), and failures, {index of an unreadable photograph: cause}.
 
         Raises
         ------
@@ -164,7 +165,7 @@ class Encoder:
         return self._encode([(_as_photo(photo), 0) for photo in photos], ("plain",), 0, desc, split)
 
     def views(self, photos: Sequence[Photo], views: Sequence[str], seed: int) -> Encoded:
-        """Encode all views of n photographs but the first, which is the plain photograph.
+        """Encode views 1 to V - 1 of n photographs; view 0 is the plain photograph.
 
         Parameters
         ----------
@@ -176,19 +177,20 @@ class Encoder:
         Returns
         -------
         Encoded
-            rows float32 (n, V - 1, D), and why some photographs, by index, cannot be read.
+            rows, float32 (n, V - 1, D), and failures, {index of an unreadable photograph: cause}.
         """
-        each = len(views) - 1
-        items = [(photo, number) for photo in photos for number in range(1, each + 1)]
+        n_views = len(views) - 1
+        items = [(photo, number) for photo in photos for number in range(1, n_views + 1)]
         rows, failures = self._encode(items, tuple(views), seed, "views", "train")
         return Encoded(
-            rows.reshape(len(photos), each, self.width), {index // each: cause for index, cause in failures.items()}
+            rows.reshape(len(photos), n_views, self.width),
+            {index // n_views: cause for index, cause in failures.items()},
         )
 
     def _encode(
         self, items: list[tuple[Photo, int]], views: tuple[str, ...], seed: int, desc: str, split: str
     ) -> Encoded:
-        """Encode (photograph, number of the view) pairs."""
+        """Encode (photograph, index of the view) pairs and return their rows and failures."""
         keys = [self._photo_key(photo, views[number], number, seed, split) for photo, number in items]
         missing, rows = self._missing(keys)
         failures: dict[int, str] = {}
@@ -205,32 +207,33 @@ class Encoder:
         return Encoded(self.store.get(keys) if self.store else rows, failures)
 
     def _batches(self, items: list[tuple[Photo, int]], reader: Reader) -> Iterator[Encoded]:
-        workers = 0 if len(items) <= FEW else min(READERS[self.device], os.cpu_count() or 1)
+        workers = 0 if len(items) <= MIN_PARALLEL else min(MAX_READERS[self.device], os.cpu_count() or 1)
         return features.image_features(self.model, items, reader, self.batch_size, workers) if items else iter(())
 
     def _missing(self, keys: list[bytes]) -> tuple[list[int], np.ndarray]:
-        """Return the indices of rows to compute, and rows of NaN to put them into where there is no store."""
+        """Return the indices of the rows to compute, and an array of NaN rows to fill if there is no store."""
         if self.store:
             return self.store.missing(keys), np.zeros((0, self.width), np.float32)
         return list(range(len(keys))), np.full((len(keys), self.width), np.nan, np.float32)
 
     def _keep(self, keys: list[bytes], indices: list[int], computed: np.ndarray, rows: np.ndarray) -> None:
-        """Put computed rows into the store under their keys, or into `rows` where there is none."""
+        """Put computed rows into the store under their keys, or into `rows` if there is no store."""
         if self.store:
             self.store.put([keys[i] for i in indices], computed)
         else:
             rows[indices] = computed
 
-    def _key(self, *of: object) -> bytes:
-        on = self.device if self.precision == "float32" else f"{self.device} {self.precision}"
-        return key_of(self.weights_sha256, FEATURES_VERSION, on, *of)
+    def _key(self, *values: object) -> bytes:
+        device = self.device if self.precision == "float32" else f"{self.device} {self.precision}"
+        return make_key(self.weights_sha256, FEATURES_VERSION, device, *values)
 
     def _photo_key(self, photo: Photo, view: str, number: int, seed: int, split: str) -> bytes:
         try:
             status = os.stat(photo.path)
             stamp = [status.st_size, status.st_mtime_ns]
         except OSError:
-            stamp = os.urandom(8).hex()  # reading says why; if it works by then, no later run shall find the row
+            # Reading will fail and report the cause. If the file exists again by then, no later run may use its row.
+            stamp = os.urandom(8).hex()
         drawn = [seed, number] if number else None
         return self._key("photo", self.batch_size, PIL.__version__, view, drawn, split, photo.name, stamp)
 
@@ -248,11 +251,11 @@ def check_lengths(
     class_names: Sequence[str],
     read: prompts.Prompts,
     folder: Path,
-    shorter: str = f"give the class a shorter name in {prompts.NAMES}",
+    remedy: str = f"give the class a shorter name in {prompts.NAMES}",
 ) -> None:
-    """Raise TaskError at the first sentence that is too long for CLIP, before a model is loaded.
+    """Raise TaskError for the first sentence that is too long for CLIP.
 
-    5,000 sentences take 0.3 s.
+    This needs no model and takes 0.3 s for 5,000 sentences.
 
     Parameters
     ----------
@@ -260,8 +263,8 @@ def check_lengths(
     read : Prompts
         The sentences of these classes, from `folder`.
     folder : Path
-    shorter : str
-        What to do about a name that is too long.
+    remedy : str
+        What the message suggests if the class name is too long.
     """
     for name, group, templates, sentences in zip(class_names, read.groups, read.templates, read.sentences):
         for index, sentence in enumerate(sentences):
@@ -269,42 +272,42 @@ def check_lengths(
                 tokenizer.tokenize(sentence)
             except ClipError as error:
                 if index < templates:
-                    file, remedy = prompts.TEMPLATES, f"shorten the template, or {shorter}"
+                    file, advice = prompts.TEMPLATES, f"shorten the template, or {remedy}"
                 else:
-                    file, remedy = f"{group}_prompt.json", "shorten it"
-                tokens = str(error).partition(":")[0]  # how many there are, and how many there may be
+                    file, advice = f"{group}_prompt.json", "shorten it"
+                tokens = str(error).partition(":")[0]  # their number and the allowed number
                 raise TaskError(
-                    f"{folder / file}: class {name[:60]!r}: {tokens}: it begins {sentence[:60]!r}; {remedy}"
+                    f"{folder / file}: class {name[:60]!r}: {tokens}: it begins {sentence[:60]!r}; {advice}"
                 ) from None
 
 
-def balanced_batch_size(n: int, most: int) -> int:
-    """Return the size of the fewest batches of at most `most` that hold n, so that the last is nearly full."""
-    batches = max(1, -(-n // most))
+def balanced_batch_size(n: int, max_size: int) -> int:
+    """Return the batch size that splits n items evenly into the fewest batches of at most `max_size`."""
+    batches = max(1, -(-n // max_size))
     return max(1, -(-n // batches))
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Turns (photograph, number of the view) into the pixels that CLIP sees, in any process."""
+    """A picklable function from (photograph, index of the view) to the input pixels of CLIP."""
 
     resolution: int
     views: tuple[str, ...]
     seed: int
 
     def __call__(self, item: tuple[Photo, int]) -> np.ndarray:
-        """Return uint8 pixels (resolution, resolution, 3); raise Unreadable with the cause.
+        """Return uint8 pixels (resolution, resolution, 3), or raise Unreadable with the cause.
 
-        For a damaged file Pillow may raise any exception.
+        Pillow may raise any exception for a damaged file.
         """
         photo, number = item
         rng = augment.view_rng(self.seed, photo.name, number)
         try:
             status = os.stat(photo.path)
             if not stat.S_ISREG(status.st_mode):
-                raise Unreadable("not a file")  # reading a pipe would wait for ever
+                raise Unreadable("not a file")  # reading a pipe would block forever
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about flaws that Pillow could mend
+                warnings.simplefilter("ignore")  # about defects that Pillow can handle
                 with Image.open(photo.path) as image:
                     return preprocess.crop(augment.VIEWS[self.views[number]](image, rng), self.resolution)
         except UnidentifiedImageError:

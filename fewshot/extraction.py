@@ -1,4 +1,4 @@
-"""From a task's photographs and sentences to the files of features: text.npz, support.npz, val.npz and test.npz."""
+"""Extract the features of a task and write them to text.npz, support.npz, val.npz and test.npz."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from . import artifacts
 from .data import Photo, Task
 from .encoder import Encoder
 from .errors import TaskError, preview
-from .files import written_whole
+from .files import atomic_write
 from .prompts import Prompts
 from .support import select_shots, subsample
 
@@ -41,7 +41,7 @@ class Sampling:
     views : sequence of str
         Names of `augment.VIEWS`; "plain" first.
     max_train, max_val : int or None
-        At most so many photographs of each class are considered, or kept for validation.
+        Highest number of photographs per class that are considered, or kept for validation; None for no limit.
     seed : int
     """
 
@@ -54,7 +54,7 @@ class Sampling:
 
 
 class Extraction(NamedTuple):
-    """The features of a task; val is None where no photograph is left for validation."""
+    """The features of a task; val is None if no photograph is left for validation."""
 
     text: artifacts.Text
     support: artifacts.Support
@@ -63,20 +63,20 @@ class Extraction(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """The chosen training photographs, by their indices in the list. N shots, V views, M for validation."""
+    """The chosen training photographs as indices into the training list: N shots, V views each, M for validation."""
 
-    pool: np.ndarray  # (P,): all that were considered and that are not known to be unreadable
+    pool: np.ndarray  # (P,), all considered photographs except known unreadable ones
     shots: np.ndarray  # (N,)
     val: np.ndarray  # (M,)
     shot_rows: np.ndarray  # float32 (N, V, D)
     val_rows: np.ndarray  # float32 (M, D)
-    failures: dict[int, str]  # why other photographs cannot be read
+    failures: dict[int, str]  # {index of an unreadable photograph: cause}
 
 
 def extract(task: Task, prompts: Prompts, encoder: Encoder, sampling: Sampling, output: Path) -> Extraction:
-    """Encode all that a task needs, then write its files, all or none.
+    """Encode a task, write its .npz files (all or none) and return their content.
 
-    Photographs that cannot be read are left out and listed in unreadable.txt.
+    Unreadable photographs are left out and listed in unreadable.txt.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def extract(task: Task, prompts: Prompts, encoder: Encoder, sampling: Sampling, 
     prompts : Prompts
         The sentences of the task's classes.
     encoder : Encoder
-        With a store, so that nothing is encoded twice.
+        Must have a store, so that nothing is encoded twice.
     sampling : Sampling
     output : Path
         The folder to write to.
@@ -92,9 +92,9 @@ def extract(task: Task, prompts: Prompts, encoder: Encoder, sampling: Sampling, 
     Raises
     ------
     TaskError
-        Where no photograph of a class, or no test photograph, can be read.
+        If all photographs of a class, or all test photographs, are unreadable.
     """
-    made_by = {
+    provenance = {
         "program": f"jittor-tip-adapter {jclip.__version__}",
         "weights_sha256": encoder.weights_sha256,
         "precision": encoder.precision,
@@ -104,11 +104,11 @@ def extract(task: Task, prompts: Prompts, encoder: Encoder, sampling: Sampling, 
         encoder.prompts(prompts.sentences),
         np.array(task.classes),
         encoder.scale,
-        {**made_by, "groups": prompts.groups, "prompts_sha256": fingerprint(prompts.sentences)},
+        {**provenance, "groups": prompts.groups, "prompts_sha256": fingerprint(prompts.sentences)},
     )
     selection = select(task, encoder, sampling, output)
-    support, val = _training_files(task.train, selection, sampling, made_by)
-    test, failures = _test_file(task.test, encoder, made_by)
+    support, val = _training_files(task.train, selection, sampling, provenance)
+    test, failures = _test_file(task.test, encoder, provenance)
     causes = {**_by_path(task.train, selection.failures), **_by_path(task.test, failures)}
     list_unreadable(output, causes)
     if not len(test.names):
@@ -121,15 +121,14 @@ def extract(task: Task, prompts: Prompts, encoder: Encoder, sampling: Sampling, 
 
 
 def select(task: Task, encoder: Encoder, sampling: Sampling, output: Path) -> Selection:
-    """Choose the shots and the validation photographs, and encode them.
+    """Choose and encode the shots and the validation photographs.
 
-    Where one of them turns out to be unreadable, all are chosen again without it. The encoder's store makes the second
-    choice cheap.
+    If one of them is unreadable, all are chosen again without it. The encoder's store makes the repetition cheap.
 
     Raises
     ------
     TaskError
-        Where no photograph of a class can be read; the causes are then in unreadable.txt.
+        If all photographs of a class are unreadable; unreadable.txt then lists the causes.
     """
     labels = _labels(task.train)
     pool, failures = subsample(labels, sampling.max_train, sampling.seed), {}
@@ -144,34 +143,34 @@ def select(task: Task, encoder: Encoder, sampling: Sampling, output: Path) -> Se
 def _try_selection(
     train: Sequence[Photo], labels: np.ndarray, pool: np.ndarray, encoder: Encoder, sampling: Sampling
 ) -> Selection:
-    """Choose from the photographs at `pool` and encode them; of those that fail, only the failures mean anything."""
+    """Choose from the photographs at the indices `pool` and encode them; if any fails, use only `failures`."""
     features = None
-    if sampling.select == "kmeans":  # the other ways need no features
+    if sampling.select == "kmeans":  # the other selections need no features
         features, failures = _encode(train, pool, encoder)
         if failures:
-            none = np.zeros(0, np.int64)
-            return Selection(pool, none, none, features, features, failures)
+            empty = np.zeros(0, np.int64)
+            return Selection(pool, empty, empty, features, features, failures)
     shots = pool[select_shots(labels[pool], sampling.shots, sampling.select, sampling.seed, features)]
     del features  # as large as the rows below; what of them is chosen comes from the store
     rest = np.setdiff1d(pool, shots)
     val = rest[subsample(labels[rest], sampling.max_val, sampling.seed)]
     chosen = np.union1d(shots, val)
     rows, failures = _encode(train, chosen, encoder)
-    views, failed = encoder.views([train[i] for i in shots], sampling.views, sampling.seed)
-    failures.update({int(shots[index]): cause for index, cause in failed.items()})
+    views, view_failures = encoder.views([train[i] for i in shots], sampling.views, sampling.seed)
+    failures.update({int(shots[index]): cause for index, cause in view_failures.items()})
     is_shot = np.isin(chosen, shots)
     shot_rows = np.concatenate([rows[is_shot][:, None], views], axis=1)
     return Selection(pool, shots, val, shot_rows, rows[~is_shot], failures)
 
 
 def _encode(train: Sequence[Photo], indices: np.ndarray, encoder: Encoder) -> tuple[np.ndarray, dict[int, str]]:
-    """Return the rows of the photographs at `indices`, and the failures by index in `train`."""
+    """Return the rows of the photographs at `indices`, and the failures as {index in `train`: cause}."""
     rows, failures = encoder.photos([train[i] for i in indices], "train", "train")
     return rows, {int(indices[i]): cause for i, cause in failures.items()}
 
 
 def _readable(task: Task, pool: np.ndarray, failures: dict[int, str], output: Path) -> np.ndarray:
-    """Return `pool` without the failures; raise TaskError where a class has lost its last photograph."""
+    """Return `pool` without the failures; raise TaskError if that leaves a class without photographs."""
     left = np.setdiff1d(pool, list(failures))
     emptied = {task.train[i].label for i in failures} - {task.train[i].label for i in left}
     if emptied:
@@ -184,11 +183,11 @@ def _readable(task: Task, pool: np.ndarray, failures: dict[int, str], output: Pa
 
 
 def _training_files(
-    train: Sequence[Photo], selection: Selection, sampling: Sampling, made_by: dict
+    train: Sequence[Photo], selection: Selection, sampling: Sampling, provenance: dict
 ) -> tuple[artifacts.Support, artifacts.Split | None]:
     shots, val = ([train[i] for i in indices] for indices in (selection.shots, selection.val))
     meta = {
-        **made_by,
+        **provenance,
         "shots": sampling.shots,
         "select": sampling.select,
         "seed": sampling.seed,
@@ -201,7 +200,7 @@ def _training_files(
 
 
 def _selection_sha256(train: Sequence[Photo], selection: Selection, sampling: Sampling) -> str:
-    """Return what the files of one selection share and no others have: those of two may share photographs."""
+    """Return the fingerprint of a selection; support.npz and val.npz fit only if it is equal in both."""
     chosen = np.concatenate([selection.shots, selection.val])
     rows = np.concatenate([selection.shot_rows[:, 0], selection.val_rows])[np.argsort(chosen)]
     return fingerprint(
@@ -215,41 +214,41 @@ def _selection_sha256(train: Sequence[Photo], selection: Selection, sampling: Sa
     )
 
 
-def _test_file(photos: Sequence[Photo], encoder: Encoder, made_by: dict) -> tuple[artifacts.Split, dict[int, str]]:
-    """Return the test photographs that can be read, and the failures; meta names these, for predict.py to answer."""
+def _test_file(photos: Sequence[Photo], encoder: Encoder, provenance: dict) -> tuple[artifacts.Split, dict[int, str]]:
+    """Return the Split of the readable test photographs, and the failures; its meta lists these for predict.py."""
     rows, failures = encoder.photos(photos, "test", "test")
     readable = [i for i in range(len(photos)) if i not in failures]
-    shown = [photos[i] for i in readable]
+    kept = [photos[i] for i in readable]
     meta = {
-        **made_by,
+        **provenance,
         "list_sha256": fingerprint([photo.name for photo in photos]),
         "unreadable": {photos[i].name: cause for i, cause in failures.items()},
     }
-    return artifacts.Split(rows[readable], _labels(shown), _names(shown), meta), failures
+    return artifacts.Split(rows[readable], _labels(kept), _names(kept), meta), failures
 
 
 def list_unreadable(folder: Path, causes: dict[str, str]) -> None:
-    """Write unreadable.txt, a line "path: cause" for each photograph, and log the first; remove it where none is.
+    """Write unreadable.txt, one line "path: cause" per photograph, and log its first lines; remove it if empty.
 
     Parameters
     ----------
     folder : Path
     causes : dict of str to str
-        Path of each photograph that cannot be read, and why.
+        {path of an unreadable photograph: cause}.
     """
     path = folder / UNREADABLE
     lines = [bounded.one_line(f"{photo}: {cause}") for photo, cause in causes.items()]
     if not lines:
         path.unlink(missing_ok=True)
         return
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write("".join(f"{line}\n" for line in lines).encode())
     head = f"{len(lines)} photographs cannot be read and are left out; {path} lists them:"
     logger.warning("\n  ".join([head, *preview(lines)]))
 
 
 def fingerprint(*values) -> str:
-    """Return the SHA-256 of JSON-like values: two runs with the same one worked from the same lists and settings."""
+    """Return the SHA-256 of JSON-like values, which is equal for equal values."""
     return hashlib.sha256(json.dumps(values, ensure_ascii=True).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, whatever happens while they are written."""
+"""Atomic writes: a file is either complete or unchanged, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-PART = ".part"  # of files that are not whole yet
+PART = ".part"  # suffix of unfinished files
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator:
-    """Open a binary file that becomes `path` when the block ends without an exception; else what was at `path` stays.
+def atomic_write(path: Path) -> Iterator:
+    """Open a temporary binary file that replaces `path` if the block ends without an exception.
 
-    The content is on disk before the name is, so that a kill or a power cut leaves the old file or the new one.
+    The content is synced to disk before the file is renamed, so a kill or a power cut leaves the old or the new file.
     """
     path, temporary = Path(path), None
     try:
@@ -24,22 +24,22 @@ def written_whole(path: Path) -> Iterator:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp gives access only to the owner
         os.replace(temporary, path)
     except BaseException as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError) and (error.filename is None or str(error.filename).endswith(PART)):
-            # a full disk names no file, other errors the temporary one
+            # the error of a full disk has no file name, other errors have the temporary name
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
 @contextmanager
-def written_together(paths: Sequence[Path]) -> Iterator[list]:
-    """Open binary files that become `paths`, all or none: all are on disk before the first has its name."""
+def atomic_write_all(paths: Sequence[Path]) -> Iterator[list]:
+    """Open binary files that replace `paths`, all or none: all are synced to disk before the first is renamed."""
     with ExitStack() as stack:
-        files = [stack.enter_context(written_whole(path)) for path in paths]
+        files = [stack.enter_context(atomic_write(path)) for path in paths]
         yield files
         for file in files:
             file.flush()
@@ -47,7 +47,7 @@ def written_together(paths: Sequence[Path]) -> Iterator[list]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed runs left of `written_whole`; no other run may use the folder."""
+    """Remove the temporary files that killed runs left in a folder, which no other run may be using."""
     for path in Path(folder).glob(f".*{PART}"):
         path.unlink(missing_ok=True)
 

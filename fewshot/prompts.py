@@ -1,4 +1,4 @@
-"""Class names -> sentences, which become the texts of the classes."""
+"""The sentences (prompts) of each class, made from class names and the files in prompts/."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from .errors import TaskError
 
 FOLDER = Path(__file__).parent.parent / "prompts"
 TEMPLATES, NAMES = "templates.json", "names.json"
-DEFAULT = "default"  # the group of class names that begin with no group
+DEFAULT = "default"  # the group of class names that start with no group name
 
 
 class Prompts(NamedTuple):
     """The sentences of C classes."""
 
-    sentences: list[list[str]]  # of each class, its group's templates first
-    groups: list[str]  # of each class
-    templates: list[int]  # number of each class's sentences that come from templates
-    without: list[str]  # classes with templates only, in groups that have a prompt file
+    sentences: list[list[str]]  # per class, filled templates first
+    groups: list[str]  # per class
+    templates: list[int]  # per class, the number of sentences from templates
+    without: list[str]  # classes without an entry in the prompt file of their group
     unmatched: list[str]  # entries of prompt files that match no class, "file: name"
 
 
 def read(class_names: Sequence[str], folder: Path = FOLDER) -> Prompts:
-    """Read the sentences of each class: its group's templates filled with its name, then those of GROUP_prompt.json.
+    """Return the sentences of each class: the filled templates of its group, then its sentences in GROUP_prompt.json.
 
-    The name is the one in the class list, in words, or what names.json says instead
-    ({"Thu-dog_Shiba_Dog": "Shiba Inu"}).
+    Templates are filled with the class name without its group, or with its entry in names.json, such as
+    {"Thu-dog_Shiba_Dog": "Shiba Inu"}.
 
     Parameters
     ----------
@@ -45,33 +45,40 @@ def read(class_names: Sequence[str], folder: Path = FOLDER) -> Prompts:
     Raises
     ------
     TaskError
-        Where a file in `folder` cannot be used.
+        If a file in `folder` cannot be used.
     """
     templates = read_templates(folder)
-    split = [split_group(name, templates) for name in class_names]
-    known = set(split)
-    files = {group: _read_prompts(Path(folder) / f"{group}_prompt.json") for group in {group for group, _ in split}}
-    spoken = _read_names(Path(folder) / NAMES)
+    group_and_words = [split_group(name, templates) for name in class_names]
+    pairs = set(group_and_words)
+    files = {
+        group: _read_prompts(Path(folder) / f"{group}_prompt.json") for group in {group for group, _ in group_and_words}
+    }
+    display = _read_names(Path(folder) / NAMES)
     sentences = [
-        [template.replace("{}", spoken.get(name, words)) for template in templates[group]] + files[group].get(words, [])
-        for name, (group, words) in zip(class_names, split)
+        [template.replace("{}", display.get(name, words)) for template in templates[group]]
+        + files[group].get(words, [])
+        for name, (group, words) in zip(class_names, group_and_words)
     ]
     return Prompts(
         sentences,
-        [group for group, _ in split],
-        [len(templates[group]) for group, _ in split],
-        [name for name, (group, words) in zip(class_names, split) if files[group] and words not in files[group]],
+        [group for group, _ in group_and_words],
+        [len(templates[group]) for group, _ in group_and_words],
+        [
+            name
+            for name, (group, words) in zip(class_names, group_and_words)
+            if files[group] and words not in files[group]
+        ],
         [
             f"{group}_prompt.json: {words}"
             for group in sorted(files)
             for words in files[group]
-            if (group, words) not in known
+            if (group, words) not in pairs
         ],
     )
 
 
-def groups_of(artifact) -> list[str]:
-    """Return the group of each class of a Text or Adapter: the recorded one, or else by this program's templates."""
+def class_groups(artifact) -> list[str]:
+    """Return the group of each class of a Text or Adapter, as recorded or else from the program's own templates."""
     recorded = artifact.meta.get("groups")
     if isinstance(recorded, list) and len(recorded) == len(artifact.names):
         return [str(group) for group in recorded]
@@ -79,13 +86,13 @@ def groups_of(artifact) -> list[str]:
     return [split_group(name, templates)[0] for name in artifact.names]
 
 
-def in_words(artifact) -> list[str]:
-    """Return the class names of a Text or Adapter as people say them: without group, spaces for underscores."""
-    return [split_group(name, [group])[1] for name, group in zip(artifact.names, groups_of(artifact))]
+def display_names(artifact) -> list[str]:
+    """Return the class names of a Text or Adapter without their group and with spaces for underscores."""
+    return [split_group(name, [group])[1] for name, group in zip(artifact.names, class_groups(artifact))]
 
 
 def split_group(name: str, groups: Iterable[str]) -> tuple[str, str]:
-    """Split "Animal_Polar_Bear" into ("Animal", "Polar Bear"): the longest known group before a "_", and the words."""
+    """Split "Animal_Polar_Bear" into ("Animal", "Polar Bear"): the longest matching group, and the rest."""
     matching = (group for group in groups if name.startswith(group + "_") and len(name) > len(group) + 1)
     group = max(matching, key=len, default=None)
     words = name if group is None else name[len(group) + 1 :]
@@ -93,17 +100,17 @@ def split_group(name: str, groups: Iterable[str]) -> tuple[str, str]:
 
 
 def read_templates(folder: Path = FOLDER) -> dict[str, list[str]]:
-    """Read the templates of each group from templates.json, sentences with one "{}" for the name.
+    """Read the templates of each group from templates.json; a template is a sentence with one "{}" for the name.
 
     Raises
     ------
     TaskError
-        Where the file cannot be used.
+        If the file cannot be used.
     """
     path = Path(folder) / TEMPLATES
     templates = {group: [value] if isinstance(value, str) else value for group, value in _json_object(path).items()}
     for group, sentences in templates.items():
-        if not group or set(group) & set("/\\\0"):  # it becomes the name of a file
+        if not group or set(group) & set("/\\\0"):  # it becomes part of a file name
             raise TaskError(
                 f'{path}: {group!r} is no name of a group; expected the beginning of class names, such as "Animal"'
             )
@@ -131,8 +138,8 @@ def _read_prompts(path: Path) -> dict[str, list[str]]:
 
 def _read_names(path: Path) -> dict[str, str]:
     names = _json_object(path) if path.exists() else {}
-    for name, spoken in names.items():
-        if not isinstance(spoken, str) or not spoken.strip():
+    for name, display in names.items():
+        if not isinstance(display, str) or not display.strip():
             raise TaskError(f'{path}: {name!r}: expected the name as people say it, such as "Shiba Inu"')
     return names
 

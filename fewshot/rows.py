@@ -1,6 +1,6 @@
-"""Rows of features and their labels: the steps that every classifier of a few-shot task begins with.
+"""Array helpers for feature rows and their labels.
 
-Letters: C classes, N shots, V views of each, D feature width, n rows. Features are float32 rows of unit L2 norm.
+Letters: C classes, N shots, V views of each shot, D feature width, n rows. Features are float32 rows of unit L2 norm.
 """
 
 from __future__ import annotations
@@ -11,36 +11,36 @@ import numpy as np
 
 from .artifacts import Support
 
-CHUNK = 2**18  # numbers worked on at a time: they stay in the processor's cache, and memory stays flat
+CHUNK = 2**18  # numbers per chunk, which fit the CPU cache and bound the memory
 
 
 def unit_rows(rows: np.ndarray, length: float = 1.0) -> np.ndarray:
-    """Scale rows (..., D) to the L2 norm `length`; the dtype stays.
+    """Return rows (..., D) scaled to the L2 norm `length`, in the same dtype.
 
-    `jclip.features.unit` does the same in float64. Features that come as float32 are scaled here, in float32.
+    `jclip.features.unit` computes in float64; this function computes in the dtype of the rows.
     """
     return length * rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
 def shot_rows(features: np.ndarray) -> np.ndarray:
-    """One row a shot, the renormalised mean of its views: (N, V, D) -> (N, D)."""
+    """Return one row per shot, the normalised mean of its views: (N, V, D) -> (N, D)."""
     return unit_rows(features.mean(axis=1))
 
 
 def all_views(support: Support) -> tuple[np.ndarray, np.ndarray]:
-    """Every view of every shot as a row of its own: features (N·V, D) and labels (N·V,)."""
+    """Return each view of each shot as a row: features (N·V, D) and labels (N·V,)."""
     n, views, width = support.features.shape
     return support.features.reshape(n * views, width), support.labels.repeat(views)
 
 
 def subset(support: Support, shots: np.ndarray | slice) -> Support:
-    """The support set of some of its shots, given as bool (N,), as indices or as a slice."""
+    """Return the support set with only the given shots, a bool array (N,), indices or a slice."""
     return Support(support.features[shots], support.labels[shots], support.names[shots])
 
 
-def base_classes(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Which of the classes have shots, bool (C,), for the labels (N,) of all shots."""
-    return np.isin(np.arange(classes), labels)
+def base_classes(labels: np.ndarray, n_classes: int) -> np.ndarray:
+    """Return which classes have shots, bool (C,), from the labels (N,) of all shots."""
+    return np.isin(np.arange(n_classes), labels)
 
 
 def index_in_class(labels: np.ndarray) -> np.ndarray:
@@ -51,28 +51,28 @@ def index_in_class(labels: np.ndarray) -> np.ndarray:
     return indices
 
 
-def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Labels (n,) as float32 (n, C)."""
-    values = np.zeros((len(labels), classes), np.float32)  # rows of np.eye would take C x C numbers first
+def one_hot(labels: np.ndarray, n_classes: int) -> np.ndarray:
+    """Return labels (n,) as one-hot rows, float32 (n, C)."""
+    values = np.zeros((len(labels), n_classes), np.float32)  # np.eye would allocate C x C numbers
     values[np.arange(len(labels)), labels] = 1
     return values
 
 
-def class_sums(rows: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Sum of the rows (n, D) of each class, (C, D); 0 where a class has none. Many times as fast as np.add.at."""
-    from scipy.sparse import csr_matrix  # predict.py need not wait for it
+def class_sums(rows: np.ndarray, labels: np.ndarray, n_classes: int) -> np.ndarray:
+    """Return the sum of the rows (n, D) of each class, (C, D); this is much faster than np.add.at."""
+    from scipy.sparse import csr_matrix  # slow to import, and predict.py does not need it
 
     n = len(labels)
-    return csr_matrix((np.ones(n, rows.dtype), (labels, np.arange(n))), (classes, n)) @ rows
+    return csr_matrix((np.ones(n, rows.dtype), (labels, np.arange(n))), (n_classes, n)) @ rows
 
 
-def chunks(rows: int, width: int, numbers: int | None = None) -> Iterator[slice]:
-    """Slices of `rows` rows, so many in each that rows of `width` numbers hold `numbers` (default: CHUNK) together."""
-    size = max(1, (numbers or CHUNK) // max(1, width))
-    return (slice(start, start + size) for start in range(0, rows, size))
+def chunks(n_rows: int, width: int, max_numbers: int | None = None) -> Iterator[slice]:
+    """Return slices of rows of `width` numbers with at most `max_numbers` numbers each (default: CHUNK)."""
+    size = max(1, (max_numbers or CHUNK) // max(1, width))
+    return (slice(start, start + size) for start in range(0, n_rows, size))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the probabilities, float (M, C), of logits (M, C)."""
+    """Return the probabilities (M, C) of logits (M, C)."""
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exponentials / exponentials.sum(axis=1, keepdims=True)

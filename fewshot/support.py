@@ -1,4 +1,4 @@
-"""Which training photographs become the shots."""
+"""Selection of the training photographs that become the shots."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SELECT = ("kmeans", "first", "random")
 
 
 def subsample(labels: np.ndarray, cap: int | None, seed: int) -> np.ndarray:
-    """Draw at most `cap` rows of each class; all of them where cap is None.
+    """Draw at most `cap` rows of each class, or take all rows if cap is None.
 
     Parameters
     ----------
@@ -29,22 +29,24 @@ def subsample(labels: np.ndarray, cap: int | None, seed: int) -> np.ndarray:
     """
     if cap is None:
         return np.arange(len(labels))
-    return _per_class(labels, lambda rows, label: _drawn(rows, cap, seed, label))
+    return _per_class(labels, lambda rows, label: _draw(rows, cap, seed, label))
 
 
-def select_shots(labels: np.ndarray, shots: int, how: str, seed: int, features: np.ndarray | None = None) -> np.ndarray:
-    """Choose the shots of each class; a class that has fewer rows gives all of them.
+def select_shots(
+    labels: np.ndarray, shots: int, select: str, seed: int, features: np.ndarray | None = None
+) -> np.ndarray:
+    """Choose the shots of each class; all rows of a class are chosen if there are fewer than `shots`.
 
     Parameters
     ----------
     labels : int array of shape (M,)
     shots : int
         Rows of each class.
-    how : {"kmeans", "first", "random"}
-        "kmeans" takes the rows nearest to the centres of `shots` clusters, so that the shots differ.
+    select : {"kmeans", "first", "random"}
+        "kmeans" chooses the rows nearest to the centres of `shots` clusters, which makes the shots diverse.
     seed : int
     features : float array of shape (M, D), optional
-        Unit rows; only needed for "kmeans".
+        Unit rows, only needed for "kmeans".
 
     Returns
     -------
@@ -54,20 +56,20 @@ def select_shots(labels: np.ndarray, shots: int, how: str, seed: int, features: 
     Raises
     ------
     TaskError
-        For another `how`.
+        For another value of `select`.
     """
-    if how not in SELECT:
-        raise TaskError(f"unknown selection {how!r}; expected one of {', '.join(SELECT)}")
+    if select not in SELECT:
+        raise TaskError(f"unknown selection {select!r}; expected one of {', '.join(SELECT)}")
     pick = {
         "first": lambda rows, label: rows[:shots],
-        "random": lambda rows, label: _drawn(rows, shots, seed, label),
+        "random": lambda rows, label: _draw(rows, shots, seed, label),
         "kmeans": lambda rows, label: rows[_nearest_to_centres(features[rows], shots, seed)],
-    }[how]
+    }[select]
     return _per_class(labels, lambda rows, label: rows if len(rows) <= shots else pick(rows, label))
 
 
 def _per_class(labels: np.ndarray, pick) -> np.ndarray:
-    """Return the sorted indices that pick(indices of the class, label) chooses of each class."""
+    """Apply pick(indices of the class, label) to each class and return all picked indices, sorted."""
     by_label = np.argsort(labels, kind="stable")
     present, starts = np.unique(labels[by_label], return_index=True)
     chosen = (
@@ -76,18 +78,20 @@ def _per_class(labels: np.ndarray, pick) -> np.ndarray:
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
 
 
-def _drawn(rows: np.ndarray, n: int, seed: int, label: int) -> np.ndarray:
+def _draw(rows: np.ndarray, n: int, seed: int, label: int) -> np.ndarray:
     # each class has its own random stream, so that its draw does not depend on the sizes of other classes
     return np.random.default_rng([seed, label]).permutation(rows)[:n]
 
 
 def _nearest_to_centres(features: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """Choose k different rows, of each k-means cluster the one nearest to its centre (MacQueen 1967; scikit-learn)."""
+    """Return the indices of k rows: in each k-means cluster, the row nearest to the centre (MacQueen 1967)."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different rows than clusters are filled up below
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # with fewer distinct rows than clusters, other rows are added below
         clusters = KMeans(n_clusters=k, n_init=10, random_state=seed).fit(features)
     distance = np.linalg.norm(features - clusters.cluster_centers_[clusters.labels_], axis=1)
     members = (np.flatnonzero(clusters.labels_ == cluster) for cluster in range(k))
@@ -97,17 +101,17 @@ def _nearest_to_centres(features: np.ndarray, k: int, seed: int) -> np.ndarray:
 
 
 class Draw(NamedTuple):
-    """Shots, and the validation rows that are left."""
+    """Other shots of the same task, and the remaining validation rows."""
 
     support: Support
     val: Split
 
 
 def redraw(support: Support, val: Split, seed: int) -> Draw:
-    """Draw other shots from the same photographs: as many of each class, from shots and labelled validation rows.
+    """Draw new shots, the same number per class, from the shots and the labelled validation rows.
 
-    The views of a shot are drawn with replacement from those that it has besides the plain one; a photograph that was
-    a validation row has only the plain one. What is not drawn becomes the validation set.
+    View 0 of a shot stays the plain photograph; its other views are drawn with replacement from its augmented views. A
+    former validation row only has the plain view, which is repeated. Rows that are not drawn become the validation set.
 
     Parameters
     ----------
@@ -124,13 +128,13 @@ def redraw(support: Support, val: Split, seed: int) -> Draw:
     plain = np.repeat(val.features[labelled][:, None], views, axis=1)
     features = np.concatenate([support.features, plain])
     labels = np.concatenate([support.labels, val.labels[labelled]])
-    names, wanted = np.concatenate([support.names, val.names[labelled]]), np.bincount(support.labels)
-    shots = _per_class(labels, lambda rows, label: rng.permutation(rows)[: wanted[label] if label < len(wanted) else 0])
+    names, counts = np.concatenate([support.names, val.names[labelled]]), np.bincount(support.labels)
+    shots = _per_class(labels, lambda rows, label: rng.permutation(rows)[: counts[label] if label < len(counts) else 0])
     rest = np.setdiff1d(np.arange(len(labels)), shots)
-    drawn = np.concatenate(
+    views_drawn = np.concatenate(
         [np.zeros((len(shots), 1), np.int64), rng.integers(1, max(2, views), (len(shots), views - 1))], axis=1
     )
     return Draw(
-        Support(features[shots[:, None], drawn], labels[shots], names[shots], support.meta),
+        Support(features[shots[:, None], views_drawn], labels[shots], names[shots], support.meta),
         Split(features[rest, 0], labels[rest], names[rest], val.meta),
     )

@@ -1,4 +1,4 @@
-"""A few-shot task as the files of one folder hold it."""
+"""The features of a few-shot task, as stored in one folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .artifacts import Split, Support, Text, check_together, read
 
 
 class TaskFeatures(NamedTuple):
-    """What a classifier is learned from."""
+    """The features from which a classifier is learned."""
 
     text: Text
     support: Support  # may hold no shots
@@ -24,12 +24,12 @@ def read_features(folder: Path) -> TaskFeatures:
     Parameters
     ----------
     folder : Path
-        Where extract_feature.py wrote them. Without support.npz there are no shots, without val.npz val is None.
+        The output folder of extract_feature.py. Without support.npz there are no shots; without val.npz, val is None.
 
     Raises
     ------
     TaskError
-        Where text.npz is missing, a file is damaged, or two files do not fit.
+        If text.npz is missing, a file is damaged, or two files do not belong together.
     """
     text = read(folder / "text.npz", Text)
     no_shots = Support(
@@ -42,5 +42,5 @@ def read_features(folder: Path) -> TaskFeatures:
 
 
 def has_labels(split: Split | None) -> bool:
-    """Whether the class of any row is known."""
+    """Return whether any row has a label."""
     return split is not None and bool((split.labels >= 0).any())

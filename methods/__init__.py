@@ -1,9 +1,10 @@
-"""How a classifier is learned from features: text, shots and validation rows in, an Outcome with an Adapter out.
+"""Methods that learn a classifier: they take text, shots and validation rows and return an Outcome with an Adapter.
 
-METHODS is the registry; a method's code is imported when it is trained. numpy and scipy; Jittor where gradients are
-wanted. A new method is a function of (text, support, val, settings) and a line in METHODS.
+METHODS is the registry; the code of a method is imported when the method is trained. All methods need numpy and scipy,
+those with gradients also Jittor. To add a method, write a function of (text, support, val, settings) and list it in
+METHODS.
 
-Letters: C classes, N shots, V views of each, D feature width, M rows. Features are float32 rows of unit L2 norm.
+Letters: C classes, N shots, V views of each shot, D feature width, M rows. Features are float32 rows of unit L2 norm.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Method(NamedTuple):
     """An entry of the registry."""
 
     path: str  # "module:function"; the function takes (text, support, val, settings) and returns an Outcome
-    options: tuple[str, ...] = ()  # what it takes beyond the seed: "epochs" and "lr" of Settings; "refit"
+    options: tuple[str, ...] = ()  # options beyond the seed: "epochs" and "lr" (fields of Settings), "refit"
     needs_shots: bool = True
 
     @property
@@ -45,12 +46,12 @@ METHODS = {
 
 
 def methods_with(option: str) -> list[str]:
-    """Names of the methods that take an option."""
+    """Return the names of the methods that take an option."""
     return [name for name, method in METHODS.items() if option in method.options]
 
 
 def train(method: str, text: Text, support: Support, val: Split | None, settings: Settings) -> Outcome:
-    """Learn a classifier.
+    """Learn a classifier with a method and return its Outcome.
 
     Parameters
     ----------
@@ -58,18 +59,18 @@ def train(method: str, text: Text, support: Support, val: Split | None, settings
         A key of METHODS.
     text : Text
     support : Support
-        The shots; classes may have none.
+        The shots; a class may have none.
     val : Split or None
-        Rows on which settings are chosen; without labelled rows, shots are left out in turn.
+        Rows on which settings are chosen. Without labelled rows, cross-validation over the shots replaces them.
     settings : Settings
-        Of which a method takes what it needs.
+        A method reads only the fields it needs.
 
     Raises
     ------
     TaskError
-        Where the method needs shots and there are none, or where training diverges.
+        If the method needs shots and there are none, or if training diverges.
     ClipError
-        Where the device cannot be used.
+        If the device cannot be used.
     """
     if METHODS[method].needs_shots and not len(support.labels):
         raise TaskError(

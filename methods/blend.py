@@ -1,7 +1,7 @@
-"""The default method: a weighted sum of linear experts, whose weights make the validation rows likeliest.
+"""The default method: a weighted sum of linear experts, with weights that maximise the validation likelihood.
 
 Each expert (experts.py) is a matrix and a bias, so the blend is one matrix and one bias, and its probabilities are
-calibrated. docs/accuracy.md has what it reaches, docs/log.md what was tried.
+calibrated. docs/accuracy.md reports its accuracy, docs/log.md the experiments behind it.
 """
 
 from __future__ import annotations
@@ -21,40 +21,40 @@ from .offsets import Offsets, choose_offsets
 from .outcome import Outcome, Settings
 from .regression import cross_entropy
 
-# Where nothing can be chosen, one shot a class and no validation rows: about what cars and scenes chose there.
+# Used with one shot per class and no validation rows, where nothing can be chosen. These are roughly the weights chosen
+# for the data sets cars and scenes at one shot.
 DEFAULT_WEIGHTS = dict(zip(EXPERTS, (0.3, 0.6, 0, 0, 0, 0.004, 0, 0.02, 0)))
-MAX_LOGITS = 2**26  # of all experts, for the rows that choose their weights: 0.3 GB
-PRIOR = 0.01  # of the weights, as a variance of 100 on experts scaled to logits of mean size 1
+MAX_LOGITS = 2**26  # numbers in the logits of all experts for the validation rows: 0.3 GB
+PRIOR = 0.01  # precision of a Gaussian prior on the weights (variance 100), for experts with logits of mean size 1
 
 
 class Choice(NamedTuple):
-    """What a blend is made with."""
+    """The chosen weights and offsets of a blend."""
 
     weights: np.ndarray  # float64 (experts,)
     offsets: Offsets
-    figures: dict[
-        str, float
-    ]  # "rows", "top1", "zero_shot_top1" of the validation rows; empty where weights are defaults
+    # "rows", "top1" and "zero_shot_top1" of the validation rows; empty if the weights are the defaults
+    scores: dict[str, float]
 
 
 def blend(text: Text, support: Support, val: Split | None, settings: Settings) -> Outcome:
-    """Experts of all shots, blended with weights and offsets of new classes that are chosen on folds."""
+    """Learn experts from all shots and blend them, with weights and new-class offsets chosen on folds."""
     folds = make_folds(support, val, FOLDS)
     experts = learn_experts(text, support)
     choice = choose(text, support, folds, experts, settings.seed)
     how = folds.how
-    if folds.folds and not choice.figures:
+    if folds.folds and not choice.scores:
         how = "defaults: no row judges how classes with shots are told apart"
 
     def refit(text: Text, support: Support, val: Split) -> Adapter:
-        return _adapter(text, learn_experts(text, with_rows(support, val)), choice)
+        return _adapter(text, learn_experts(text, add_validation_rows(support, val)), choice)
 
     return Outcome(
         _adapter(text, experts, choice),
         how,
-        figures=choice.figures,
+        scores=choice.scores,
         weights={name: float(weight) for name, weight in zip(EXPERTS, choice.weights)},
-        new_classes=_record_of_new_classes(experts, choice.offsets),
+        new_classes=_new_class_record(experts, choice.offsets),
         refit=refit,
     )
 
@@ -63,7 +63,7 @@ def _adapter(text: Text, experts: Experts, choice: Choice) -> Adapter:
     return linear_adapter("blend", text, weighted_sum(experts, choice.weights, choice.offsets))
 
 
-def _record_of_new_classes(experts: Experts, offsets: Offsets) -> dict[str, float]:
+def _new_class_record(experts: Experts, offsets: Offsets) -> dict[str, float]:
     if experts.is_base.all():
         return {}
     return {
@@ -75,15 +75,15 @@ def _record_of_new_classes(experts: Experts, offsets: Offsets) -> dict[str, floa
 
 
 def weighted_sum(experts: Experts, weights: np.ndarray, offsets: Offsets) -> Linear:
-    """The experts' classifiers as one, with the offsets added for new classes."""
+    """Return the weighted sum of the experts' classifiers, with the offsets added to the biases of new classes."""
     weight = sum(w * expert.weight for w, expert in zip(weights, experts.classifiers))
     bias = sum(w * expert.bias for w, expert in zip(weights, experts.classifiers))
     offset = np.where(experts.is_base, 0, np.where(experts.is_near, offsets.near, offsets.far))
     return Linear(weight.astype(np.float32), (bias + offset).astype(np.float32))
 
 
-def with_rows(support: Support, val: Split) -> Support:
-    """The support set with labelled validation rows as further shots; each counts for all the views that a shot has."""
+def add_validation_rows(support: Support, val: Split) -> Support:
+    """Return the support set plus the labelled validation rows as shots, each row repeated once per view."""
     labelled = val.labels >= 0
     views = np.repeat(val.features[labelled][:, None], support.features.shape[1], axis=1)
     return Support(
@@ -93,11 +93,11 @@ def with_rows(support: Support, val: Split) -> Support:
     )
 
 
-# ---- choosing ----
+# ---- choosing weights and offsets ----
 
 
 def choose(text: Text, support: Support, folds: Folds, experts: Experts, seed: int) -> Choice:
-    """Choose weights and offsets on the folds.
+    """Choose the weights and offsets on the folds.
 
     Parameters
     ----------
@@ -105,9 +105,9 @@ def choose(text: Text, support: Support, folds: Folds, experts: Experts, seed: i
     support : Support
     folds : Folds
     experts : Experts
-        Those of all shots.
+        Learned from all shots.
     seed : int
-        Of the draw of validation rows, where there are too many.
+        Used to draw a subset of the validation rows if there are too many.
     """
     is_base = experts.is_base
     limited = [_limit_rows(fold, len(text.names), len(folds.folds), seed) for fold in folds.folds]
@@ -120,13 +120,13 @@ def choose(text: Text, support: Support, folds: Folds, experts: Experts, seed: i
     rows = _base_rows(limited, fold_experts)
     weights = fit_weights(*rows)
     offsets = Offsets() if is_base.all() else choose_offsets(text, support, limited, fold_experts, weights)
-    return Choice(weights, offsets, _figures(rows, weights))
+    return Choice(weights, offsets, _scores(rows, weights))
 
 
 def _default_choice(is_base: np.ndarray) -> Choice:
-    """The defaults. The level of the Gaussians' logits is their own, so new classes would need an offset beside them.
+    """Return the default weights and no offsets; with new classes, the Gaussian experts get weight 0.
 
-    Where there are new classes, the Gaussians are therefore left out.
+    The Gaussians' logits have a level of their own, so new classes would need an offset, which cannot be chosen here.
     """
     weights = np.array(list(DEFAULT_WEIGHTS.values()))
     if not is_base.all():
@@ -134,24 +134,24 @@ def _default_choice(is_base: np.ndarray) -> Choice:
     return Choice(weights, Offsets(), {})
 
 
-def _limit_rows(fold: Fold, classes: int, folds: int, seed: int) -> Fold:
-    """The fold with no more validation rows than memory has room for, drawn with the seed."""
-    most = max(1, MAX_LOGITS // (len(EXPERTS) * classes * folds))
-    if len(fold.labels) <= most:
+def _limit_rows(fold: Fold, n_classes: int, n_folds: int, seed: int) -> Fold:
+    """Return the fold with a random subset of its validation rows if their logits would exceed MAX_LOGITS."""
+    max_rows = max(1, MAX_LOGITS // (len(EXPERTS) * n_classes * n_folds))
+    if len(fold.labels) <= max_rows:
         return fold
-    kept = np.sort(np.random.default_rng(seed).choice(len(fold.labels), most, replace=False))
+    kept = np.sort(np.random.default_rng(seed).choice(len(fold.labels), max_rows, replace=False))
     return Fold(fold.shots, fold.features[kept], fold.labels[kept])
 
 
 class _BaseRows(NamedTuple):
-    """The validation rows of base classes, of all folds, with these classes alone."""
+    """The validation rows of base classes from all folds, with the logits of base classes only."""
 
-    logits: np.ndarray  # float32 (experts, M, B)
+    logits: np.ndarray  # float32 (experts, M, B), B base classes
     labels: np.ndarray  # int64 (M,), indices of base classes
 
 
 def _base_rows(folds: Sequence[Fold], fold_experts: Sequence[Experts]) -> _BaseRows:
-    is_base = fold_experts[0].is_base  # of every fold: none loses a class
+    is_base = fold_experts[0].is_base  # the same in every fold: no fold leaves out all shots of a class
     base_index, logits, labels = np.cumsum(is_base) - 1, [], []
     for experts, fold in zip(fold_experts, folds):
         rows = is_base[fold.labels]
@@ -161,10 +161,10 @@ def _base_rows(folds: Sequence[Fold], fold_experts: Sequence[Experts]) -> _BaseR
 
 
 def fit_weights(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Weights of at least 0 with which the weighted sum of the experts' logits has the lowest mean cross-entropy.
+    """Fit nonnegative weights that minimise the mean cross-entropy of the weighted sum of the experts' logits.
 
-    The problem is convex. A weak prior decides what the rows leave open: where all rows are classified rightly, larger
-    weights would always be better.
+    The problem is convex. If all rows are classified correctly, larger weights are always better; a weak prior keeps
+    the weights finite.
 
     Parameters
     ----------
@@ -180,17 +180,19 @@ def fit_weights(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     size = np.abs(logits - logits.mean(axis=2, keepdims=True)).mean(axis=(1, 2)) + 1e-12
     rows, n = np.arange(len(labels)), len(labels)
 
-    def objective(weights):  # of experts scaled to one size, so that the steps are of one size, too
+    def objective(
+        weights,
+    ):  # for experts scaled to the same size, so that the optimiser's steps have the same size, too
         loss, probabilities = cross_entropy(np.tensordot((weights / size).astype(np.float32), logits, 1), labels)
         probabilities[rows, labels] -= 1
-        slope = np.array([np.einsum("mc,mc->", probabilities, expert) for expert in logits], np.float64) / size
-        return loss + PRIOR / 2 * weights @ weights / n, (slope + PRIOR * weights) / n
+        gradient = np.array([np.einsum("mc,mc->", probabilities, expert) for expert in logits], np.float64) / size
+        return loss + PRIOR / 2 * weights @ weights / n, (gradient + PRIOR * weights) / n
 
     start, bounds = np.full(len(logits), 1 / len(logits)), [(0, None)] * len(logits)
     return minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 200}).x / size
 
 
-def _figures(rows: _BaseRows, weights: np.ndarray) -> dict[str, float]:
+def _scores(rows: _BaseRows, weights: np.ndarray) -> dict[str, float]:
     def top1(logits):
         return float((logits.argmax(axis=1) == rows.labels).mean())
 

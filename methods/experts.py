@@ -1,10 +1,10 @@
-"""The experts that a blend is made of: linear classifiers of all classes, learned from the shots and the texts.
+"""The experts of a blend: linear classifiers over all classes, learned from the shots and the texts.
 
-They are the zero-shot classifier; text-anchored regressions of several strengths (regression.py); Gaussian
-discriminants whose class means are shrunk towards those predicted from the classes' texts (gaussian.py).
+They are the zero-shot classifier, text-anchored regressions of several strengths (regression.py) and Gaussian
+discriminants (gaussian.py). The class means of the Gaussians are shrunk towards means predicted from the texts.
 
-A base class has shots, a new class has none. A new class is near if its text is like those of the base classes, so that
-what was learned of them holds for it; else it is far.
+A base class has shots, a new class has none. A new class is near if its text is similar to the texts of the base
+classes, so that what was learned about them transfers to it; otherwise it is far.
 """
 
 from __future__ import annotations
@@ -16,43 +16,43 @@ import numpy as np
 from fewshot.artifacts import Support, Text
 from fewshot.rows import all_views, base_classes, shot_rows
 
-from .gaussian import TextMap, class_means, discriminant, within_class
+from .gaussian import TextMap, class_means, discriminant, within_class_covariance
 from .linear import Linear, zero_shot_classifier
 from .regression import STRENGTHS, regressions
 
-# (strength of the ridge regression from texts to means, number of shots that a predicted mean counts for)
+# (strength of the ridge regression from texts to means, number of shots that a predicted mean is worth)
 GAUSSIANS = ((0.1, 4), (0.1, 16), (1, 4), (1, 16))
 EXPERTS = (
     "zero-shot",
     *(f"regression {strength:g}" for strength in STRENGTHS),
     *(f"gaussian {ridge:g}, {shots}" for ridge, shots in GAUSSIANS),
 )
-N_ANCHORED = 1 + len(STRENGTHS)  # the first experts, which start from the texts; only these know far classes
-# The regressions start from the zero-shot classifier times this. 1.5 to 2 was best on held-out rows; docs/log.md
+N_ANCHORED = 1 + len(STRENGTHS)  # the first experts, which start from the texts; only they have logits for far classes
+# The regressions start from the zero-shot classifier times this factor. 1.5 to 2 was best on held-out rows; docs/log.md
 ANCHOR_SCALE = 1.5
-# Strengths of ridge regressions from texts: to the regressions' steps away from them; to class means, where these tell
-# near from far classes and how noisy shots are.
+# Strengths of two ridge regressions from texts: STEP_RIDGE predicts the step W − anchor of a text-anchored regression;
+# NOVELTY_RIDGE predicts class means, to tell near from far classes and to estimate the noise of the shots.
 STEP_RIDGE, NOVELTY_RIDGE = 0.1, 1
-NEAR_QUANTILE = 0.99  # a class is near if its text is no more novel than this share of the base classes' own
+NEAR_QUANTILE = 0.99  # a new class is near if its novelty is at most this quantile of the base classes' novelty
 
 
 class Experts(NamedTuple):
-    """All experts of some shots."""
+    """All experts learned from one set of shots."""
 
-    classifiers: list[Linear]  # in the order of EXPERTS, each of all C classes
+    classifiers: list[Linear]  # in the order of EXPERTS, each over all C classes
     is_base: np.ndarray  # bool (C,)
     is_near: np.ndarray  # bool (C,), new and near
 
     def logits(self, features: np.ndarray) -> np.ndarray:
-        """(experts, M, C) of features (M, D)."""
+        """Return the logits (experts, M, C) of features (M, D)."""
         return np.stack([classifier.logits(features) for classifier in self.classifiers])
 
 
 def learn_experts(text: Text, support: Support) -> Experts:
     """Learn every expert from all shots of a support set.
 
-    Only base classes compete in the learning. A near class gets what its text predicts: the mean, and the regressions'
-    step away from the text. A far class keeps its text, and a logit of 0 from the Gaussians.
+    The training losses are over base classes only. For a near class, the class mean and the regressions' step are
+    predicted from its text. A far class keeps its text in the regressions and gets a logit of 0 from the Gaussians.
     """
     is_base = base_classes(support.labels, len(text.names))
     base_text, base_index = text.features[is_base], np.cumsum(is_base) - 1
@@ -60,32 +60,33 @@ def learn_experts(text: Text, support: Support) -> Experts:
     means, counts = class_means(rows, labels, is_base.sum())
     ridges = {NOVELTY_RIDGE, STEP_RIDGE, *(ridge for ridge, _ in GAUSSIANS)}
     maps = {ridge: TextMap(base_text, ridge) for ridge in ridges}
-    expected = {ridge: maps[ridge].expected(means, text.features) for ridge in ridges}
-    noise = {ridge: within_class(rows, labels, means, counts, expected[ridge][is_base]) for ridge in ridges}
+    predicted = {ridge: maps[ridge].predict(means, text.features) for ridge in ridges}
+    noise = {ridge: within_class_covariance(rows, labels, means, counts, predicted[ridge][is_base]) for ridge in ridges}
     is_near = ~is_base & _is_near(maps[NOVELTY_RIDGE], text.features, base_text)
     classifiers = [
         zero_shot_classifier(text),
         *_regressions(text, support, is_base, is_near, maps[STEP_RIDGE], noise[NOVELTY_RIDGE]),
     ]
     for ridge, pseudo_shots in GAUSSIANS:
-        centres = expected[ridge].copy()
+        centres = predicted[ridge].copy()
         total = counts[:, None] + pseudo_shots
         centres[is_base] = (counts[:, None] * means + pseudo_shots * centres[is_base]) / total
-        classifiers.append(_zeroed(discriminant(centres, noise[ridge]), ~(is_base | is_near)))
+        classifiers.append(_zero_logits(discriminant(centres, noise[ridge]), ~(is_base | is_near)))
     return Experts(classifiers, is_base, is_near)
 
 
-def _is_near(texts: TextMap, text: np.ndarray, base_text: np.ndarray) -> np.ndarray:
-    """Which texts (C, D) are no more novel to a map than nearly all texts (n, D) it was made from; bool (C,)."""
-    return texts.novelty(text) <= np.quantile(texts.own_novelty(base_text), NEAR_QUANTILE)
+def _is_near(text_map: TextMap, text: np.ndarray, base_text: np.ndarray) -> np.ndarray:
+    """Return which texts (C, D) are near the n texts (n, D) that the map was fitted to, bool (C,)."""
+    return text_map.novelty(text) <= np.quantile(text_map.leave_one_out_novelty(base_text), NEAR_QUANTILE)
 
 
 def _regressions(
-    text: Text, support: Support, is_base: np.ndarray, is_near: np.ndarray, texts: TextMap, noise: np.ndarray
+    text: Text, support: Support, is_base: np.ndarray, is_near: np.ndarray, text_map: TextMap, noise: np.ndarray
 ) -> list[Linear]:
-    """A text-anchored regression of each strength among the base classes; near classes follow, far ones keep texts.
+    """Fit a text-anchored regression of each strength over the base classes, and extend it to the new classes.
 
-    `texts` is the map from the base classes' texts, `noise` the covariance (D, D) of rows around their class.
+    The weights of near classes are predicted by `text_map`, those of far classes stay at their texts. `text_map` is
+    fitted to the texts of the base classes; `noise` is the within-class covariance (D, D).
     """
     anchor, bias = zero_shot_classifier(text)
     anchor = np.float32(ANCHOR_SCALE) * anchor
@@ -96,12 +97,12 @@ def _regressions(
         weight = anchor.copy()
         weight[is_base] = base_weight
         if is_near.any():
-            weight[is_near] += texts.expected(base_weight - anchor[is_base], text.features[is_near])
+            weight[is_near] += text_map.predict(base_weight - anchor[is_base], text.features[is_near])
         classifiers.append(Linear(weight, bias))
     return classifiers
 
 
-def _zeroed(classifier: Linear, classes: np.ndarray) -> Linear:
-    """The classifier with a logit of 0 for some classes, bool (C,)."""
+def _zero_logits(classifier: Linear, classes: np.ndarray) -> Linear:
+    """Return the classifier with the logits of some classes, bool (C,), set to 0."""
     weight, bias = np.where(classes[:, None], 0, classifier.weight), np.where(classes, 0, classifier.bias)
     return Linear(weight.astype(np.float32), bias.astype(np.float32))

@@ -1,4 +1,4 @@
-"""Gaussian discriminant analysis: one mean a class, one covariance for all; the means helped by the classes' texts."""
+"""Gaussian discriminant analysis with one mean per class, one shared covariance, and means predicted from texts."""
 
 from __future__ import annotations
 
@@ -10,102 +10,102 @@ from fewshot.rows import class_sums
 
 from .linear import Linear
 
-# In every direction: a single shot, or shots that are copies, would else have no variance, and the matrix no inverse.
+# In every direction. A single shot, or shots that are copies, have no variance, and the covariance would be singular.
 MIN_VARIANCE = 1e-6
 
 
 class ClassMeans(NamedTuple):
-    """The mean row of each class, and how many rows it is of."""
+    """The mean row of each class, and the number of rows in it."""
 
-    means: np.ndarray  # float64 (C, D), 0 where a class has no row
+    means: np.ndarray  # float64 (C, D), 0 for a class without rows
     counts: np.ndarray  # int64 (C,)
 
 
-def class_means(features: np.ndarray, labels: np.ndarray, classes: int) -> ClassMeans:
-    """The means of the rows (n, D) with labels (n,) of so many classes."""
-    counts = np.bincount(labels, minlength=classes)
-    return ClassMeans(class_sums(features, labels, classes) / np.maximum(counts, 1)[:, None], counts)
+def class_means(features: np.ndarray, labels: np.ndarray, n_classes: int) -> ClassMeans:
+    """Return the mean of the rows (n, D) of each class, for labels (n,)."""
+    counts = np.bincount(labels, minlength=n_classes)
+    return ClassMeans(class_sums(features, labels, n_classes) / np.maximum(counts, 1)[:, None], counts)
 
 
 class TextMap:
-    """Ridge regression (Hoerl & Kennard 1970) from the texts of some classes to one row of each, both centred.
+    """Ridge regression (Hoerl & Kennard 1970) from the text of a class to a target row of the class, both centred.
 
     Parameters
     ----------
     text : array of shape (n, D)
-        The texts of the n classes.
+        The texts of the n classes to fit to.
     strength : float
-        Added to the eigenvalues of the texts' scatter matrix; those of 400 classes sum to about 150.
+        Added to the eigenvalues of the texts' scatter matrix. For 400 classes, these eigenvalues sum to about 150.
     """
 
     def __init__(self, text: np.ndarray, strength: float):
         self.centre, self.strength = text.mean(axis=0), strength
         centred = (text - self.centre).astype(np.float64)
         self.inverse = np.linalg.inv(centred.T @ centred + strength * np.eye(text.shape[1]))
-        self.solution = self.inverse @ centred.T  # (D, n); times rows it is the matrix of the map to them
+        self.solution = self.inverse @ centred.T  # (D, n); solution @ targets is the coefficient matrix
 
-    def expected(self, rows: np.ndarray, text: np.ndarray) -> np.ndarray:
-        """Rows (m, E) predicted from texts (m, D), by the map from the n texts to `rows` (n, E)."""
-        mean = rows.mean(axis=0)
-        return (text - self.centre) @ (self.solution @ (rows - mean)).astype(np.float32) + mean
+    def predict(self, targets: np.ndarray, text: np.ndarray) -> np.ndarray:
+        """Fit the n texts to targets (n, E), and return the rows (m, E) predicted for other texts (m, D)."""
+        mean = targets.mean(axis=0)
+        return (text - self.centre) @ (self.solution @ (targets - mean)).astype(np.float32) + mean
 
     def novelty(self, text: np.ndarray) -> np.ndarray:
-        """How unlike the map's n texts other texts (m, D) are, (m,): the posterior variance of Bayesian regression."""
+        """Return the posterior variance (m,) of Bayesian regression at texts (m, D), high far from the n texts."""
         centred = text - self.centre
         return self.strength * np.einsum("md,de,me->m", centred, self.inverse, centred)
 
-    def own_novelty(self, text: np.ndarray) -> np.ndarray:
-        """The novelty (n,) that each of the map's own n texts would have if it were left out, in closed form."""
-        own = self.novelty(text) / self.strength
-        return self.strength * own / (1 - own)
+    def leave_one_out_novelty(self, text: np.ndarray) -> np.ndarray:
+        """Return the novelty (n,) of each of the n texts under the map of the other n - 1 texts, in closed form."""
+        leverage = self.novelty(text) / self.strength
+        return self.strength * leverage / (1 - leverage)
 
 
-def pooled_covariance(residuals: np.ndarray, freedom: int) -> np.ndarray:
-    """Covariance of residuals, shrunk towards their mean variance in all directions (after Ledoit & Wolf 2004).
+def pooled_covariance(residuals: np.ndarray, dof: int) -> np.ndarray:
+    """Return the covariance of residuals, shrunk towards a multiple of the identity (after Ledoit & Wolf 2004).
 
     Parameters
     ----------
     residuals : array of shape (n, D)
-    freedom : int
-        Their degrees of freedom: n less the number of means that were subtracted. The covariance itself has the weight
-        freedom/(freedom + D).
+    dof : int
+        Degrees of freedom: n minus the number of means that were subtracted. The unshrunk covariance has weight
+        dof/(dof + D).
 
     Returns
     -------
     float32 array of shape (D, D)
     """
     width = residuals.shape[1]
-    scatter = residuals.T @ residuals / max(1, freedom)
-    share, variance = freedom / (freedom + width), max(np.trace(scatter) / width, MIN_VARIANCE)
-    return (share * scatter + (1 - share) * variance * np.eye(width)).astype(np.float32)
+    scatter = residuals.T @ residuals / max(1, dof)
+    weight, variance = dof / (dof + width), max(np.trace(scatter) / width, MIN_VARIANCE)
+    return (weight * scatter + (1 - weight) * variance * np.eye(width)).astype(np.float32)
 
 
 def discriminant(means: np.ndarray, covariance: np.ndarray) -> Linear:
-    """Log-likelihoods of the classes up to a common term: f·Σ⁻¹μ − ½μᵀΣ⁻¹μ (Fisher 1936).
+    """Return the linear classifier whose logits are the log-likelihoods f·Σ⁻¹μ − ½μᵀΣ⁻¹μ (Fisher 1936).
 
-    means are of shape (C, D), the covariance (D, D).
+    A term common to all classes is left out. The means have shape (C, D), the covariance (D, D).
     """
     weight = np.linalg.solve(covariance.astype(np.float64), means.T.astype(np.float64)).T
     return Linear(weight.astype(np.float32), (-0.5 * (weight * means).sum(axis=1)).astype(np.float32))
 
 
-def within_class(
-    features: np.ndarray, labels: np.ndarray, means: np.ndarray, counts: np.ndarray, expected: np.ndarray
+def within_class_covariance(
+    features: np.ndarray, labels: np.ndarray, means: np.ndarray, counts: np.ndarray, predicted: np.ndarray
 ) -> np.ndarray:
-    """Pooled covariance of rows around the means of their classes, float32 (D, D).
+    """Return the pooled covariance of rows around their class means, float32 (D, D).
 
-    Classes of a single row say nothing of it. Where there are no others, rows are compared with the expected means.
+    Only classes with several rows are used. If there are none, the covariance is around the predicted means.
 
     Parameters
     ----------
     features, labels : arrays of shape (n, D) and (n,)
     means, counts : arrays of shape (C, D) and (C,)
         As `class_means` returns them.
-    expected : array of shape (C, D)
-        Means that were predicted without these rows, or nearly so.
+    predicted : array of shape (C, D)
+        Class means predicted from the texts; they should depend little on these rows.
     """
     if counts.max() < 2:
-        return pooled_covariance(features - expected[labels], len(labels))
+        return pooled_covariance(features - predicted[labels], len(labels))
     several = counts[labels] > 1
-    freedom = np.count_nonzero(several) - np.count_nonzero(counts > 1)
-    return pooled_covariance((features - means[labels])[several], freedom)
+    dof = np.count_nonzero(several) - np.count_nonzero(counts > 1)
+    return pooled_covariance((features - means[labels])[several], dof)

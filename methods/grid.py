@@ -1,4 +1,4 @@
-"""The choice of alpha and beta for a Tip-Adapter cache, over a grid."""
+"""Grid search of alpha and beta for a Tip-Adapter cache."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from typing import NamedTuple
 import numpy as np
 
 from fewshot.artifacts import Support, Text
-from fewshot.prompts import groups_of
+from fewshot.prompts import class_groups
 from fewshot.rows import base_classes
 from tip_adapter_utils import Cache
 
-from .folds import Fold, class_parts
-from .intervals import count_right
+from .folds import Fold, split_classes
+from .intervals import count_correct
 
-# The authors' grid i·(top − 0.1)/steps + 0.1. Its tops they set by hand for each data set, alpha 3 to 30 and beta 7 to
-# 30; those here hold the best validation pair of cars and scenes well inside.
+# The authors' grid: i·(max − 0.1)/steps + 0.1. They set its maxima by hand for each data set, from 3 to 30 for alpha
+# and from 7 to 30 for beta. The maxima here are well above the best pairs on the validation rows of cars and scenes.
 ALPHAS = 0.1 + np.arange(20) * (10 - 0.1) / 20
 BETAS = 0.1 + np.arange(200) * (20 - 0.1) / 200
-MIN_NEW_ACCURACY_KEPT = 0.9  # of their zero-shot accuracy, by classes whose shots are hidden
+MIN_NEW_ACCURACY_KEPT = 0.9  # share of their zero-shot accuracy that classes with hidden shots must keep
 
 
 class GridPoint(NamedTuple):
-    """A pair of the grid, and how well it does."""
+    """A pair of alpha and beta, and its scores."""
 
     alpha: float
     beta: float
-    figures: dict[str, float]  # "rows", "top1", "zero_shot_top1"; "base_top1" and "new_top1" where classes were hidden
+    scores: dict[str, float]  # "rows", "top1", "zero_shot_top1"; "base_top1" and "new_top1" if classes were hidden
 
 
 def search(text: Text, support: Support, folds: Sequence[Fold], caches: Iterable[Cache]) -> GridPoint:
-    """The pair that classifies most validation rows of all folds rightly.
+    """Return the pair that classifies the most validation rows of all folds correctly.
 
-    No validation row shows how base classes, those with shots, swallow new ones. So where a task has new classes, the
-    shots of one part of the base classes after the other are hidden, and only pairs count with which the hidden classes
-    keep MIN_NEW_ACCURACY_KEPT of their zero-shot accuracy. Of equally good pairs the one of the smallest beta, then
-    alpha, is taken, as in the authors' loop.
+    Validation rows do not show how many rows of new classes, which have no shots, are misclassified as base classes. If
+    a task has new classes, the shots of one part of the base classes after another are therefore hidden. Only pairs are
+    allowed with which the hidden classes keep MIN_NEW_ACCURACY_KEPT of their zero-shot accuracy. A tie goes to the
+    smallest beta, then the smallest alpha, as in the authors' loop.
 
     Parameters
     ----------
@@ -45,60 +45,66 @@ def search(text: Text, support: Support, folds: Sequence[Fold], caches: Iterable
     folds : sequence of Fold
         At least one.
     caches : iterable of Cache
-        The cache of each fold's shots; asked for one at a time.
+        The cache of each fold's shots. A generator keeps only one of them in memory.
     """
-    right, base, new, parts = _Tally(), _Tally(), _Tally(), classes_to_hide(text, support)
+    all_rows, base, new, parts = _Tally(), _Tally(), _Tally(), hidden_class_parts(text, support)
     for fold, cached in zip(folds, caches):
-        right.add(text, fold.features, fold.labels, cached)
+        all_rows.add(text, fold.features, fold.labels, cached)
         for hidden in parts:
-            kept, is_new = ~cached.values[:, hidden].any(axis=1), np.isin(fold.labels, hidden)
-            others = Cache(cached.keys[kept], cached.values[kept])
+            visible, is_new = ~cached.values[:, hidden].any(axis=1), np.isin(fold.labels, hidden)
+            others = Cache(cached.keys[visible], cached.values[visible])
             base.add(text, fold.features[~is_new], fold.labels[~is_new], others)
             new.add(text, fold.features[is_new], fold.labels[is_new], others)
-    merit = right.top1.copy()
+    objective = all_rows.top1.copy()
     keeps_new = new.top1 >= MIN_NEW_ACCURACY_KEPT * new.zero_shot_top1
-    if new.rows and keeps_new.any():  # no pair keeps it where zero-shot knows next to nothing
-        merit[~keeps_new] = -1
-    best = np.unravel_index(merit.argmax(), merit.shape)
-    figures = {"rows": right.rows, "top1": float(right.top1[best]), "zero_shot_top1": float(right.zero_shot_top1)}
+    if new.rows and keeps_new.any():  # else zero-shot accuracy is near 0, and the condition is dropped
+        objective[~keeps_new] = -1
+    best = np.unravel_index(objective.argmax(), objective.shape)
+    scores = {
+        "rows": all_rows.rows,
+        "top1": float(all_rows.top1[best]),
+        "zero_shot_top1": float(all_rows.zero_shot_top1),
+    }
     if new.rows:
-        figures.update(base_top1=float(base.top1[best]), new_top1=float(new.top1[best]))
-    return GridPoint(float(ALPHAS[best[1]]), float(BETAS[best[0]]), figures)
+        scores.update(base_top1=float(base.top1[best]), new_top1=float(new.top1[best]))
+    return GridPoint(float(ALPHAS[best[1]]), float(BETAS[best[0]]), scores)
 
 
-def classes_to_hide(text: Text, support: Support) -> list[np.ndarray]:
-    """Parts of the base classes, as labels, to hide in the way that the new classes are missing.
+def hidden_class_parts(text: Text, support: Support) -> list[np.ndarray]:
+    """Return the parts of the base classes, as labels, whose shots are hidden in turn.
 
-    If a new class is of a group that has base classes, each part is every fourth base class. If all new classes are of
-    groups of their own, as the contest's cars are, each part is a group of base classes; where these are all of one
-    group, nothing is hidden. Nor is it where there are no new classes.
+    The parts imitate the new classes. If any group has both base and new classes, each part takes every fourth base
+    class. If base and new classes share no group, as with the contest's cars, each part is one group of base classes.
+    The list is empty if there are no new classes, or if base and new classes share no group and all base classes are in
+    one group.
     """
-    groups, is_base = np.array(groups_of(text)), base_classes(support.labels, len(text.names))
+    groups, is_base = np.array(class_groups(text)), base_classes(support.labels, len(text.names))
     base = np.flatnonzero(is_base)
     if is_base.all():
         return []
     if set(groups[is_base]) & set(groups[~is_base]):
-        return class_parts(base)
+        return split_classes(base)
     parts = [base[groups[base] == group] for group in dict.fromkeys(groups[base])]
     return parts if len(parts) > 1 else []
 
 
 class _Tally:
-    """Rows classified rightly, of those seen, at every pair of the grid."""
+    """The number of correctly classified rows at each pair of the grid, and the number of all rows."""
 
     def __init__(self):
-        self.right, self.rows = np.zeros((len(BETAS), 1 + len(ALPHAS)), np.int64), 0
+        self.correct, self.rows = np.zeros((len(BETAS), 1 + len(ALPHAS)), np.int64), 0
 
     def add(self, text: Text, features: np.ndarray, labels: np.ndarray, cached: Cache) -> None:
-        alphas = [0, *ALPHAS]  # 0 is zero-shot
-        self.right += count_right(features, labels, text.features, text.scale, *cached, alphas, BETAS)
+        alphas = [0, *ALPHAS]  # alpha 0 is zero-shot
+        self.correct += count_correct(features, labels, text.features, text.scale, *cached, alphas, BETAS)
         self.rows += len(labels)
 
     @property
     def top1(self) -> np.ndarray:
-        """(len(BETAS), len(ALPHAS))"""
-        return self.right[:, 1:] / max(1, self.rows)
+        """The accuracy of each pair, float (len(BETAS), len(ALPHAS))."""
+        return self.correct[:, 1:] / max(1, self.rows)
 
     @property
     def zero_shot_top1(self) -> float:
-        return self.right[0, 0] / max(1, self.rows)
+        """The accuracy of the zero-shot logits alone."""
+        return self.correct[0, 0] / max(1, self.rows)

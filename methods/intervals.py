@@ -1,8 +1,8 @@
-"""How many rows a cache classifies rightly at every beta and alpha of a grid, exactly, without trying any alpha.
+"""Exact counts of the rows that a cache classifies correctly at each beta and alpha, without a loop over alpha.
 
-With zero-shot logits z and cache logits c (those of alpha 1), the true class wins over class j where
-alpha·(c_true − c_j) > z_j − z_true. The right side is the class's `gap`, the bracket on the left its `lead`. Each class
-so bounds alpha from one side, and a row is classified rightly in one interval of alpha.
+Let z be the zero-shot logits of a row and c its cache logits at alpha = 1. The true class beats class j if
+alpha·lead_j > gap_j, with lead_j = c_true − c_j and gap_j = z_j − z_true. Each class j gives a lower or an upper bound
+on alpha, so a row is classified correctly in one interval of alpha.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import numpy as np
 from fewshot.rows import chunks, index_in_class
 
 
-def count_right(
+def count_correct(
     features, labels, text, scale, keys, values, alphas: Sequence[float], betas: Sequence[float]
 ) -> np.ndarray:
-    """Count the rows that each beta and alpha classify rightly.
+    """Count the rows that are classified correctly at each beta and alpha.
 
     Parameters
     ----------
     features, labels : arrays of shape (M, D) and (M,)
-        The rows. Of classes with equal logits the one of the lowest label wins.
+        The rows. Of classes with equal logits, the one with the lowest label wins.
     text, scale : array of shape (C, D), float
-        Of the zero-shot logits.
+        The classes' texts and the logit scale, which give the zero-shot logits.
     keys, values : arrays of shape (N, D) and (N, C)
         The cache; values are one-hot.
     alphas, betas : sequences of float
-        The grid; alphas ascend.
+        The grid; alphas in ascending order.
 
     Returns
     -------
@@ -40,40 +40,41 @@ def count_right(
     key_order = _key_order(values)
     keys = keys[key_order.keys]
 
-    def changes(rows: slice) -> np.ndarray:
-        return _changes(features[rows], labels[rows], text, scale, keys, key_order, alphas, betas)
+    def count(rows: slice) -> np.ndarray:
+        return _count_changes(features[rows], labels[rows], text, scale, keys, key_order, alphas, betas)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets go of Python's lock while it computes
-        parts = pool.map(changes, chunks(len(features), len(keys) + len(text)))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy releases the GIL while it computes
+        parts = pool.map(count, chunks(len(features), len(keys) + len(text)))
         return sum(parts, np.zeros((len(betas), len(alphas) + 1), np.int64))[:, :-1].cumsum(axis=1)
 
 
-def _changes(features, labels, text, scale, keys, key_order: _KeyOrder, alphas, betas) -> np.ndarray:
-    """By how many right rows the count changes from one alpha to the next, int64 (len(betas), len(alphas) + 1)."""
+def _count_changes(features, labels, text, scale, keys, key_order: _KeyOrder, alphas, betas) -> np.ndarray:
+    """Return how the count of correct rows changes from alpha to alpha, int64 (len(betas), len(alphas) + 1)."""
     features = features.T
-    true = labels, np.arange(features.shape[1])  # indices of the true classes in arrays (C, rows)
+    true = labels, np.arange(features.shape[1])  # indices of the true classes in arrays (C, rows), classes by label
     gap = _gap(scale * (text @ features), true)
     winning = _WinningAlphas(gap[key_order.classes], np.asarray(alphas, features.dtype))
-    true = np.argsort(key_order.classes)[labels], true[1]  # the same where classes come in that order
+    true = np.argsort(key_order.classes)[labels], true[1]  # the same for classes in that order
     distance = 1 - keys @ features
     affinity, cached = np.empty_like(distance), np.zeros(gap.shape, distance.dtype)
-    change = np.zeros((len(betas), len(alphas) + 1), np.int64)
-    for of_beta, beta in zip(change, betas):
-        with np.errstate(over="ignore", invalid="ignore"):  # long fine-tuned keys and a large beta
+    changes = np.zeros((len(betas), len(alphas) + 1), np.int64)
+    for change, beta in zip(changes, betas):
+        with np.errstate(over="ignore", invalid="ignore"):  # fine-tuned keys of a large norm, with a large beta
             np.exp(np.multiply(distance, -beta, out=affinity), out=affinity)
             cached[:] = 0
             for start, stop in key_order.slices:
                 cached[: stop - start] += affinity[start:stop]
-            first, end = winning.interval(cached[true] - cached)
-        of_beta += np.bincount(first, minlength=len(of_beta)) - np.bincount(end, minlength=len(of_beta))
-    return change
+            start_alpha, stop_alpha = winning.interval(cached[true] - cached)
+        change += np.bincount(start_alpha, minlength=len(change))
+        change -= np.bincount(stop_alpha, minlength=len(change))
+    return changes
 
 
 class _KeyOrder(NamedTuple):
-    """An order of keys and classes in which slices of affinities can be added up by class.
+    """An order of keys and classes in which affinities are summed by class slice by slice.
 
-    Classes come by falling number of keys. The first slice holds a key of every class that has keys, the second a
-    second key of every class that has two, and so on; in each slice keys stand in the order of their classes.
+    Classes are sorted by their number of keys, largest first. The first slice holds the first key of each class, the
+    second slice the second key of each class that has two, and so on. Keys in a slice are sorted as the classes are.
     """
 
     classes: np.ndarray  # (C,), labels in order
@@ -92,10 +93,11 @@ def _key_order(values: np.ndarray) -> _KeyOrder:
 
 
 def _gap(zero_shot: np.ndarray, true: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """By how much each class is ahead of the row's true class in zero-shot logits, (C, rows) both; never 0.
+    """Return the zero-shot logit of each class minus that of the row's true class, (C, rows); never 0.
 
-    A tie is decided as argmax does, by a few units in the last place: a class of a lower label is put ahead, one of a
-    higher behind. The true class itself is put behind, so that it never stands in its own way.
+    Ties are broken as argmax breaks them: a few units in the last place are added for classes with a lower label than
+    the true class, and subtracted for classes with a higher label. The gap of the true class itself is -1, so that it
+    gives no bound.
     """
     gap = zero_shot - zero_shot[true]
     lower = np.sign(true[0] - np.arange(len(gap))[:, None]).astype(gap.dtype)
@@ -105,10 +107,10 @@ def _gap(zero_shot: np.ndarray, true: tuple[np.ndarray, np.ndarray]) -> np.ndarr
 
 
 class _WinningAlphas:
-    """The alphas with which each row's true class wins: alpha·lead > gap over each class, for the gap (C, rows).
+    """The interval of alpha in which each row's true class wins, for the gap (C, rows) of its classes.
 
-    Divided by alpha·gap: 1/alpha is below lead/gap of all classes that are ahead, and above that of all that are
-    behind.
+    Dividing alpha·lead > gap by alpha·gap gives bounds on 1/alpha: it is below lead/gap for classes with gap > 0
+    (ahead), and above lead/gap for classes with gap < 0 (behind).
     """
 
     def __init__(self, gap: np.ndarray, alphas: np.ndarray):
@@ -116,14 +118,14 @@ class _WinningAlphas:
         self.ahead, self.behind = np.where(ahead, inverse, 0), np.where(ahead, 0, inverse)
         self.not_ahead = np.where(ahead, 0, np.inf).astype(gap.dtype)
         with np.errstate(divide="ignore"):
-            self.alphas = -1 / alphas  # ascending, as the alphas
+            self.alphas = -1 / alphas  # ascending, like the alphas
 
     def interval(self, lead: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of the first alpha that wins and of the first behind it that does not, int64 (rows,) each.
+        """Return the half-open interval [start, stop) of indices of winning alphas, int64 (rows,) each.
 
-        They are equal where no alpha wins, as where affinities overflow. lead is of shape (C, rows).
+        lead has shape (C, rows). start equals stop if no alpha wins, for example where affinities overflow.
         """
         below = (lead * self.ahead + self.not_ahead).min(axis=0)
         above = (lead * self.behind).max(axis=0)
-        first = np.searchsorted(self.alphas, -below, "left")  # behind all where it is NaN
-        return first, np.maximum(first, np.searchsorted(self.alphas, -above, "right"))
+        start = np.searchsorted(self.alphas, -below, "left")  # len(alphas) for NaN
+        return start, np.maximum(start, np.searchsorted(self.alphas, -above, "right"))

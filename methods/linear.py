@@ -1,4 +1,4 @@
-"""Linear classifiers, and the adapters that they become."""
+"""Linear classifiers, and the adapters made from them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Linear(NamedTuple):
     bias: np.ndarray  # (C,)
 
     def logits(self, features: np.ndarray) -> np.ndarray:
-        """(M, C) of features (M, D)."""
+        """Return the logits (M, C) of features (M, D)."""
         return features @ self.weight.T + self.bias
 
 
 def zero_shot_classifier(text: Text) -> Linear:
-    """The classes' texts times the logit scale (Radford et al. 2021, arXiv:2103.00020)."""
+    """Return the classifier with the weights scale·text (Radford et al. 2021, arXiv:2103.00020)."""
     return Linear(text.scale * text.features, np.zeros(len(text.names), np.float32))
 
 
 def linear_adapter(method: str, text: Text, classifier: Linear) -> Adapter:
-    """Make an adapter with an empty cache."""
+    """Return the adapter of a linear classifier, with an empty cache."""
     return Adapter.without_cache(method, text, *classifier)

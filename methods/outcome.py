@@ -1,4 +1,4 @@
-"""What goes into every method beside the task, and what comes out."""
+"""The Settings that every method takes, and the Outcome that it returns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fewshot.artifacts import Adapter, Split, Support, Text
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user may set."""
+    """The training settings that a user may change."""
 
     epochs: int = 20
     lr: float = 1e-3
@@ -20,21 +20,21 @@ class Settings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method learned, and what it chose on the way.
+    """The adapter that a method learned, and the settings that it chose.
 
-    Keys of the dicts are the names that metrics.json gives the values; a method fills those that it has something for.
+    The dicts have the keys of metrics.json. A method leaves those that do not apply empty.
     """
 
     adapter: Adapter
-    how: str  # on which rows choices were made, in words
-    settings: dict[str, float] = field(default_factory=dict)  # chosen: "alpha", "beta", "lambda", "epoch"
-    figures: dict[str, float] = field(default_factory=dict)  # of those rows: "rows", "top1", "zero_shot_top1", …
-    weights: dict[str, float] = field(default_factory=dict)  # of the experts of a blend
-    new_classes: dict[str, float] = field(default_factory=dict)  # how classes without shots are treated
-    # The same choices, learned from the labelled validation rows as well: refit(text, support, val)
+    how: str  # on which rows the settings were chosen, as text for the user
+    settings: dict[str, float] = field(default_factory=dict)  # the chosen "alpha", "beta", "lambda", "epoch"
+    scores: dict[str, float] = field(default_factory=dict)  # on those rows: "rows", "top1", "zero_shot_top1", …
+    weights: dict[str, float] = field(default_factory=dict)  # one for each expert of a blend
+    new_classes: dict[str, float] = field(default_factory=dict)  # number and offsets of classes without shots
+    # refit(text, support, val) learns again with the same settings, from the labelled validation rows as well
     refit: Callable[[Text, Support, Split], Adapter] | None = None
 
     def record(self) -> dict:
-        """The choices as metrics.json and the adapter's meta keep them."""
+        """Return the chosen settings and their scores, for metrics.json and the adapter's meta."""
         weights = {"weights": self.weights} if self.weights else {}
-        return {"how": self.how, **self.settings, **self.figures, **weights, **self.new_classes}
+        return {"how": self.how, **self.settings, **self.scores, **weights, **self.new_classes}

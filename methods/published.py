@@ -1,6 +1,6 @@
-"""Published methods, to compare with: constants are those of the papers and the authors' code, choices made on folds.
+"""Published methods for comparison, with the constants of the papers and the authors' code.
 
-Each takes (text, support, val or None, settings) and returns an Outcome.
+Each method takes (text, support, val or None, settings) and returns an Outcome. Other settings are chosen on folds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from fewshot.artifacts import Adapter, Split, Support, Text
 from fewshot.errors import TaskError
 from fewshot.rows import all_views, one_hot, shot_rows, softmax, subset, unit_rows
-from fewshot.training import cosine, descend
+from fewshot.training import cosine_lr, descend
 
 from .folds import Fold, make_folds
 from .gaussian import class_means
@@ -26,9 +26,9 @@ PROKER_BETAS = np.linspace(0.5, 20, 14)
 PROKER_LAMBDAS = np.geomspace(1e-3, 10, 13)
 TASKRES_ALPHA = 0.5
 CLAP_EPOCHS = 300
-# About that of ViT-B/32's text features: TaskRes and CLAP learn from texts as they come, not normalised.
+# Roughly the norm of ViT-B/32's text features: TaskRes and CLAP learn from texts that are not normalised.
 TEXT_NORM = 10.0
-WEIGHT_DECAY = 5e-4  # the default of Dassl, the library that both are written in
+WEIGHT_DECAY = 5e-4  # the default of Dassl, the library that both use
 WARM_UP = 1e-5  # learning rate of the first epoch
 NO_CHOICE = "nothing to choose: the authors' settings"
 
@@ -37,22 +37,22 @@ NO_CHOICE = "nothing to choose: the authors' settings"
 
 
 def gda(text: Text, support: Support, val: Split | None, settings: Settings) -> Outcome:
-    """Zero-shot logits plus alpha times those of a Gaussian discriminant.
+    """Learn GDA: zero-shot logits plus alpha times the logits of a Gaussian discriminant.
 
     Wang et al., ICLR 2024, arXiv:2402.04087; github.com/mrflogs/ICLR24.
     """
     folds, how = make_folds(support, val)
-    right = np.zeros(len(GDA_ALPHAS), int)
+    correct = np.zeros(len(GDA_ALPHAS), int)
     for fold in folds:
-        right += _gda_right(text, fold, _gda_discriminant(text, subset(support, fold.shots)))
-    alpha = GDA_ALPHAS[right.argmax()] if folds else 1.0
+        correct += _gda_correct(text, fold, _gda_discriminant(text, subset(support, fold.shots)))
+    alpha = GDA_ALPHAS[correct.argmax()] if folds else 1.0
     start, (weight, bias) = zero_shot_classifier(text), _gda_discriminant(text, support)
     classifier = Linear(start.weight + np.float32(alpha) * weight, np.float32(alpha) * bias)
     return Outcome(linear_adapter("gda", text, classifier), how, {"alpha": alpha})
 
 
-def _gda_right(text: Text, fold: Fold, discriminant: Linear) -> np.ndarray:
-    """How many validation rows each alpha classifies rightly, int (alphas,)."""
+def _gda_correct(text: Text, fold: Fold, discriminant: Linear) -> np.ndarray:
+    """Return the number of validation rows that each alpha classifies correctly, int (alphas,)."""
     zero_shot, gaussian = zero_shot_classifier(text).logits(fold.features), discriminant.logits(fold.features)
     return np.array(
         [np.count_nonzero((zero_shot + alpha * gaussian).argmax(axis=1) == fold.labels) for alpha in GDA_ALPHAS]
@@ -60,7 +60,7 @@ def _gda_right(text: Text, fold: Fold, discriminant: Linear) -> np.ndarray:
 
 
 def _gda_discriminant(text: Text, support: Support) -> Linear:
-    """f·Σ⁻¹μ − ½μᵀΣ⁻¹μ, the precision Σ⁻¹ shrunk as by Kubokawa & Srivastava 2008: D·((N − 1)·S + tr(S)·I)⁻¹."""
+    """Return the classifier f·Σ⁻¹μ − ½μᵀΣ⁻¹μ, with Σ⁻¹ = D·((N − 1)·S + tr(S)·I)⁻¹ (Kubokawa & Srivastava 2008)."""
     features, labels = shot_rows(support.features), support.labels
     means, _ = class_means(features, labels, len(text.names))
     width = features.shape[1]
@@ -68,7 +68,7 @@ def _gda_discriminant(text: Text, support: Support) -> Linear:
     if len(labels) > 1:
         scatter = np.cov((features - means[labels]).T.astype(np.float64))
     shrunk = (len(labels) - 1) * scatter + np.trace(scatter) * np.eye(width)
-    weight = means @ (width * np.linalg.pinv(shrunk))  # 0 for one shot a class: zero-shot remains
+    weight = means @ (width * np.linalg.pinv(shrunk))  # 0 for one shot per class: the result is zero-shot
     bias = -0.5 * (weight * means).sum(axis=1) - np.log(len(means))
     return Linear(weight.astype(np.float32), bias.astype(np.float32))
 
@@ -77,15 +77,15 @@ def _gda_discriminant(text: Text, support: Support) -> Linear:
 
 
 def proker(text: Text, support: Support, val: Split | None, settings: Settings) -> Outcome:
-    """Kernel ridge regression of what zero-shot leaves: a cache whose values are solved for.
+    """Learn ProKeR: kernel ridge regression of the residual of zero-shot, as a cache whose values are solved for.
 
     Bendou et al., CVPR 2025, arXiv:2501.11175.
     """
     folds, how = make_folds(support, val)
     beta, strength = 5.0, 0.1
     if folds:
-        right = sum(_proker_right(text, support, fold) for fold in folds)
-        best = np.unravel_index(right.argmax(), right.shape)
+        correct = sum(_proker_correct(text, support, fold) for fold in folds)
+        best = np.unravel_index(correct.argmax(), correct.shape)
         beta, strength = float(PROKER_BETAS[best[0]]), float(PROKER_LAMBDAS[best[1]])
     keys = shot_rows(support.features)
     values = _proker_values(text, keys, support.labels, beta, [strength])[0]
@@ -94,33 +94,35 @@ def proker(text: Text, support: Support, val: Split | None, settings: Settings) 
 
 
 def _proker_values(text: Text, keys, labels, beta: float, strengths: Sequence[float]) -> list[np.ndarray]:
-    """(K/λ + I)⁻¹(Y − Z), float32 (N, C), for each λ of `strengths`.
+    """Return the cache values (K/λ + I)⁻¹(Y − Z), float32 (N, C), for each λ of `strengths`.
 
-    K is the kernel exp(−β(1 − k·k')) of all pairs of keys (N, D), Y the one-hot labels, Z the keys' cosines with the
-    texts.
+    K is the kernel matrix exp(−β(1 − k·k')) of the keys (N, D), Y the one-hot labels, and Z the cosine similarities of
+    the keys with the texts.
     """
-    size, axes = np.linalg.eigh(np.exp(-beta * (1 - keys @ keys.T)).astype(np.float64))
-    rest = axes.T @ (one_hot(labels, len(text.names)) - keys @ text.features.T)
-    return [(axes @ (rest / (size / strength + 1)[:, None])).astype(np.float32) for strength in strengths]
+    eigenvalues, eigenvectors = np.linalg.eigh(np.exp(-beta * (1 - keys @ keys.T)).astype(np.float64))
+    residual = eigenvectors.T @ (one_hot(labels, len(text.names)) - keys @ text.features.T)
+    return [
+        (eigenvectors @ (residual / (eigenvalues / strength + 1)[:, None])).astype(np.float32) for strength in strengths
+    ]
 
 
-def _proker_right(text: Text, support: Support, fold: Fold) -> np.ndarray:
-    """How many validation rows each beta and lambda classify rightly, int (betas, lambdas)."""
+def _proker_correct(text: Text, support: Support, fold: Fold) -> np.ndarray:
+    """Return the number of validation rows that each beta and lambda classify correctly, int (betas, lambdas)."""
     keys, labels = shot_rows(support.features)[fold.shots], support.labels[fold.shots]
     cosines, distance = fold.features @ text.features.T, 1 - fold.features @ keys.T
-    right = np.zeros((len(PROKER_BETAS), len(PROKER_LAMBDAS)), int)
+    correct = np.zeros((len(PROKER_BETAS), len(PROKER_LAMBDAS)), int)
     for i, beta in enumerate(tqdm(PROKER_BETAS, desc="proker", unit=" beta", disable=None, leave=False)):
         affinity = np.exp(-beta * distance).astype(np.float32)
         for j, values in enumerate(_proker_values(text, keys, labels, beta, PROKER_LAMBDAS)):
-            right[i, j] = np.count_nonzero((cosines + affinity @ values).argmax(axis=1) == fold.labels)
-    return right
+            correct[i, j] = np.count_nonzero((cosines + affinity @ values).argmax(axis=1) == fold.labels)
+    return correct
 
 
-# ---- TaskRes and CLAP: one vector a class, learned as a classifier by cosine ----
+# ---- TaskRes and CLAP: one learned vector per class, with cosine similarity as logits ----
 
 
 def taskres(text: Text, support: Support, val: Split | None, settings: Settings) -> Outcome:
-    """A residual, learned by Adam, on the texts.
+    """Learn TaskRes: a residual that is added to the texts, trained by Adam.
 
     Yu et al., CVPR 2023, arXiv:2211.10277; github.com/geekyutao/TaskRes.
     """
@@ -140,9 +142,9 @@ def taskres(text: Text, support: Support, val: Split | None, settings: Settings)
 
 
 def clap(text: Text, support: Support, val: Split | None, settings: Settings) -> Outcome:
-    """Class prototypes that start at the texts, with a penalty on the squared distance of each from its text.
+    """Learn CLAP: class prototypes that start at the texts, with a penalty on the squared distance to the text.
 
-    The weight of a class's penalty is its mean zero-shot probability on its own shots.
+    The penalty of a class is weighted by the mean zero-shot probability of the class on its own shots.
     Silva-Rodríguez et al., CVPR 2024, arXiv:2312.12730; github.com/jusiro/CLAP.
     """
     rows, labels = all_views(support)
@@ -164,7 +166,7 @@ def clap(text: Text, support: Support, val: Split | None, settings: Settings) ->
 
 
 def _cosine_logits(jt, text: Text, features, prototypes):
-    """Vars: features (B, D), prototypes (C, D) of any norm -> (B, C)."""
+    """Return the cosine logits (B, C) of features (B, D) with prototypes (C, D) of any norm; all are Vars."""
     unit = prototypes / prototypes.sqr().sum(1, keepdims=True).sqrt()
     return text.scale * jt.nn.matmul_transpose(features, unit)
 
@@ -182,11 +184,12 @@ def _learn(
     method: str,
     epochs: int,
 ) -> np.ndarray:
-    """Learn a parameter from all views of the shots, with a cosine schedule over epochs, the first at WARM_UP.
+    """Train one parameter on all views of the shots and return its final value, float32 of the shape of `start`.
 
-    start is its first value and has its shape, float32. make_optimizer(jt, parameter) returns an optimizer that has the
-    highest learning rate. loss(jt, parameter, features, labels) takes Vars (B, D) and (B,) and returns a Var of one
-    element. Raises TaskError where the parameter becomes NaN or infinite.
+    start is the initial value. make_optimizer(jt, parameter) returns an optimizer whose lr is the highest learning
+    rate; the schedule is a cosine over epochs, except for the first epoch at WARM_UP. loss(jt, parameter, features,
+    labels) takes Vars (B, D) and (B,) and returns a Var of one element. Raises TaskError if the parameter becomes NaN
+    or infinite.
     """
     from jclip import runtime
 
@@ -196,15 +199,15 @@ def _learn(
     features, labels = jt.array(features).stop_grad(), jt.array(labels.astype(np.int32))
     parameter = jt.array(start.copy())
     optimizer = make_optimizer(jt, parameter)
-    highest = optimizer.lr
+    max_lr = optimizer.lr
 
     def batch_loss(batch):
         return loss(jt, parameter, features[batch], labels[batch])
 
-    def rate(epoch, step):
-        return cosine(highest, epoch, epochs) if epoch else WARM_UP
+    def learning_rate(epoch, step):
+        return cosine_lr(max_lr, epoch, epochs) if epoch else WARM_UP
 
-    run = descend(optimizer, batch_loss, len(features), epochs, rate, settings.seed)
+    run = descend(optimizer, batch_loss, len(features), epochs, learning_rate, settings.seed)
     for _ in tqdm(run, desc=method, total=epochs, unit=" epoch", disable=None, leave=False):
         pass
     learned = parameter.numpy()

@@ -1,4 +1,4 @@
-"""Text-anchored regression: softmax regression that starts at the zero-shot classifier and is pulled back to it."""
+"""Text-anchored regression: softmax regression with an L2 penalty towards the zero-shot classifier."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 
 from fewshot.rows import class_sums
 
-# Values of λ; the weights of each are the start of the next. From the first to the last, they were best at one to
-# sixteen shots on held-out rows of cars and scenes.
+# Values of λ; the solution of each is the start of the next. On held-out rows of cars and scenes, the largest was best
+# at one shot and the smallest at sixteen.
 STRENGTHS = (3e-4, 1e-4, 3e-5, 1e-5)
 STEPS = 25
 
@@ -20,10 +20,11 @@ def regressions(
     strengths=STRENGTHS,
     steps: int = STEPS,
 ) -> list[np.ndarray]:
-    """Weights W that minimise the mean cross-entropy of f·Wᵀ over noisy rows, plus λ/2·‖W − anchor‖².
+    """Return the weights W that minimise the mean cross-entropy of f·Wᵀ over noisy rows plus λ/2·‖W − anchor‖².
 
-    The noise is added in closed form: the expected cross-entropy is at most that of logits raised by
-    ½(w_j − w_y)ᵀΣ(w_j − w_y), y being the true class (Wang et al. 2019, arXiv:1909.12220, equation 6).
+    The noise is Gaussian, and its effect has a closed form: an upper bound of the expected cross-entropy is the
+    cross-entropy with ½(w_j − w_y)ᵀΣ(w_j − w_y) added to logit j, where y is the true class (Wang et al. 2019,
+    arXiv:1909.12220, equation 6).
 
     Parameters
     ----------
@@ -32,9 +33,9 @@ def regressions(
     anchor : float32 array of shape (C, D)
         The zero-shot classifier.
     covariance : float32 array of shape (D, D)
-        Σ, of the noise.
+        Σ, the covariance of the noise.
     strengths : sequence of float
-        Values of λ, descending.
+        Values of λ, in descending order.
     steps : int
         Steps of L-BFGS for each λ.
 
@@ -43,7 +44,7 @@ def regressions(
     list of float32 arrays of shape (C, D)
         The weights for each λ.
     """
-    from scipy.optimize import minimize  # a third of a second, which predict.py need not wait for
+    from scipy.optimize import minimize  # takes 0.3 s to import, which predict.py does not need
 
     weights, step = [], np.zeros(anchor.size)
     for strength in strengths:
@@ -60,26 +61,26 @@ def regressions(
 
 
 def _loss(step: np.ndarray, features, labels, anchor, covariance, strength: float) -> tuple[float, np.ndarray]:
-    """The objective at W = anchor + step, and its gradient (C, D)."""
+    """Return the objective at W = anchor + step, and its gradient (C, D)."""
     n, rows = len(labels), np.arange(len(labels))
     weight = anchor + step
-    spread = weight @ covariance  # (C, D)
-    inner = spread @ weight.T  # (C, C): wᵀΣw of each pair of classes
-    own = np.diagonal(inner)
-    logits = features @ weight.T + 0.5 * (own + own[labels][:, None]) - inner[labels]  # (n, C)
+    weight_cov = weight @ covariance  # (C, D)
+    inner = weight_cov @ weight.T  # (C, C): wᵀΣw of each pair of classes
+    variance = np.diagonal(inner)
+    logits = features @ weight.T + 0.5 * (variance + variance[labels][:, None]) - inner[labels]  # (n, C)
     value, probabilities = cross_entropy(logits, labels)
     value += strength / 2 * float(np.einsum("cd,cd->", step, step))
-    # The gradient of logit j of a row f of class y: f + Σ(w_j − w_y) by w_j, and −Σ(w_j − w_y) by w_y.
+    # For a row f of class y, the gradient of logit j is f + Σ(w_j − w_y) for w_j and −Σ(w_j − w_y) for w_y.
     probabilities[rows, labels] -= 1
     pairs = class_sums(probabilities, labels, len(weight))
     pairs[np.arange(len(pairs)), np.arange(len(pairs))] = 0
     pairs /= n
-    moved = (pairs.sum(axis=0) + pairs.sum(axis=1))[:, None] * spread - (pairs + pairs.T) @ spread
-    return value, probabilities.T @ features / n + moved + strength * step
+    noise_gradient = (pairs.sum(axis=0) + pairs.sum(axis=1))[:, None] * weight_cov - (pairs + pairs.T) @ weight_cov
+    return value, probabilities.T @ features / n + noise_gradient + strength * step
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
-    """Mean cross-entropy of logits (n, C) at labels (n,), and their softmax (n, C), which its gradient needs."""
+    """Return the mean cross-entropy of logits (n, C) with labels (n,), and the softmax (n, C) of the logits."""
     rows = np.arange(len(labels))
     top = logits.max(axis=1, keepdims=True)
     probabilities = np.exp(logits - top)

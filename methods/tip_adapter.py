@@ -1,4 +1,4 @@
-"""The methods zero-shot, Tip-Adapter and Tip-Adapter-F: tip_adapter_utils.py with its settings chosen on folds."""
+"""The methods zero-shot, Tip-Adapter and Tip-Adapter-F, with the settings of tip_adapter_utils.py chosen on folds."""
 
 from __future__ import annotations
 
@@ -19,69 +19,70 @@ from .outcome import Outcome, Settings
 
 
 def zero_shot(text: Text, support: Support, val: Split | None, settings: Settings) -> Outcome:
-    """The classes' texts alone (Radford et al. 2021, arXiv:2103.00020): an empty cache."""
-    empty = _cache_of(text, subset(support, slice(0)))
+    """Return the zero-shot classifier (Radford et al. 2021, arXiv:2103.00020) as an adapter with an empty cache."""
+    empty = _build_cache(text, subset(support, slice(0)))
     return Outcome(_adapter("zero-shot", text, empty, 0.0, 0.0), "nothing to choose")
 
 
 def tip(text: Text, support: Support, val: Split | None, settings: Settings) -> Outcome:
-    """Tip-Adapter, which trains nothing: the cache as it is, alpha and beta chosen."""
+    """Build Tip-Adapter: the cache of the shots without training, with alpha and beta chosen on folds."""
     folds, how = make_folds(support, val)
-    alpha, beta, figures = DEFAULT_ALPHA, DEFAULT_BETA, {}
+    alpha, beta, scores = DEFAULT_ALPHA, DEFAULT_BETA, {}
     if folds:
-        caches = (_cache_of(text, subset(support, fold.shots)) for fold in folds)
-        alpha, beta, figures = search(text, support, folds, caches)
-    adapter = _adapter("tip", text, _cache_of(text, support), alpha, beta)
-    return Outcome(adapter, how, {"alpha": alpha, "beta": beta}, figures)
+        caches = (_build_cache(text, subset(support, fold.shots)) for fold in folds)
+        alpha, beta, scores = search(text, support, folds, caches)
+    adapter = _adapter("tip", text, _build_cache(text, support), alpha, beta)
+    return Outcome(adapter, how, {"alpha": alpha, "beta": beta}, scores)
 
 
 def tip_f(text: Text, support: Support, val: Split | None, settings: Settings) -> Outcome:
-    """Tip-Adapter-F: keys fine-tuned up to the best epoch, then alpha and beta chosen for them."""
+    """Train Tip-Adapter-F: the keys are fine-tuned up to the best epoch, then alpha and beta are chosen."""
     folds = make_folds(support, val)
-    alpha, beta, figures, epoch, caches = TRAIN_ALPHA, TRAIN_BETA, {}, settings.epochs, []
+    alpha, beta, scores, epoch, caches = TRAIN_ALPHA, TRAIN_BETA, {}, settings.epochs, []
     if folds.folds:
         epoch, caches = _best_epoch(text, support, folds.folds, settings)
-        alpha, beta, figures = search(text, support, folds.folds, caches)
+        alpha, beta, scores = search(text, support, folds.folds, caches)
     tuned = caches[0] if folds.learn_from_all_shots else _tuned_cache(text, support, settings, epoch)
     adapter = _adapter("tip-f", text, tuned, alpha, beta)
-    return Outcome(adapter, folds.how, {"alpha": alpha, "beta": beta, "epoch": epoch}, figures)
+    return Outcome(adapter, folds.how, {"alpha": alpha, "beta": beta, "epoch": epoch}, scores)
 
 
 class _BestEpoch(NamedTuple):
     epoch: int  # from 1
-    caches: list[Cache]  # of each fold after it
+    caches: list[Cache]  # one per fold, with the keys after this epoch
 
 
 def _best_epoch(text: Text, support: Support, folds: Sequence[Fold], settings: Settings) -> _BestEpoch:
-    """The epoch whose keys, at the alpha and beta of training, classify most validation rows of all folds rightly.
+    """Return the epoch whose keys classify the most validation rows correctly, at the alpha and beta of training.
 
-    The best keys of a single fold are kept while it runs; several folds are trained again, so that memory stays flat.
+    With one fold, its best keys are kept during training. With several folds, the keys of that epoch are trained again
+    to save memory.
     """
-    right = np.zeros(settings.epochs, np.int64)
+    correct = np.zeros(settings.epochs, np.int64)
     for number, fold in enumerate(folds, 1):
         shots = subset(support, fold.shots)
         for epoch, tuned in enumerate(_tune(text, shots, settings, f"fold {number} of {len(folds)}", fold)):
-            right[epoch] += tuned.right
-            if right.argmax() == epoch:
+            correct[epoch] += tuned.correct
+            if correct.argmax() == epoch:
                 best = tuned
-    epoch = int(right.argmax()) + 1
+    epoch = int(correct.argmax()) + 1
     if len(folds) == 1:
         return _BestEpoch(epoch, [_with_keys(text, shots, best)])
     return _BestEpoch(epoch, [_tuned_cache(text, subset(support, fold.shots), settings, epoch) for fold in folds])
 
 
 def _tuned_cache(text: Text, support: Support, settings: Settings, epoch: int) -> Cache:
-    """The cache after `epoch`, counted from 1, of a schedule that goes on to settings.epochs."""
+    """Return the cache after `epoch` (from 1) of fine-tuning, with the schedule of all settings.epochs."""
     run = _tune(text, support, settings, f"{epoch} epochs again")
     return _with_keys(text, support, next(islice(run, epoch - 1, None)))
 
 
 def _tune(text: Text, support: Support, settings: Settings, desc: str, fold: Fold | None = None) -> Iterator[Epoch]:
-    """Fine-tune the cache of the shots on all their views; the rows of a fold validate."""
+    """Fine-tune the cache of the shots on all their views, and yield each Epoch, validated on the rows of `fold`."""
     run = fine_tune(
         all_views(support),
         text,
-        _cache_of(text, support),
+        _build_cache(text, support),
         epochs=settings.epochs,
         lr=settings.lr,
         seed=settings.seed,
@@ -95,7 +96,7 @@ def _with_keys(text: Text, support: Support, epoch: Epoch) -> Cache:
     return Cache(epoch.keys.numpy(), one_hot(support.labels, len(text.names)))
 
 
-def _cache_of(text: Text, support: Support) -> Cache:
+def _build_cache(text: Text, support: Support) -> Cache:
     return cache(support.features, support.labels, len(text.names))
 
 

@@ -1,1 +1,1 @@
-"""Answers in, what people look at out: figures, tables and pictures."""
+"""Reports on predictions: metrics, tables, result.txt and contact sheets."""

@@ -1,4 +1,4 @@
-"""result.txt: a line for each test photograph, its name and the labels of its likeliest classes, best first."""
+"""result.txt: one line per test photograph with its name and the labels of its likeliest classes, best first."""
 
 from __future__ import annotations
 
@@ -9,47 +9,47 @@ from pathlib import Path
 import numpy as np
 
 from fewshot.data import natural_key
-from fewshot.files import written_together
+from fewshot.files import atomic_write_all
 from fewshot.rows import softmax
 
 from .metrics import top_classes
 
 
 def lines(names: Iterable[str], unreadable: Iterable[str], logits: np.ndarray, k: int) -> list[str]:
-    """Return the lines of result.txt in the natural order of the names.
+    """Return the lines of result.txt in natural order of the names.
 
-    A photograph that cannot be read gets the classes that are likeliest over all others (`prior`).
+    An unreadable photograph gets the classes that are likeliest over all other photographs (`prior`).
 
     Parameters
     ----------
     names : iterable of str
-        Of the M photographs with logits.
+        Names of the M photographs with logits.
     unreadable : iterable of str
-        Names of photographs that could not be read.
+        Names of the unreadable photographs.
     logits : array of shape (M, C)
     k : int
-        Classes of each photograph.
+        Number of classes per line.
     """
-    answers = list(zip(names, top_classes(logits, k)))
-    answers += [(name, prior(logits, k)) for name in unreadable]
-    answers.sort(key=lambda answer: natural_key(answer[0]))
-    return [" ".join([name, *map(str, labels)]) + "\n" for name, labels in answers]
+    predictions = list(zip(names, top_classes(logits, k)))
+    predictions += [(name, prior(logits, k)) for name in unreadable]
+    predictions.sort(key=lambda prediction: natural_key(prediction[0]))
+    return [" ".join([name, *map(str, labels)]) + "\n" for name, labels in predictions]
 
 
 def prior(logits: np.ndarray, k: int) -> np.ndarray:
-    """Return the k classes, best first, with the highest mean probability over all photographs; logits (M, C)."""
+    """Return the k classes with the highest mean probability over the rows of logits (M, C), best first."""
     return top_classes(softmax(logits).mean(axis=0, keepdims=True), k)[0]
 
 
 def write(path: Path, result: Iterable[str]) -> None:
-    """Write result.txt, and beside it a .zip of it; the same lines give the same bytes."""
+    """Write result.txt and a .zip of it in the same folder; equal lines give equal bytes."""
     content = "".join(result).encode("utf-8")
-    with written_together([path, zip_path(path)]) as (text, zipped):
+    with atomic_write_all([path, zip_path(path)]) as (text, zipped):
         text.write(content)
         with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(zipfile.ZipInfo(path.name), content, zipfile.ZIP_DEFLATED)  # ZipInfo's date is fixed
+            archive.writestr(zipfile.ZipInfo(path.name), content, zipfile.ZIP_DEFLATED)  # ZipInfo has a fixed date
 
 
 def zip_path(path: Path) -> Path:
-    """Return the path of the .zip beside result.txt."""
+    """Return the path of the .zip of result.txt."""
     return path.with_suffix(".zip")

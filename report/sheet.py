@@ -1,4 +1,4 @@
-"""A contact sheet: photographs with their likeliest classes, and which first guesses are right."""
+"""A contact sheet: photographs with their likeliest classes, and marks for correct and wrong predictions."""
 
 from __future__ import annotations
 
@@ -11,78 +11,78 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fewshot.artifacts import Adapter
-from fewshot.files import written_whole
-from fewshot.prompts import in_words
+from fewshot.files import atomic_write
+from fewshot.prompts import display_names
 
 from .metrics import top_classes
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # Pillow's name by suffix
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # suffix -> Pillow format
 MAX_PHOTOS = 30
 COLUMNS = 5
 PHOTO = (228, 171)  # width and height of the box that a photograph is fitted into, in pixels
 MARGIN = 14  # pixels around a cell
 LINE = 19  # pixels from one line of text to the next
-SIZE = 13  # of the letters
+SIZE = 13  # font size
 RIGHT, WRONG, PLAIN = (26, 127, 62), (190, 48, 38), (70, 78, 92)
 INK, PALE, GROUND, BAR = (33, 37, 45), (120, 126, 138), (250, 250, 248), (214, 222, 234)
-# Pillow's own font has Latin letters only. For other names, the first of these that is installed is used.
+# Pillow's own font has only Latin letters. For other names, the first installed font of this list is used.
 FONTS = ("NotoSansCJK-Regular.ttc", "wqy-zenhei.ttc", "wqy-microhei.ttc", "PingFang.ttc", "msyh.ttc", "DejaVuSans.ttf")
 
 
-class Shown(NamedTuple):
-    """A photograph on the sheet."""
+class SheetPhoto(NamedTuple):
+    """A photograph on the sheet, with its predictions."""
 
     path: Path
-    guesses: Sequence[tuple[str, float]]  # class and probability, best first
-    truth: str | None  # the class, where it is known
+    guesses: Sequence[tuple[str, float]]  # (class name, probability), best first
+    truth: str | None  # the true class name, if known
 
 
-def spread(n: int) -> list[int]:
-    """Return at most MAX_PHOTOS indices, spread evenly over n."""
+def evenly_spaced(n: int) -> list[int]:
+    """Return at most MAX_PHOTOS evenly spaced indices below n."""
     return np.linspace(0, n - 1, min(MAX_PHOTOS, n)).astype(int).tolist()
 
 
 def write(
     path: Path, photos: Sequence[Path], probabilities: np.ndarray, adapter: Adapter, labels: Sequence[int], k: int
 ) -> None:
-    """Draw photographs with their k likeliest classes, named in words, and write the picture whole or not at all.
+    """Write a contact sheet of photographs with their k likeliest classes, atomically.
 
     Parameters
     ----------
     path : Path
-        Its suffix, one of FORMATS, chooses the format.
+        Its suffix, one of FORMATS, determines the format.
     photos : sequence of Path, length M
     probabilities : array of shape (M, C)
     adapter : Adapter
-        Names its C classes.
+        Gives the names of the C classes.
     labels : sequence of int, length M
-        -1 where the class is not known.
+        -1 if the class is unknown.
     k : int
 
     Raises
     ------
     OSError
-        Where a photograph cannot be read.
+        If a photograph cannot be read.
     """
-    words = in_words(adapter)
+    names = display_names(adapter)
     shown = [
-        Shown(photo, [(words[i], float(row[i])) for i in best], words[label] if label >= 0 else None)
+        SheetPhoto(photo, [(names[i], float(row[i])) for i in best], names[label] if label >= 0 else None)
         for photo, row, best, label in zip(photos, probabilities, top_classes(probabilities, k), labels)
     ]
-    drawn = contact_sheet(shown)
-    with written_whole(path) as file:
-        drawn.save(file, FORMATS[path.suffix.lower()])
+    picture = contact_sheet(shown)
+    with atomic_write(path) as file:
+        picture.save(file, FORMATS[path.suffix.lower()])
 
 
-def contact_sheet(shown: Sequence[Shown]) -> Image.Image:
-    """Draw a sheet of five photographs a row, each above its classes with bars as long as their probabilities.
+def contact_sheet(shown: Sequence[SheetPhoto]) -> Image.Image:
+    """Return a picture with five photographs per row, each above its likeliest classes and bars of their probabilities.
 
-    A frame and a mark say whether the first guess is right; where it is wrong, a line names the class.
+    The colour of the frame and a mark show whether the first class is correct; if not, a line names the true class.
 
     Raises
     ------
     OSError
-        Where a photograph cannot be read.
+        If a photograph cannot be read.
     """
     lines = max(len(photo.guesses) for photo in shown)
     marked = any(photo.truth is not None for photo in shown)
@@ -97,13 +97,13 @@ def contact_sheet(shown: Sequence[Shown]) -> Image.Image:
     return sheet
 
 
-def _cell(photo: Shown, lines: int, marked: bool, size: tuple[int, int], font) -> Image.Image:
+def _cell(photo: SheetPhoto, lines: int, marked: bool, size: tuple[int, int], font) -> Image.Image:
     cell = Image.new("RGB", size, GROUND)
     draw = ImageDraw.Draw(cell)
     colour = PLAIN if photo.truth is None else RIGHT if photo.truth == photo.guesses[0][0] else WRONG
     left, right, top = MARGIN, MARGIN + PHOTO[0], MARGIN
     draw.rectangle((left - 4, top - 4, right + 3, top + PHOTO[1] + 3), outline=colour, width=3)
-    picture = _fitted(photo.path)
+    picture = _read_scaled(photo.path)
     cell.paste(picture, (left + (PHOTO[0] - picture.width) // 2, top + (PHOTO[1] - picture.height) // 2))
     top += PHOTO[1] + 8
     if marked:
@@ -130,7 +130,7 @@ def _cell(photo: Shown, lines: int, marked: bool, size: tuple[int, int], font) -
 
 
 def _mark(draw: ImageDraw.ImageDraw, left: int, top: int, colour) -> None:
-    """Draw a tick or a cross, which some fonts lack."""
+    """Draw a tick or a cross as lines, since some fonts lack these characters."""
     box = (left, top + 3, left + 10, top + 13)
     if colour == RIGHT:
         draw.line([(box[0], top + 9), (left + 4, box[3]), (box[2] + 1, box[1])], fill=colour, width=3, joint="curve")
@@ -139,19 +139,19 @@ def _mark(draw: ImageDraw.ImageDraw, left: int, top: int, colour) -> None:
         draw.line([(box[0], box[3]), (box[2], box[1])], fill=colour, width=3)
 
 
-def _fitted(path: Path) -> Image.Image:
-    """Read a photograph and fit it into the box; a small one is enlarged."""
+def _read_scaled(path: Path) -> Image.Image:
+    """Read a photograph and scale it to fit the box PHOTO."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a photograph is large, or its metadata odd
+        warnings.simplefilter("ignore")  # about large photographs or damaged metadata
         with Image.open(path) as image:
-            image.draft("RGB", PHOTO)  # a large JPEG need not be decoded in full
+            image.draft("RGB", PHOTO)  # decodes a large JPEG at a reduced size
             image = image.convert("RGB")
     scale = min(PHOTO[0] / image.width, PHOTO[1] / image.height)
     return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.BICUBIC)
 
 
 def _cut(draw: ImageDraw.ImageDraw, text: str, room: float, font) -> str:
-    """Return the text, or as much of its beginning as there is room for."""
+    """Return the text, shortened with "…" if it is wider than `room` pixels."""
     if draw.textlength(text, font=font) <= room:
         return text
     while text and draw.textlength(text + "…", font=font) > room:

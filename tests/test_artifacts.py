@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fewshot import artifacts
 from fewshot.artifacts import Adapter, Split, Support, Text
 from fewshot.errors import TaskError
-from fewshot.files import written_whole
+from fewshot.files import atomic_write
 from fewshot.rows import unit_rows
 
 
@@ -158,7 +158,7 @@ def test_files_of_different_tasks_are_refused_together(together, message):
 
 def test_a_failure_while_writing_leaves_the_old_file(tmp_path):
     (tmp_path / "a").write_text("old")
-    with pytest.raises(RuntimeError), written_whole(tmp_path / "a") as file:
+    with pytest.raises(RuntimeError), atomic_write(tmp_path / "a") as file:
         file.write(b"new, but not all of it")
         raise RuntimeError
     assert (tmp_path / "a").read_text() == "old" and os.listdir(tmp_path) == ["a"]
@@ -168,8 +168,8 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
     (tmp_path / "a").write_text("old")
     code = """
 import os, sys
-from fewshot.files import written_whole
-with written_whole(sys.argv[1]) as file:
+from fewshot.files import atomic_write
+with atomic_write(sys.argv[1]) as file:
     file.write(b"new" * 10**6)
     os.kill(os.getpid(), 9)
 """
@@ -178,7 +178,7 @@ with written_whole(sys.argv[1]) as file:
 
 
 def test_a_written_file_has_the_usual_permissions(tmp_path):
-    with written_whole(tmp_path / "a") as file:
+    with atomic_write(tmp_path / "a") as file:
         file.write(b"x")
     (tmp_path / "b").write_text("x")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode

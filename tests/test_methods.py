@@ -87,7 +87,7 @@ def test_a_text_map_finds_a_linear_relation_and_knows_what_it_has_not_seen(rng):
     text, matrix = rng.normal(size=(30, 6)), rng.normal(size=(6, 6))
     text[:, 5] = 0
     found = gaussian.TextMap(text, 1e-6)
-    np.testing.assert_allclose(found.expected(text @ matrix + 3, text), text @ matrix + 3, atol=1e-3)
+    np.testing.assert_allclose(found.predict(text @ matrix + 3, text), text @ matrix + 3, atol=1e-3)
     unseen = np.eye(6)[[5]]
     assert found.novelty(unseen) > 1e4 * found.novelty(text).max()
 
@@ -95,7 +95,7 @@ def test_a_text_map_finds_a_linear_relation_and_knows_what_it_has_not_seen(rng):
 def test_own_novelty_is_that_of_really_leaving_a_text_out(rng):
     text = unit(rng.normal(size=(12, 6)))
     whole = gaussian.TextMap(text, 0.5)
-    for i, novelty in enumerate(whole.own_novelty(text)):
+    for i, novelty in enumerate(whole.leave_one_out_novelty(text)):
         rest = np.delete(text, i, axis=0) - whole.centre
         left = np.linalg.inv(rest.T @ rest + 0.5 * np.eye(6))
         assert novelty == pytest.approx(0.5 * (text[i] - whole.centre) @ left @ (text[i] - whole.centre), rel=1e-4)
@@ -142,7 +142,7 @@ def test_an_offset_gives_new_classes_what_is_theirs_and_no_more(rng):
     worth = np.concatenate([np.full(300, -1 / 300), np.full(60, 1 / 60), np.zeros(500)])
     assert 6 < offsets._best_offset(lead, worth) < 10
     base, new = np.array([[3.0, 0], [3, 0], [3, 0]]), np.array([[1.0, 0], [0, 1], [1, 0]])
-    lead, worth = offsets._new_calls(base, np.array([0, 2]), new, np.array([1, 3]), np.array([0, 3, 3]), 0.5)
+    lead, worth = offsets._gains_if_new(base, np.array([0, 2]), new, np.array([1, 3]), np.array([0, 3, 3]), 0.5)
     assert lead.tolist() == [2, 2, 2] and worth.tolist() == [-1, 0.25, 0]
 
 
@@ -223,7 +223,9 @@ def test_refit_learns_from_validation_rows_but_chooses_as_before(rng):
     assert accuracy(outcome.refit(text, support, val), test) > accuracy(plain, test)
     nothing_new = Split(val.features, np.full(72, -1), val.names)
     np.testing.assert_array_equal(outcome.refit(text, support, nothing_new).weight, plain.weight)
-    added = blend.with_rows(support, Split(val.features, np.where(np.arange(72) % 2, val.labels, -1), val.names))
+    added = blend.add_validation_rows(
+        support, Split(val.features, np.where(np.arange(72) % 2, val.labels, -1), val.names)
+    )
     assert len(added.labels) == 12 + 36 and added.features.shape[1] == 2
 
 

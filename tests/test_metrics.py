@@ -51,7 +51,7 @@ def test_top_5_looks_no_further_than_five():
 
 
 def test_confused_pairs_come_with_the_most_frequent_first():
-    pairs = metrics.confused(np.array([1, 1, 0, 2, 0]), np.array([0, 0, 0, 1, 1]), ["a", "b", "c"])
+    pairs = metrics.confused_pairs(np.array([1, 1, 0, 2, 0]), np.array([0, 0, 0, 1, 1]), ["a", "b", "c"])
     assert pairs == [
         {"is": "a", "taken_for": "b", "n": 2},
         {"is": "b", "taken_for": "a", "n": 1},

@@ -22,7 +22,7 @@ import train_adapter
 from fewshot import artifacts, data
 from fewshot.encoder import FEATURES_VERSION, Encoder, Reader
 from fewshot.rows import softmax
-from fewshot.store import key_of
+from fewshot.store import make_key
 from jclip import download, features, preprocess, weights
 from jclip.errors import Unreadable
 
@@ -263,7 +263,7 @@ def test_a_rows_key_is_what_it_was_when_stores_were_filled(zoo):
     fake_encoder(store=store).views([photo], ("plain", "flip"), 7)
     expected = [("plain", None, "train"), ("plain", None, "train"), ("plain", None, "test"), ("flip", [7, 1], "train")]
     assert asked == [
-        key_of(
+        make_key(
             "abc",
             FEATURES_VERSION,
             "cpu",

@@ -48,8 +48,8 @@ def test_sentences_are_the_groups_templates_and_the_classs_own(folder):
 
 def test_groups_are_those_recorded_with_the_text():
     names = np.array(["Animal_Bear", "Sign_star"])
-    assert prompts.groups_of(Text(np.eye(2), names, 100.0, {"groups": ["Animal", "Sign"]})) == ["Animal", "Sign"]
-    assert prompts.groups_of(Text(np.eye(2), names, 100.0, {})) == ["Animal", "default"]
+    assert prompts.class_groups(Text(np.eye(2), names, 100.0, {"groups": ["Animal", "Sign"]})) == ["Animal", "Sign"]
+    assert prompts.class_groups(Text(np.eye(2), names, 100.0, {})) == ["Animal", "default"]
 
 
 def test_a_name_in_names_json_is_the_one_that_templates_use(folder):

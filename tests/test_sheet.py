@@ -20,9 +20,9 @@ def has_colour(picture, colour) -> bool:
 
 def test_right_and_wrong_are_marked(photos):
     guesses = [("bear", 0.7), ("bee", 0.2)]
-    right = sheet.contact_sheet([sheet.Shown(photos[0], guesses, "bear")])
-    wrong = sheet.contact_sheet([sheet.Shown(photos[0], guesses, "bee")])
-    unknown = sheet.contact_sheet([sheet.Shown(photos[0], guesses, None)])
+    right = sheet.contact_sheet([sheet.SheetPhoto(photos[0], guesses, "bear")])
+    wrong = sheet.contact_sheet([sheet.SheetPhoto(photos[0], guesses, "bee")])
+    unknown = sheet.contact_sheet([sheet.SheetPhoto(photos[0], guesses, None)])
     assert [[has_colour(picture, colour) for colour in (sheet.RIGHT, sheet.WRONG)] for picture in (right, unknown)] == [
         [True, False],
         [False, False],
@@ -34,13 +34,15 @@ def test_right_and_wrong_are_marked(photos):
 def test_the_font_has_the_letters_of_the_true_class_too(photos, monkeypatch):
     requested, font = [], sheet._font
     monkeypatch.setattr(sheet, "_font", lambda letters: requested.append(letters) or font(letters))
-    sheet.contact_sheet([sheet.Shown(photos[0], [("bear", 1.0)], "汉")])
+    sheet.contact_sheet([sheet.SheetPhoto(photos[0], [("bear", 1.0)], "汉")])
     assert "汉" in requested[0] and "b" in requested[0]
 
 
 def test_any_shape_and_any_name_fits(photos):
     shown = [
-        sheet.Shown(photo, [(name, 1.0), ("", 0.0)], None) for photo in photos for name in ("a" * 200, "汉字 " * 40)
+        sheet.SheetPhoto(photo, [(name, 1.0), ("", 0.0)], None)
+        for photo in photos
+        for name in ("a" * 200, "汉字 " * 40)
     ]
     picture = sheet.contact_sheet(shown)
     assert picture.width == 5 * (sheet.PHOTO[0] + 2 * sheet.MARGIN)

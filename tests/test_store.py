@@ -10,7 +10,7 @@ import pytest
 from conftest import PROJECT
 
 from fewshot import store
-from fewshot.store import Store, key_of
+from fewshot.store import Store, make_key
 
 WIDTH = 5
 
@@ -20,7 +20,7 @@ def row(number):
 
 
 def keys(numbers):
-    return [key_of("item", number) for number in numbers]
+    return [make_key("item", number) for number in numbers]
 
 
 def rows_of(opened, numbers, batch=4, unreadable=()):
@@ -44,14 +44,14 @@ def test_rows_are_computed_once(tmp_path, chunked):
     assert rows_of(Store(tmp_path / "deep/er", WIDTH), range(25)) == list(range(25))
     again = Store(tmp_path / "deep/er", WIDTH)
     assert rows_of(again, range(24, -1, -1)) == [] and rows_of(again, [30, 3, 31, 30]) == [30, 31]
-    assert (again.computed, again.kept) == (2, 25)
+    assert (again.computed, again.reused) == (2, 25)
 
 
 def test_rows_that_cannot_be_made_are_nan_and_asked_for_again(tmp_path, chunked):
     for _ in range(2):
         opened = Store(tmp_path, WIDTH)
         computed = rows_of(opened, range(12), unreadable={0, 7, 11})
-    assert computed == [0, 7, 11] and (opened.computed, opened.kept) == (0, 9)
+    assert computed == [0, 7, 11] and (opened.computed, opened.reused) == (0, 9)
 
 
 def test_no_keys_no_rows(tmp_path):
@@ -77,7 +77,7 @@ def test_of_a_damaged_part_the_rows_are_computed_anew(tmp_path, chunked, damage)
     lost = [key.tobytes() for key in np.load(damaged)["key"]]
     damaged.write_bytes(damage(damaged.read_bytes()))
     opened = Store(tmp_path, WIDTH)
-    assert keys(rows_of(opened, range(30))) == lost and (opened.computed, opened.kept) == (10, 20)
+    assert keys(rows_of(opened, range(30))) == lost and (opened.computed, opened.reused) == (10, 20)
     opened.tidy()
     assert len(list(tmp_path.iterdir())) == 3 and rows_of(Store(tmp_path, WIDTH), range(30)) == []
 
@@ -173,7 +173,7 @@ def kill_before(function):
         return function(*arguments)
     return run
 os.fsync, os.replace = kill_before(os.fsync), kill_before(os.replace)
-keys = [store.key_of("item", number) for number in range(40)]
+keys = [store.make_key("item", number) for number in range(40)]
 store.Store(sys.argv[1], {WIDTH}).put(keys, np.float32({rows}))
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=PROJECT)

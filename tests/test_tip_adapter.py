@@ -18,8 +18,8 @@ from fewshot.rows import unit_rows
 from jclip.features import unit
 from methods import Settings
 from methods.folds import make_folds
-from methods.grid import ALPHAS, BETAS, classes_to_hide
-from methods.intervals import count_right
+from methods.grid import ALPHAS, BETAS, hidden_class_parts
+from methods.intervals import count_correct
 
 WIDTH = 16
 
@@ -177,12 +177,12 @@ def test_the_search_counts_what_the_plain_loop_counts(seed, classes, shots, rows
     text[-1] = text[0]  # told apart by the cache, or by the tie rule alone
     values = np.eye(classes)[rng.integers(0, max(1, classes - 1), shots)]  # the last class has no shots
     arguments = features, rng.integers(0, classes, rows), text, scale, keys, values, [0.0, *ALPHAS], BETAS[::25]
-    np.testing.assert_array_equal(count_right(*arguments), plain_loop(*arguments))
+    np.testing.assert_array_equal(count_correct(*arguments), plain_loop(*arguments))
 
 
 def test_of_equal_classes_the_lowest_label_wins(rng):
     same, key = sign_rows(rng, 1).repeat(3, axis=0), sign_rows(rng, 1).repeat(3, axis=0)
-    right = count_right(
+    right = count_correct(
         sign_rows(rng, 3), np.array([0, 1, 2]), same, 100.0, key, np.eye(3), [0.0, 0.5, 9.0], [1.0, 7.0]
     )
     assert (right == 1).all()
@@ -201,7 +201,7 @@ def test_of_equally_good_settings_the_first_is_taken(rng):
 def test_settings_whose_affinities_overflow_are_never_right(rng):
     row, text = random_rows(rng, 1, WIDTH), random_rows(rng, 2, WIDTH)
     label, keys = (row @ text.T).argmax(axis=1), 50 * row.repeat(2, axis=0)  # long keys, as fine-tuning may make them
-    right = count_right(row, label, text, 100.0, keys, np.eye(2, dtype=np.float32), ALPHAS, [0.1, 20.0])
+    right = count_correct(row, label, text, 100.0, keys, np.eye(2, dtype=np.float32), ALPHAS, [0.1, 20.0])
     assert right[0].all() and not right[1].any()
 
 
@@ -212,7 +212,7 @@ def test_the_search_agrees_with_the_plain_loop_on_real_features(shared):
     )  # in float32, rounding decides a few rows
     values = np.eye(len(text))[task["train_labels"]]
     arguments = rows, task["val_labels"], text, 100.0, keys, values, ALPHAS[::3], BETAS[::40]
-    np.testing.assert_array_equal(count_right(*arguments), plain_loop(*arguments))
+    np.testing.assert_array_equal(count_correct(*arguments), plain_loop(*arguments))
 
 
 # ---- folds ----
@@ -341,7 +341,7 @@ def test_where_classes_lack_shots_the_choice_is_made_with_others_hidden(class_na
     """The chosen pair is the best with which hidden classes keep 0.9 of zero-shot's accuracy; all are tried here."""
     text, support, val = make_task_with_new_classes(class_names)
     adapter, chosen = train("tip", text, support, val, Settings())
-    assert [part.tolist() for part in classes_to_hide(text, support)] == parts
+    assert [part.tolist() for part in hidden_class_parts(text, support)] == parts
     assert ("new_top1" in chosen) == bool(parts)
     if not parts:
         return
@@ -390,7 +390,7 @@ def test_with_fewer_classes_than_parts_none_is_hidden_for_nothing():
     text, support, val = make_task_with_new_classes([f"a_{i}" for i in range(10)])
     assert [
         part.tolist()
-        for part in classes_to_hide(text, Support(support.features[:4], support.labels[:4], support.names[:4]))
+        for part in hidden_class_parts(text, Support(support.features[:4], support.labels[:4], support.names[:4]))
     ] == [[0], [1]]
 
 
