@@ -145,9 +145,8 @@ def print_photos(a: argparse.Namespace) -> None:
     from jclip.features import IMAGE_BATCH
 
     paths = [path for given in a.photos for path in data.photographs(given)]
-    batch_size = balanced_batch_size(
-        len(paths), IMAGE_BATCH["cpu"]
-    )  # the CPU's size also on CUDA, since there are few photographs
+    # the CPU's size also on CUDA, since there are few photographs
+    batch_size = balanced_batch_size(len(paths), IMAGE_BATCH["cpu"])
     options = {"device": a.device, "batch_size": batch_size, "precision": a.precision}
     if a.classes:
         encoder, adapter = classifier.zero_shot(a.classes, a.weights, **options)

@@ -142,9 +142,8 @@ def script(main):
             message = str(error)
         except OSError as error:
             if isinstance(error, BrokenPipeError) and error.filename is None:  # such as by `| head`
-                os.dup2(
-                    os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-                )  # otherwise Python reports an error at exit
+                # otherwise Python reports an error at exit
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return 1
             message = bounded.one_line(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         except KeyboardInterrupt:

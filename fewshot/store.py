@@ -158,9 +158,8 @@ class Store:
             content = path.read_bytes()
         except OSError:
             return None
-        if (
-            hashlib.sha256(content).hexdigest() != path.stem
-        ):  # checked first: numpy may raise any exception for a bad header
+        # checked first: numpy may raise any exception for a bad header
+        if hashlib.sha256(content).hexdigest() != path.stem:
             return None
         part = np.load(io.BytesIO(content), allow_pickle=False)
         return part if part.dtype.names == self.dtype.names else None

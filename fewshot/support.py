@@ -89,9 +89,8 @@ def _nearest_to_centres(features: np.ndarray, k: int, seed: int) -> np.ndarray:
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # with fewer distinct rows than clusters, other rows are added below
+        # with fewer distinct rows than clusters, other rows are added below
+        warnings.simplefilter("ignore", ConvergenceWarning)
         clusters = KMeans(n_clusters=k, n_init=10, random_state=seed).fit(features)
     distance = np.linalg.norm(features - clusters.cluster_centers_[clusters.labels_], axis=1)
     members = (np.flatnonzero(clusters.labels_ == cluster) for cluster in range(k))

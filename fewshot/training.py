@@ -44,9 +44,8 @@ def descend(
 
     jt, rng, steps = runtime.jittor(), np.random.default_rng(seed), n_batches(n_rows)
     for epoch in range(epochs):
-        order = jt.array(
-            rng.permutation(n_rows).astype(np.int32)
-        )  # one transfer per epoch: each one waits for the device
+        # one transfer per epoch, since each transfer waits for the device
+        order = jt.array(rng.permutation(n_rows).astype(np.int32))
         for i in range(steps):
             optimizer.lr = learning_rate(epoch, epoch * steps + i)
             optimizer.step(loss(order[i * BATCH_SIZE : (i + 1) * BATCH_SIZE]))

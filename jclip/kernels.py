@@ -57,9 +57,8 @@ def patches(x, size: int, dtype: str = "float32"):
     """
     n, channels, side, _ = x.shape
     grid = side // size
-    if (
-        _device() == "cuda"
-    ):  # in Jittor's own transposition a thread copies whole patches: 7 of 8 ms for 32 images, H100
+    # In Jittor's own transposition a thread copies whole patches: 7 of 8 ms for 32 images, H100.
+    if _device() == "cuda":
         shape = (n, grid * grid, channels * size**2)
         return _run(shape, dtype, f"patches(in0_p, out0_p, in0_shape0, in0_shape2, {size})", x)
     x = x.reshape(n, channels, grid, size, grid, size).permute((0, 2, 4, 1, 3, 5))  # (n, grid, grid, 3, size, size)

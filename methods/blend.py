@@ -180,9 +180,8 @@ def fit_weights(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     size = np.abs(logits - logits.mean(axis=2, keepdims=True)).mean(axis=(1, 2)) + 1e-12
     rows, n = np.arange(len(labels)), len(labels)
 
-    def objective(
-        weights,
-    ):  # for experts scaled to the same size, so that the optimiser's steps have the same size, too
+    # The weights are those of experts scaled to the same size, so that the optimiser's steps have the same size, too.
+    def objective(weights):
         loss, probabilities = cross_entropy(np.tensordot((weights / size).astype(np.float32), logits, 1), labels)
         probabilities[rows, labels] -= 1
         gradient = np.array([np.einsum("mc,mc->", probabilities, expert) for expert in logits], np.float64) / size

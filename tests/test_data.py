@@ -250,9 +250,8 @@ def test_what_is_hidden_is_no_photograph(contest, tmp_path_factory):
     (contest / "TestSetB/.thumbs").mkdir()
     (contest / "TestSetB/.thumbs/x.jpg").touch()
     assert len(data.read_task(contest).test) == 3
-    assert data.photographs(contest / "TestSetB/.thumbs") == [
-        contest / "TestSetB/.thumbs/x.jpg"
-    ]  # a folder named by the user is listed
+    # a folder named by the user is listed
+    assert data.photographs(contest / "TestSetB/.thumbs") == [contest / "TestSetB/.thumbs/x.jpg"]
 
 
 def test_a_link_in_a_circle_hides_no_other_photograph_of_its_folder(contest):

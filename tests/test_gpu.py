@@ -24,14 +24,14 @@ from tip_adapter_utils import cache, predict_logits
 
 pytestmark = pytest.mark.cuda
 DTYPES = ("float32", "float16")
-ATTENTION = [
+ATTENTION = [  # n, l, w, heads
     (2, 50, 128, 2),
     (3, 77, 64, 1),
     (1, 1, 64, 1),
     (2, 5, 48, 2),
     (1, 19, 12, 4),
     (1, 197, 64, 1),
-]  # n, l, w, heads
+]
 DEMO = ("--weights", PROJECT / "demo/clip.npz", "--prompts", PROJECT / "demo/prompts", "--select", "first")
 LEFT = 2_500_000_000  # bytes of the GPU's memory that a hog leaves
 
@@ -256,9 +256,8 @@ def relative(found, expected):
 
 @pytest.mark.parametrize("epochs", [1, 5])
 def test_tip_f_learns_the_keys_of_the_cpu(epochs):
-    (found, _), (expected, _) = trained(
-        "tip-f", val=False, epochs=epochs
-    )  # nothing to choose by: the keys of the last epoch
+    # nothing to choose by: the keys of the last epoch
+    (found, _), (expected, _) = trained("tip-f", val=False, epochs=epochs)
     support = make_overlapping_task().support
     start = cache(support.features, support.labels, 60).keys
     assert relative(expected.keys, start) > 1e-3

@@ -190,9 +190,8 @@ def test_of_equal_classes_the_lowest_label_wins(rng):
 
 def test_of_equally_good_settings_the_first_is_taken(rng):
     text = make_text(rng, 3)
-    val = Split(
-        text.features, np.arange(3), np.array(["a", "b", "c"])
-    )  # zero-shot is right in all, and any cache of the true rows
+    # zero-shot is right in all, and any cache of the true rows
+    val = Split(text.features, np.arange(3), np.array(["a", "b", "c"]))
     support = Support(text.features[:, None], np.arange(3), val.names)
     _, chosen = train("tip", text, support, val, Settings())
     assert (chosen["alpha"], chosen["beta"], chosen["top1"], chosen["zero_shot_top1"]) == (ALPHAS[0], BETAS[0], 1, 1)
@@ -207,9 +206,8 @@ def test_settings_whose_affinities_overflow_are_never_right(rng):
 
 def test_the_search_agrees_with_the_plain_loop_on_real_features(shared):
     task = np.load(shared / "data/features/cars_4.npz")
-    text, keys, rows = (
-        task[name].astype(np.float64) for name in ("text", "train_features", "val_features")
-    )  # in float32, rounding decides a few rows
+    # float64, since rounding would decide a few rows in float32
+    text, keys, rows = (task[name].astype(np.float64) for name in ("text", "train_features", "val_features"))
     values = np.eye(len(text))[task["train_labels"]]
     arguments = rows, task["val_labels"], text, 100.0, keys, values, ALPHAS[::3], BETAS[::40]
     np.testing.assert_array_equal(count_correct(*arguments), plain_loop(*arguments))
@@ -224,13 +222,11 @@ def test_a_shot_left_out_is_never_in_the_cache_that_it_validates(rng):
     assert len(folds) == 4 and how == "leaving one shot a class out in turn"
     left_out = []
     for fold in folds:
-        rows = [
-            i for row in fold.features for i in np.flatnonzero((support.features[:, 0] == row).all(axis=1))
-        ]  # validates by view 0
+        # view 0 validates
+        rows = [i for row in fold.features for i in np.flatnonzero((support.features[:, 0] == row).all(axis=1))]
         assert len(rows) == len(fold.features) and set(rows) == set(np.flatnonzero(~fold.shots))
-        assert support.labels[rows].tolist() == fold.labels.tolist() and len(set(fold.labels)) == len(
-            rows
-        )  # one a class
+        assert support.labels[rows].tolist() == fold.labels.tolist()
+        assert len(set(fold.labels)) == len(rows)  # one per class
         assert set(support.labels[fold.shots]) == {0, 1, 2}  # something is left of each class
         left_out += rows
     assert sorted(left_out) == [0, 1, 2, 4, 5, 6]  # each in turn, but for the only shot of class 1
@@ -303,9 +299,8 @@ def test_without_validation_rows_all_shots_are_trained_up_to_the_chosen_epoch(rn
     of_class = random_rows(rng, 8, 1, WIDTH)
     support = Support(of_class.repeat(2, axis=0), np.arange(8).repeat(2), names("shot", 16))
     adapter, chosen = train("tip-f", silent(make_text(rng, 8)), support, None, Settings(epochs=5))
-    assert (
-        chosen["epoch"] == 3 and keys_by_epoch[10:] == [1, 2, 3] * 3
-    )  # two folds of five epochs, again up to the third; then all
+    # two folds of five epochs, again up to the third; then all
+    assert chosen["epoch"] == 3 and keys_by_epoch[10:] == [1, 2, 3] * 3
     assert len(adapter.keys) == 16
 
 
@@ -403,7 +398,6 @@ def test_hiding_keeps_classes_without_shots_from_being_swallowed():
         adapter, _ = train("tip", text, support, val, Settings())
         return (tip.predict_logits(adapter, rows).argmax(axis=1) == labels).mean()
 
-    by_group = Text(
-        text.features, text.names, text.scale, {"groups": ["a"] * 7 + ["d"] * 3}
-    )  # nothing hidden: the published choice
+    # nothing is hidden: the published choice
+    by_group = Text(text.features, text.names, text.scale, {"groups": ["a"] * 7 + ["d"] * 3})
     assert kept(text) > kept(by_group) + 0.1

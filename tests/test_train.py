@@ -244,9 +244,9 @@ def test_wrong_arguments_are_exit_code_2(task, run, arguments):
     assert run("train_adapter.py", *arguments, cwd=task, check=False).returncode == 2
 
 
-# ---- real features: top-1 on test of the published code (data/features/README.md), less 0.5 points; zero-shot to 0.2
-# ----
+# ---- real features ----
 
+# Top-1 on test of the published code (data/features/README.md); blend has no published code, and its rows are targets.
 PUBLISHED = {
     ("cars_4", "zero-shot"): 58.9,
     ("sun397_4", "zero-shot"): 63.6,
@@ -261,7 +261,7 @@ PUBLISHED = {
     ("cars_4", "proker"): 68.2,
     ("cars_4", "blend"): 71.5,
     ("sun397_4", "blend"): 71.2,
-}  # of the blend: what it is to reach
+}
 
 
 @pytest.mark.parametrize("name, method", PUBLISHED)
