@@ -16,6 +16,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -104,7 +107,8 @@ def jittor():
     # numpy keeps these after their first use, which would warn once Jittor treats denormal numbers as zero
     np.finfo(np.float32), np.finfo(np.float64)
     try:
-        import jittor as jt
+        with _interrupts_exit():
+            import jittor as jt
     except SystemExit:  # Jittor exits after it has rebuilt a part of itself
         sys.modules.pop("jittor", None)
         raise ClipError("Jittor has rebuilt its core for this machine; run the same command again") from None
@@ -279,6 +283,37 @@ def _core_is_compiled(nvcc: str) -> bool:
             if f'"{folder}/lib64"' in text if nvcc else "-DHAS_CUDA" not in text:
                 return True
     return False
+
+
+@contextmanager
+def _interrupts_exit() -> Iterator[None]:
+    """End the process with exit code 130 if Ctrl-C comes while the block imports Jittor.
+
+    Jittor's own handler would end it with exit code 1, and after a KeyboardInterrupt in the middle of the import the
+    process may hang. Jittor installs no handler for Ctrl-C under Jupyter, which it recognises by JPY_PARENT_PID.
+    """
+    process, jupyter = os.getpid(), os.environ.get("JPY_PARENT_PID")
+
+    def stop(number, frame):
+        if os.getpid() == process:  # Jittor's compiler processes inherit the handler
+            os.write(2, b"\nstopped\n")
+        os._exit(130)
+
+    os.environ["JPY_PARENT_PID"] = jupyter or str(process)
+    # Only the main thread may set handlers. A handler of the caller's own stays.
+    replace = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if replace:
+        signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        if replace:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if jupyter is None:
+            del os.environ["JPY_PARENT_PID"]
 
 
 def _restore_signal_handlers() -> None:

@@ -294,6 +294,23 @@ except KeyboardInterrupt:
     assert done.stdout.strip() == "interrupted", done.stderr
 
 
+@pytest.mark.parametrize("module", ["jittor_utils.misc", "jittor.compile_extern", "jittor.nn"])
+def test_ctrl_c_while_jittor_is_imported_ends_the_process_with_130(module):
+    done = python(f"""
+import os, signal, sys
+from jclip import runtime
+
+class Interrupt:
+    def find_spec(name, path, target=None):
+        if name == "{module}":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt)
+runtime.use("cpu")
+""")
+    assert done.returncode == 130 and done.stderr == "\nstopped\n"
+
+
 def test_handlers_of_the_users_own_stay():
     done = python("""
 import signal
