@@ -103,11 +103,12 @@ def jittor():
     _check_installation()
     if _is_generated(os.environ.get("nvcc_path", "")):
         _check_jittor_starts(Path(os.environ["nvcc_path"]))
-    _log_if_not_compiled(os.environ.get("nvcc_path", ""))
+    nvcc = os.environ.get("nvcc_path", "")
+    _log_if_not_compiled(nvcc)
     # numpy keeps these after their first use, which would warn once Jittor treats denormal numbers as zero
     np.finfo(np.float32), np.finfo(np.float64)
     try:
-        with _interrupts_exit():
+        with _import_variables(nvcc), _interrupts_exit():
             import jittor as jt
     except SystemExit:  # Jittor exits after it has rebuilt a part of itself
         sys.modules.pop("jittor", None)
@@ -286,34 +287,47 @@ def _core_is_compiled(nvcc: str) -> bool:
 
 
 @contextmanager
+def _import_variables(nvcc: str) -> Iterator[None]:
+    """Set environment variables that only the import of Jittor is to see, unless the user has set them.
+
+    Under Jupyter, which Jittor recognises by JPY_PARENT_PID, it installs no handler of its own for Ctrl-C. A pool of
+    processes is forked at every import, though only compiling its core needs them; if this process is killed in that
+    moment, they stay, with its files open. The variable that prevents this also turns use_parallel_op_compiler off.
+    """
+    variables = {"JPY_PARENT_PID": str(os.getpid())}
+    if _core_is_compiled(nvcc) and os.environ.get("use_parallel_op_compiler") == "0":
+        variables["DISABLE_MULTIPROCESSING"] = "1"
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextmanager
 def _interrupts_exit() -> Iterator[None]:
     """End the process with exit code 130 if Ctrl-C comes while the block imports Jittor.
 
-    Jittor's own handler would end it with exit code 1, and after a KeyboardInterrupt in the middle of the import the
-    process may hang. Jittor installs no handler for Ctrl-C under Jupyter, which it recognises by JPY_PARENT_PID.
+    After a KeyboardInterrupt in the middle of the import, the process may hang. A handler of the caller's own stays.
     """
-    process, jupyter = os.getpid(), os.environ.get("JPY_PARENT_PID")
+    process = os.getpid()
 
     def stop(number, frame):
         if os.getpid() == process:  # Jittor's compiler processes inherit the handler
             os.write(2, b"\nstopped\n")
         os._exit(130)
 
-    os.environ["JPY_PARENT_PID"] = jupyter or str(process)
-    # Only the main thread may set handlers. A handler of the caller's own stays.
-    replace = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
-    if replace:
-        signal.signal(signal.SIGINT, stop)
+    in_main_thread = threading.current_thread() is threading.main_thread()  # other threads may not set handlers
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, stop)
     try:
         yield
     finally:
-        if replace:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        if jupyter is None:
-            del os.environ["JPY_PARENT_PID"]
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _restore_signal_handlers() -> None:
