@@ -22,8 +22,8 @@ from fewshot.rows import chunks, one_hot, shot_rows
 # Used if they cannot be chosen on folds: the authors' settings for ImageNet.
 DEFAULT_ALPHA, DEFAULT_BETA = 1.17, 1.0
 # Used while keys are fine-tuned. The authors use beta 1 and set alpha by hand for each data set, from 1.17 to 5. On
-# cars and scenes with 1 to 16 shots, this pair was the best or within a few validation rows of it. The best pair for
-# untrained keys is worse here.
+# cars and scenes with 1 to 16 shots, this pair was the best or within a few validation rows of the best. The best
+# pair for untrained keys is worse here.
 TRAIN_ALPHA, TRAIN_BETA = 4.0, 1.0
 DEVICE_CHUNK = 2**25  # numbers per chunk with Jittor, enough to use a GPU fully with bounded memory
 
@@ -33,8 +33,9 @@ def tip_logits(zero_shot, affinity, values, alpha: float, beta: float):
 
     Parameters
     ----------
-    zero_shot : array or Var of shape (M, C)
-        Cosine similarities f·Wᵀ with the classes' texts, times the logit scale.
+    zero_shot : float32 array or Jittor Var of shape (M, C)
+        Cosine similarities f·Wᵀ with the classes' texts, times the logit scale; or the logits of another linear
+        classifier.
     affinity : array or Var of shape (M, N)
         Similarities f·Kᵀ with the cache's keys.
     values : array or Var of shape (N, C)
@@ -81,7 +82,7 @@ class Cache(NamedTuple):
     values: np.ndarray  # float32 (N, C), one-hot
 
 
-def cache(features: np.ndarray, labels: np.ndarray, n_classes: int) -> Cache:
+def build_cache(features: np.ndarray, labels: np.ndarray, n_classes: int) -> Cache:
     """Return the cache of shots; each key is the normalised mean of the views of a shot.
 
     Parameters
@@ -120,11 +121,12 @@ def fine_tune(
     """Fine-tune the keys of a cache with the cross-entropy of `tip_logits`, and yield an Epoch after each epoch.
 
     The keys are trained like the weight of a linear layer and are not normalised again. All arrays stay on the device.
+    Errors are raised when the first or a later Epoch is asked for.
 
     Parameters
     ----------
     rows : (float32 array of shape (R, D), int array of shape (R,))
-        Features and labels to learn from: all views of the shots.
+        Features and labels to learn from: all views of the shots, R = N·V.
     text : Text
     cached : Cache
         The cache of the shots, whose keys are the initial value.

@@ -112,7 +112,7 @@ def task(folder):
 def search(folder):
     text, support, val = task(folder)
     folds, _ = make_folds(support, val)
-    best = grid.search(text, support, folds, [tip.cache(support.features, support.labels, len(text.names))])
+    best = grid.search(text, support, folds, [tip.build_cache(support.features, support.labels, len(text.names))])
     return {"alpha": best.alpha, "beta": best.beta, "top1": best.scores["top1"]}
 
 
@@ -124,7 +124,7 @@ def tip_f(folder, device="cpu"):
 def fine_tuning(folder, device="cpu"):
     """20 epochs, validated after each, without the search."""
     text, support, val = task(folder)
-    cached = tip.cache(support.features, support.labels, len(text.names))
+    cached = tip.build_cache(support.features, support.labels, len(text.names))
     epochs = tip.fine_tune(
         all_views(support),
         text,

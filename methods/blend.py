@@ -21,8 +21,8 @@ from .offsets import Offsets, choose_offsets
 from .outcome import Outcome, Settings
 from .regression import cross_entropy
 
-# Used with one shot per class and no validation rows, where nothing can be chosen. These are roughly the weights chosen
-# for the data sets cars and scenes at one shot.
+# Used where nothing can be chosen: no folds, a single base class, or no validation row of a base class. These are
+# roughly the weights chosen for the data sets cars and scenes at one shot.
 DEFAULT_WEIGHTS = dict(zip(EXPERTS, (0.3, 0.6, 0, 0, 0, 0.004, 0, 0.02, 0)))
 MAX_LOGITS = 2**26  # numbers in the logits of all experts for the validation rows: 0.3 GB
 PRIOR = 0.01  # precision of a Gaussian prior on the weights (variance 100), for experts with logits of mean size 1
@@ -66,7 +66,7 @@ def _adapter(text: Text, experts: Experts, choice: Choice) -> Adapter:
 def _new_class_record(experts: Experts, offsets: Offsets) -> dict[str, float]:
     if experts.is_base.all():
         return {}
-    return {
+    return {  # in metrics.json, "alike" are the near classes and "strange" the far ones
         "classes_without_shots": int((~experts.is_base).sum()),
         "alike": int(experts.is_near.sum()),
         "offset_alike": offsets.near,
@@ -75,7 +75,7 @@ def _new_class_record(experts: Experts, offsets: Offsets) -> dict[str, float]:
 
 
 def weighted_sum(experts: Experts, weights: np.ndarray, offsets: Offsets) -> Linear:
-    """Return the weighted sum of the experts' classifiers, with the offsets added to the biases of new classes."""
+    """Return the sum of the experts' classifiers by weights (experts,), with the offsets added for new classes."""
     weight = sum(w * expert.weight for w, expert in zip(weights, experts.classifiers))
     bias = sum(w * expert.bias for w, expert in zip(weights, experts.classifiers))
     offset = np.where(experts.is_base, 0, np.where(experts.is_near, offsets.near, offsets.far))
@@ -83,7 +83,7 @@ def weighted_sum(experts: Experts, weights: np.ndarray, offsets: Offsets) -> Lin
 
 
 def add_validation_rows(support: Support, val: Split) -> Support:
-    """Return the support set plus the labelled validation rows as shots, each row repeated once per view."""
+    """Return the support set plus the labelled validation rows as shots, each as V equal views."""
     labelled = val.labels >= 0
     views = np.repeat(val.features[labelled][:, None], support.features.shape[1], axis=1)
     return Support(
@@ -97,7 +97,7 @@ def add_validation_rows(support: Support, val: Split) -> Support:
 
 
 def choose(text: Text, support: Support, folds: Folds, experts: Experts, seed: int) -> Choice:
-    """Choose the weights and offsets on the folds.
+    """Return the weights and offsets chosen on the folds, or the defaults if the folds cannot decide.
 
     Parameters
     ----------
@@ -152,11 +152,12 @@ class _BaseRows(NamedTuple):
 
 def _base_rows(folds: Sequence[Fold], fold_experts: Sequence[Experts]) -> _BaseRows:
     is_base = fold_experts[0].is_base  # the same in every fold: no fold leaves out all shots of a class
-    base_index, logits, labels = np.cumsum(is_base) - 1, [], []
+    base_index = np.cumsum(is_base) - 1  # label -> number among the base classes
+    logits, labels = [], []
     for experts, fold in zip(fold_experts, folds):
-        rows = is_base[fold.labels]
-        logits.append(experts.logits(fold.features[rows])[:, :, is_base])
-        labels.append(base_index[fold.labels[rows]])
+        is_base_row = is_base[fold.labels]
+        logits.append(experts.logits(fold.features[is_base_row])[:, :, is_base])
+        labels.append(base_index[fold.labels[is_base_row]])
     return _BaseRows(np.concatenate(logits, axis=1), np.concatenate(labels))
 
 
@@ -178,12 +179,12 @@ def fit_weights(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     from scipy.optimize import minimize
 
     size = np.abs(logits - logits.mean(axis=2, keepdims=True)).mean(axis=(1, 2)) + 1e-12
-    rows, n = np.arange(len(labels)), len(labels)
+    each_row, n = np.arange(len(labels)), len(labels)
 
     # The weights are those of experts scaled to the same size, so that the optimiser's steps have the same size, too.
     def objective(weights):
         loss, probabilities = cross_entropy(np.tensordot((weights / size).astype(np.float32), logits, 1), labels)
-        probabilities[rows, labels] -= 1
+        probabilities[each_row, labels] -= 1
         gradient = np.array([np.einsum("mc,mc->", probabilities, expert) for expert in logits], np.float64) / size
         return loss + PRIOR / 2 * weights @ weights / n, (gradient + PRIOR * weights) / n
 

@@ -25,13 +25,15 @@ GAUSSIANS = ((0.1, 4), (0.1, 16), (1, 4), (1, 16))
 EXPERTS = (
     "zero-shot",
     *(f"regression {strength:g}" for strength in STRENGTHS),
-    *(f"gaussian {ridge:g}, {shots}" for ridge, shots in GAUSSIANS),
+    *(f"gaussian {strength:g}, {shots}" for strength, shots in GAUSSIANS),
 )
-N_ANCHORED = 1 + len(STRENGTHS)  # the first experts, which start from the texts; only they have logits for far classes
-# The regressions start from the zero-shot classifier times this factor. 1.5 to 2 was best on held-out rows; docs/log.md
+N_ANCHORED = 1 + len(STRENGTHS)  # number of experts before the Gaussians; only these have logits for far classes
+# The regressions start from the zero-shot classifier times this factor. 1.5 to 2 was best on rows that were neither
+# learned from nor test rows; see docs/log.md.
 ANCHOR_SCALE = 1.5
-# Strengths of two ridge regressions from texts: STEP_RIDGE predicts the step W − anchor of a text-anchored regression;
-# NOVELTY_RIDGE predicts class means, to tell near from far classes and to estimate the noise of the shots.
+# Strengths of two ridge regressions from texts. That of strength STEP_RIDGE predicts the step W − anchor of a
+# text-anchored regression; that of NOVELTY_RIDGE predicts class means, to tell near from far classes and to estimate
+# the noise of the shots.
 STEP_RIDGE, NOVELTY_RIDGE = 0.1, 1
 NEAR_QUANTILE = 0.99  # a new class is near if its novelty is at most this quantile of the base classes' novelty
 
@@ -52,26 +54,31 @@ def learn_experts(text: Text, support: Support) -> Experts:
     """Learn every expert from all shots of a support set.
 
     The training losses are over base classes only. For a near class, the class mean and the regressions' step are
-    predicted from its text. A far class keeps its text in the regressions and gets a logit of 0 from the Gaussians.
+    predicted from its text. A far class keeps its anchor, ANCHOR_SCALE times its zero-shot weights, in the regressions
+    and gets a logit of 0 from the Gaussians.
     """
     is_base = base_classes(support.labels, len(text.names))
-    base_text, base_index = text.features[is_base], np.cumsum(is_base) - 1
+    base_text = text.features[is_base]
+    base_index = np.cumsum(is_base) - 1  # label -> number among the base classes
     rows, labels = shot_rows(support.features), base_index[support.labels]
     means, counts = class_means(rows, labels, is_base.sum())
-    ridges = {NOVELTY_RIDGE, STEP_RIDGE, *(ridge for ridge, _ in GAUSSIANS)}
-    maps = {ridge: TextMap(base_text, ridge) for ridge in ridges}
-    predicted = {ridge: maps[ridge].predict(means, text.features) for ridge in ridges}
-    noise = {ridge: within_class_covariance(rows, labels, means, counts, predicted[ridge][is_base]) for ridge in ridges}
+    strengths = {NOVELTY_RIDGE, STEP_RIDGE, *(strength for strength, _ in GAUSSIANS)}
+    maps = {strength: TextMap(base_text, strength) for strength in strengths}
+    predicted = {strength: maps[strength].predict(means, text.features) for strength in strengths}
+    covariances = {
+        strength: within_class_covariance(rows, labels, means, counts, predicted[strength][is_base])
+        for strength in strengths
+    }
     is_near = ~is_base & _is_near(maps[NOVELTY_RIDGE], text.features, base_text)
     classifiers = [
         zero_shot_classifier(text),
-        *_regressions(text, support, is_base, is_near, maps[STEP_RIDGE], noise[NOVELTY_RIDGE]),
+        *_regressions(text, support, is_base, is_near, maps[STEP_RIDGE], covariances[NOVELTY_RIDGE]),
     ]
-    for ridge, pseudo_shots in GAUSSIANS:
-        centres = predicted[ridge].copy()
+    for strength, pseudo_shots in GAUSSIANS:
+        centres = predicted[strength].copy()
         total = counts[:, None] + pseudo_shots
         centres[is_base] = (counts[:, None] * means + pseudo_shots * centres[is_base]) / total
-        classifiers.append(_zero_logits(discriminant(centres, noise[ridge]), ~(is_base | is_near)))
+        classifiers.append(_zero_logits(discriminant(centres, covariances[strength]), ~(is_base | is_near)))
     return Experts(classifiers, is_base, is_near)
 
 
@@ -81,19 +88,19 @@ def _is_near(text_map: TextMap, text: np.ndarray, base_text: np.ndarray) -> np.n
 
 
 def _regressions(
-    text: Text, support: Support, is_base: np.ndarray, is_near: np.ndarray, text_map: TextMap, noise: np.ndarray
+    text: Text, support: Support, is_base: np.ndarray, is_near: np.ndarray, text_map: TextMap, covariance: np.ndarray
 ) -> list[Linear]:
     """Fit a text-anchored regression of each strength over the base classes, and extend it to the new classes.
 
-    The weights of near classes are predicted by `text_map`, those of far classes stay at their texts. `text_map` is
-    fitted to the texts of the base classes; `noise` is the within-class covariance (D, D).
+    For near classes the step from the anchor is predicted by `text_map`; far classes stay at the anchor. `text_map` is
+    fitted to the texts of the base classes; `covariance` is that of rows around their class means, (D, D).
     """
     anchor, bias = zero_shot_classifier(text)
     anchor = np.float32(ANCHOR_SCALE) * anchor
     views, labels = all_views(support)
     base_index = np.cumsum(is_base) - 1
     classifiers = []
-    for base_weight in regressions(views, base_index[labels], anchor[is_base], noise):
+    for base_weight in regressions(views, base_index[labels], anchor[is_base], covariance):
         weight = anchor.copy()
         weight[is_base] = base_weight
         if is_near.any():
@@ -102,7 +109,7 @@ def _regressions(
     return classifiers
 
 
-def _zero_logits(classifier: Linear, classes: np.ndarray) -> Linear:
-    """Return the classifier with the logits of some classes, bool (C,), set to 0."""
-    weight, bias = np.where(classes[:, None], 0, classifier.weight), np.where(classes, 0, classifier.bias)
+def _zero_logits(classifier: Linear, mask: np.ndarray) -> Linear:
+    """Return the classifier with the logits of the classes in `mask`, bool (C,), set to 0."""
+    weight, bias = np.where(mask[:, None], 0, classifier.weight), np.where(mask, 0, classifier.bias)
     return Linear(weight.astype(np.float32), bias.astype(np.float32))

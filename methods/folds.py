@@ -24,7 +24,7 @@ class Folds(NamedTuple):
     """All folds of a task; settings are chosen by their score on the validation rows of all folds together."""
 
     folds: list[Fold]  # empty if no shot can be left out
-    how: str  # how settings are chosen on them, as text for the user
+    how: str  # how settings are chosen, as text for the user
 
     @property
     def learn_from_all_shots(self) -> bool:
@@ -36,8 +36,9 @@ def make_folds(support: Support, val: Split | None, max_folds: int | None = None
     """Return the folds of a task.
 
     With labelled validation rows there is one fold: it learns from all shots and validates on these rows. Without them,
-    each fold leaves out one shot per class and validates on view 0 of it, the plain photograph. A class with a single
-    shot keeps it in every fold; if all classes have a single shot, there is no fold.
+    each shot is left out in one fold, which validates on view 0 of it, the plain photograph. The first fold leaves out
+    the first shot of every class, the second the second, and so on. A class with a single shot keeps it in every fold;
+    if all classes have a single shot, there is no fold.
 
     Parameters
     ----------

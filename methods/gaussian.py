@@ -1,4 +1,4 @@
-"""Gaussian discriminant analysis with one mean per class, one shared covariance, and means predicted from texts."""
+"""Gaussian discriminants (one mean per class, one covariance for all), and ridge regression of means from texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fewshot.rows import class_sums
 
 from .linear import Linear
 
-# In every direction. A single shot, or shots that are copies, have no variance, and the covariance would be singular.
+# Lower bound of the mean variance per dimension; with single shots, or equal ones, the covariance would be singular.
 MIN_VARIANCE = 1e-6
 
 
@@ -45,7 +45,7 @@ class TextMap:
         self.solution = self.inverse @ centred.T  # (D, n); solution @ targets is the coefficient matrix
 
     def predict(self, targets: np.ndarray, text: np.ndarray) -> np.ndarray:
-        """Fit the n texts to targets (n, E), and return the rows (m, E) predicted for other texts (m, D)."""
+        """Fit the n texts to targets (n, E), and return the targets (m, E) predicted for other texts (m, D)."""
         mean = targets.mean(axis=0)
         return (text - self.centre) @ (self.solution @ (targets - mean)).astype(np.float32) + mean
 
@@ -55,7 +55,7 @@ class TextMap:
         return self.strength * np.einsum("md,de,me->m", centred, self.inverse, centred)
 
     def leave_one_out_novelty(self, text: np.ndarray) -> np.ndarray:
-        """Return the novelty (n,) of each of the n texts under the map of the other n - 1 texts, in closed form."""
+        """Return the novelty (n,) of each of the n texts under the map of the others, with the centre of all n."""
         leverage = self.novelty(text) / self.strength
         return self.strength * leverage / (1 - leverage)
 
@@ -75,9 +75,9 @@ def pooled_covariance(residuals: np.ndarray, dof: int) -> np.ndarray:
     float32 array of shape (D, D)
     """
     width = residuals.shape[1]
-    scatter = residuals.T @ residuals / max(1, dof)
-    weight, variance = dof / (dof + width), max(np.trace(scatter) / width, MIN_VARIANCE)
-    return (weight * scatter + (1 - weight) * variance * np.eye(width)).astype(np.float32)
+    covariance = residuals.T @ residuals / max(1, dof)
+    weight, variance = dof / (dof + width), max(np.trace(covariance) / width, MIN_VARIANCE)
+    return (weight * covariance + (1 - weight) * variance * np.eye(width)).astype(np.float32)
 
 
 def discriminant(means: np.ndarray, covariance: np.ndarray) -> Linear:

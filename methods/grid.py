@@ -34,9 +34,9 @@ def search(text: Text, support: Support, folds: Sequence[Fold], caches: Iterable
     """Return the pair that classifies the most validation rows of all folds correctly.
 
     Validation rows do not show how many rows of new classes, which have no shots, are misclassified as base classes. If
-    a task has new classes, the shots of one part of the base classes after another are therefore hidden. Only pairs are
-    allowed with which the hidden classes keep MIN_NEW_ACCURACY_KEPT of their zero-shot accuracy. A tie goes to the
-    smallest beta, then the smallest alpha, as in the authors' loop.
+    a task has new classes, the base classes are therefore divided into parts, and the shots of one part at a time are
+    hidden. A pair is allowed only if the hidden classes keep MIN_NEW_ACCURACY_KEPT of their zero-shot accuracy; if no
+    pair does, all are allowed. A tie goes to the smallest beta, then the smallest alpha, as in the authors' loop.
 
     Parameters
     ----------
@@ -71,12 +71,12 @@ def search(text: Text, support: Support, folds: Sequence[Fold], caches: Iterable
 
 
 def hidden_class_parts(text: Text, support: Support) -> list[np.ndarray]:
-    """Return the parts of the base classes, as labels, whose shots are hidden in turn.
+    """Split the base classes into the parts whose shots are hidden in turn, and return the labels of each part.
 
-    The parts imitate the new classes. If any group has both base and new classes, each part takes every fourth base
-    class. If base and new classes share no group, as with the contest's cars, each part is one group of base classes.
-    The list is empty if there are no new classes, or if base and new classes share no group and all base classes are in
-    one group.
+    The parts imitate the new classes. If any group (fewshot/prompts.py) has both base and new classes, each part takes
+    every FOLDS-th base class. If base and new classes share no group, as with the contest's cars, each part is one
+    group of base classes. The list is empty if there are no new classes, or if base and new classes share no group and
+    all base classes are in one group.
     """
     groups, is_base = np.array(class_groups(text)), base_classes(support.labels, len(text.names))
     base = np.flatnonzero(is_base)

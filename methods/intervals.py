@@ -24,14 +24,16 @@ def count_correct(
 
     Parameters
     ----------
-    features, labels : arrays of shape (M, D) and (M,)
+    features, labels : float32 array of shape (M, D), int array of shape (M,)
         The rows. Of classes with equal logits, the one with the lowest label wins.
-    text, scale : array of shape (C, D), float
-        The classes' texts and the logit scale, which give the zero-shot logits.
-    keys, values : arrays of shape (N, D) and (N, C)
+    text : float32 array of shape (C, D)
+        The texts of the classes.
+    scale : float
+        The logit scale; the zero-shot logits are scale·features·textᵀ.
+    keys, values : float32 arrays of shape (N, D) and (N, C)
         The cache; values are one-hot.
     alphas, betas : sequences of float
-        The grid; alphas in ascending order.
+        The grid; alphas are at least 0 and in ascending order.
 
     Returns
     -------
@@ -51,22 +53,22 @@ def count_correct(
 def _count_changes(features, labels, text, scale, keys, key_order: _KeyOrder, alphas, betas) -> np.ndarray:
     """Return how the count of correct rows changes from alpha to alpha, int64 (len(betas), len(alphas) + 1)."""
     features = features.T
-    true = labels, np.arange(features.shape[1])  # indices of the true classes in arrays (C, rows), classes by label
+    true = labels, np.arange(features.shape[1])  # index of each row's true class in an array (C, rows) in label order
     gap = _gap(scale * (text @ features), true)
     winning = _WinningAlphas(gap[key_order.classes], np.asarray(alphas, features.dtype))
-    true = np.argsort(key_order.classes)[labels], true[1]  # the same for classes in that order
+    true = np.argsort(key_order.classes)[labels], true[1]  # the same in key_order.classes order
     distance = 1 - keys @ features
-    affinity, cached = np.empty_like(distance), np.zeros(gap.shape, distance.dtype)
+    affinity, cache_logits = np.empty_like(distance), np.zeros(gap.shape, distance.dtype)
     changes = np.zeros((len(betas), len(alphas) + 1), np.int64)
     for change, beta in zip(changes, betas):
         with np.errstate(over="ignore", invalid="ignore"):  # fine-tuned keys of a large norm, with a large beta
             np.exp(np.multiply(distance, -beta, out=affinity), out=affinity)
-            cached[:] = 0
-            for start, stop in key_order.slices:
-                cached[: stop - start] += affinity[start:stop]
-            start_alpha, stop_alpha = winning.interval(cached[true] - cached)
-        change += np.bincount(start_alpha, minlength=len(change))
-        change -= np.bincount(stop_alpha, minlength=len(change))
+            cache_logits[:] = 0
+            for begin, end in key_order.slices:
+                cache_logits[: end - begin] += affinity[begin:end]
+            start, stop = winning.interval(cache_logits[true] - cache_logits)
+        change += np.bincount(start, minlength=len(change))
+        change -= np.bincount(stop, minlength=len(change))
     return changes
 
 

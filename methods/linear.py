@@ -12,8 +12,8 @@ from fewshot.artifacts import Adapter, Text
 class Linear(NamedTuple):
     """A classifier f·Wᵀ + b."""
 
-    weight: np.ndarray  # (C, D)
-    bias: np.ndarray  # (C,)
+    weight: np.ndarray  # float32 (C, D)
+    bias: np.ndarray  # float32 (C,)
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Return the logits (M, C) of features (M, D)."""

@@ -1,7 +1,7 @@
 """The offsets that a blend adds to the logits of new classes, so that they can win against base classes.
 
 Both offsets are chosen by hiding the shots of a quarter of the base classes in turn. The offset for far classes is also
-limited by the number of validation rows of base classes that it may cost. experts.py defines near and far classes.
+limited so that they win few of the correct validation rows of base classes. experts.py defines near and far classes.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ class _Gains(NamedTuple):
 
 
 def _offsets_by_hiding(text: Text, support: Support, folds: Sequence[Fold], weights: np.ndarray) -> Offsets:
-    """Return the best offsets for the hidden classes, treated as near classes and as far classes (no Gaussians)."""
+    """Return the best offsets for the hidden classes: near with all experts, far without the Gaussians."""
     base = np.unique(support.labels)
     # The weight of new-class accuracy relative to base-class accuracy: the square root of the ratio of new to base
-    # classes. That ratio itself would optimise the accuracy over all rows, and 1 the harmonic mean of both accuracies;
-    # the harmonic mean changes little between the two.
+    # classes. With that ratio itself, the accuracy over all rows would be optimised; with 1, roughly the harmonic mean
+    # of both accuracies, which changes little between these two weights.
     new_weight = (len(text.names) / len(base) - 1) ** 0.5
     near, far = [], []
     for hidden, fold in zip(split_classes(base), cycle(folds)):
-        if len(hidden) == len(base):
+        if len(hidden) == len(base):  # a single base class: without it, there is nothing to learn from
             continue
         experts = learn_experts(text, subset(support, fold.shots & ~np.isin(support.labels, hidden)))
         logits = experts.logits(fold.features)
@@ -80,9 +80,9 @@ def _offsets_by_hiding(text: Text, support: Support, folds: Sequence[Fold], weig
 
 def _gains_if_new(
     base_logits: np.ndarray,
-    base_classes: np.ndarray,
+    base_labels: np.ndarray,
     new_logits: np.ndarray,
-    new_classes: np.ndarray,
+    new_labels: np.ndarray,
     labels: np.ndarray,
     new_weight: float,
 ) -> _Gains:
@@ -90,14 +90,14 @@ def _gains_if_new(
 
     The score is the accuracy on base rows plus `new_weight` times the accuracy on new rows.
     """
-    is_new = np.isin(labels, new_classes)
-    gain = new_weight * (new_classes[new_logits.argmax(axis=1)] == labels) / max(1, is_new.sum())
-    loss = (base_classes[base_logits.argmax(axis=1)] == labels) / max(1, (~is_new).sum())
+    is_new = np.isin(labels, new_labels)
+    gain = new_weight * (new_labels[new_logits.argmax(axis=1)] == labels) / max(1, is_new.sum())
+    loss = (base_labels[base_logits.argmax(axis=1)] == labels) / max(1, (~is_new).sum())
     return _Gains(base_logits.max(axis=1) - new_logits.max(axis=1), gain - loss)
 
 
 def _best_offset(margin: np.ndarray, gain: np.ndarray) -> float:
-    """Return the offset with the highest expected gain, if a row is predicted new with P = sigmoid(offset − margin)."""
+    """Return the offset with the highest expected gain; a row is predicted new with P = sigmoid(offset − margin)."""
     from scipy.special import expit
 
     offsets = np.arange(-MAX_OFFSET, MAX_OFFSET, OFFSET_STEP)

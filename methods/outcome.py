@@ -10,12 +10,12 @@ from fewshot.artifacts import Adapter, Split, Support, Text
 
 @dataclass(frozen=True)
 class Settings:
-    """The training settings that a user may change."""
+    """The settings that a user may change."""
 
-    epochs: int = 20
-    lr: float = 1e-3
-    seed: int = 1
-    device: str = "auto"
+    epochs: int = 20  # of fine-tuning the keys of tip-f
+    lr: float = 1e-3  # the highest learning rate of tip-f
+    seed: int = 1  # of all random draws
+    device: str = "auto"  # as for jclip.runtime.use
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,10 @@ class Outcome:
     """
 
     adapter: Adapter
-    how: str  # on which rows the settings were chosen, as text for the user
-    settings: dict[str, float] = field(default_factory=dict)  # the chosen "alpha", "beta", "lambda", "epoch"
+    how: str  # how the settings were chosen, as text for the user
+    settings: dict[str, float] = field(
+        default_factory=dict
+    )  # those chosen or fixed: "alpha", "beta", "lambda", "epoch", "epochs"
     scores: dict[str, float] = field(default_factory=dict)  # on those rows: "rows", "top1", "zero_shot_top1", …
     weights: dict[str, float] = field(default_factory=dict)  # one for each expert of a blend
     new_classes: dict[str, float] = field(default_factory=dict)  # number and offsets of classes without shots

@@ -1,6 +1,7 @@
 """Published methods for comparison, with the constants of the papers and the authors' code.
 
-Each method takes (text, support, val or None, settings) and returns an Outcome. Other settings are chosen on folds.
+Each method takes (text, support, val or None, settings) and returns an Outcome. Settings that the papers do not fix are
+chosen on folds.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ PROKER_BETAS = np.linspace(0.5, 20, 14)
 PROKER_LAMBDAS = np.geomspace(1e-3, 10, 13)
 TASKRES_ALPHA = 0.5
 CLAP_EPOCHS = 300
-# Roughly the norm of ViT-B/32's text features: TaskRes and CLAP learn from texts that are not normalised.
+# TaskRes and CLAP start from texts that are not normalised; this is roughly their norm for ViT-B/32.
 TEXT_NORM = 10.0
-WEIGHT_DECAY = 5e-4  # the default of Dassl, the library that both use
-WARM_UP = 1e-5  # learning rate of the first epoch
+WEIGHT_DECAY = 5e-4  # the default of Dassl, the library of TaskRes and CLAP
+WARM_UP_LR = 1e-5  # learning rate of the first epoch
 NO_CHOICE = "nothing to choose: the authors' settings"
 
 
@@ -60,14 +61,17 @@ def _gda_correct(text: Text, fold: Fold, discriminant: Linear) -> np.ndarray:
 
 
 def _gda_discriminant(text: Text, support: Support) -> Linear:
-    """Return the classifier f·Σ⁻¹μ − ½μᵀΣ⁻¹μ, with Σ⁻¹ = D·((N − 1)·S + tr(S)·I)⁻¹ (Kubokawa & Srivastava 2008)."""
+    """Return the classifier f·Σ⁻¹μ − ½μᵀΣ⁻¹μ, with Σ⁻¹ = D·((N − 1)·S + tr(S)·I)⁻¹ (Kubokawa & Srivastava 2008).
+
+    S is the covariance of the N shots around their class means.
+    """
     features, labels = shot_rows(support.features), support.labels
     means, _ = class_means(features, labels, len(text.names))
     width = features.shape[1]
-    scatter = np.zeros((width, width))
+    covariance = np.zeros((width, width))
     if len(labels) > 1:
-        scatter = np.cov((features - means[labels]).T.astype(np.float64))
-    shrunk = (len(labels) - 1) * scatter + np.trace(scatter) * np.eye(width)
+        covariance = np.cov((features - means[labels]).T.astype(np.float64))
+    shrunk = (len(labels) - 1) * covariance + np.trace(covariance) * np.eye(width)
     weight = means @ (width * np.linalg.pinv(shrunk))  # 0 for one shot per class: the result is zero-shot
     bias = -0.5 * (weight * means).sum(axis=1) - np.log(len(means))
     return Linear(weight.astype(np.float32), bias.astype(np.float32))
@@ -77,7 +81,9 @@ def _gda_discriminant(text: Text, support: Support) -> Linear:
 
 
 def proker(text: Text, support: Support, val: Split | None, settings: Settings) -> Outcome:
-    """Learn ProKeR: kernel ridge regression of the residual of zero-shot, as a cache whose values are solved for.
+    """Learn ProKeR: kernel ridge regression of the one-hot labels minus the zero-shot similarities.
+
+    The result is a cache with the solution as its values.
 
     Bendou et al., CVPR 2025, arXiv:2501.11175.
     """
@@ -89,6 +95,7 @@ def proker(text: Text, support: Support, val: Split | None, settings: Settings) 
         beta, strength = float(PROKER_BETAS[best[0]]), float(PROKER_LAMBDAS[best[1]])
     keys = shot_rows(support.features)
     values = _proker_values(text, keys, support.labels, beta, [strength])[0]
+    # The values are on the scale of similarities, so alpha, the weight of the cache, is the logit scale.
     adapter = Adapter("proker", text.names, text.features, text.scale, keys, values, text.scale, beta)
     return Outcome(adapter, how, {"beta": beta, "lambda": strength})
 
@@ -149,16 +156,16 @@ def clap(text: Text, support: Support, val: Split | None, settings: Settings) ->
     """
     rows, labels = all_views(support)
     probabilities = softmax(text.scale * rows @ text.features.T)
-    penalty, _ = class_means(probabilities[np.arange(len(labels)), labels][:, None], labels, len(text.names))
+    penalty_weight, _ = class_means(probabilities[np.arange(len(labels)), labels][:, None], labels, len(text.names))
     start = TEXT_NORM * text.features
 
     def sgd(jt, prototypes):
         return jt.optim.SGD([prototypes], 0.1, momentum=0.9, weight_decay=WEIGHT_DECAY)
 
     def loss(jt, prototypes, features, labels):
-        moved = (prototypes - jt.array(start).stop_grad()).sqr().sum(1)
+        squared_distance = (prototypes - jt.array(start).stop_grad()).sqr().sum(1)
         cross_entropy = jt.nn.cross_entropy_loss(_cosine_logits(jt, text, features, prototypes), labels)
-        return cross_entropy + (jt.array(penalty[:, 0]).stop_grad() * moved).mean()
+        return cross_entropy + (jt.array(penalty_weight[:, 0]).stop_grad() * squared_distance).mean()
 
     prototypes = _learn(support, start, sgd, loss, settings, "clap", CLAP_EPOCHS)
     classifier = _cosine_classifier(text, prototypes)
@@ -187,7 +194,7 @@ def _learn(
     """Train one parameter on all views of the shots and return its final value, float32 of the shape of `start`.
 
     start is the initial value. make_optimizer(jt, parameter) returns an optimizer whose lr is the highest learning
-    rate; the schedule is a cosine over epochs, except for the first epoch at WARM_UP. loss(jt, parameter, features,
+    rate; the schedule is a cosine over epochs, except for the first epoch at WARM_UP_LR. loss(jt, parameter, features,
     labels) takes Vars (B, D) and (B,) and returns a Var of one element. Raises TaskError if the parameter becomes NaN
     or infinite.
     """
@@ -205,7 +212,7 @@ def _learn(
         return loss(jt, parameter, features[batch], labels[batch])
 
     def learning_rate(epoch, step):
-        return cosine_lr(max_lr, epoch, epochs) if epoch else WARM_UP
+        return cosine_lr(max_lr, epoch, epochs) if epoch else WARM_UP_LR
 
     run = descend(optimizer, batch_loss, len(features), epochs, learning_rate, settings.seed)
     for _ in tqdm(run, desc=method, total=epochs, unit=" epoch", disable=None, leave=False):

@@ -1,4 +1,4 @@
-"""Text-anchored regression: softmax regression with an L2 penalty towards the zero-shot classifier."""
+"""Text-anchored regression: softmax regression with an L2 penalty towards weights that come from the texts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fewshot.rows import class_sums
 # Values of λ; the solution of each is the start of the next. On held-out rows of cars and scenes, the largest was best
 # at one shot and the smallest at sixteen.
 STRENGTHS = (3e-4, 1e-4, 3e-5, 1e-5)
-STEPS = 25
+ITERATIONS = 25
 
 
 def regressions(
@@ -18,9 +18,9 @@ def regressions(
     anchor: np.ndarray,
     covariance: np.ndarray,
     strengths=STRENGTHS,
-    steps: int = STEPS,
+    iterations: int = ITERATIONS,
 ) -> list[np.ndarray]:
-    """Return the weights W that minimise the mean cross-entropy of f·Wᵀ over noisy rows plus λ/2·‖W − anchor‖².
+    """Return the weights W that minimise the mean cross-entropy of f·Wᵀ over rows with noise, plus λ/2·‖W − anchor‖².
 
     The noise is Gaussian, and its effect has a closed form: an upper bound of the expected cross-entropy is the
     cross-entropy with ½(w_j − w_y)ᵀΣ(w_j − w_y) added to logit j, where y is the true class (Wang et al. 2019,
@@ -31,13 +31,13 @@ def regressions(
     features, labels : float32 array of shape (n, D), int array of shape (n,)
         The rows to learn from.
     anchor : float32 array of shape (C, D)
-        The zero-shot classifier.
+        The weights that the penalty pulls towards.
     covariance : float32 array of shape (D, D)
         Σ, the covariance of the noise.
     strengths : sequence of float
         Values of λ, in descending order.
-    steps : int
-        Steps of L-BFGS for each λ.
+    iterations : int
+        Iterations of L-BFGS for each λ.
 
     Returns
     -------
@@ -55,7 +55,7 @@ def regressions(
             )
             return value, gradient.ravel().astype(np.float64)
 
-        step = minimize(objective, step, jac=True, method="L-BFGS-B", options={"maxiter": steps}).x
+        step = minimize(objective, step, jac=True, method="L-BFGS-B", options={"maxiter": iterations}).x
         weights.append(anchor + step.reshape(anchor.shape).astype(np.float32))
     return weights
 

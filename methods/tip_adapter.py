@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from fewshot.artifacts import Adapter, Split, Support, Text
 from fewshot.rows import all_views, one_hot, subset
-from tip_adapter_utils import DEFAULT_ALPHA, DEFAULT_BETA, TRAIN_ALPHA, TRAIN_BETA, Cache, Epoch, cache, fine_tune
+from tip_adapter_utils import DEFAULT_ALPHA, DEFAULT_BETA, TRAIN_ALPHA, TRAIN_BETA, Cache, Epoch, build_cache, fine_tune
 
 from .folds import Fold, make_folds
 from .grid import search
@@ -19,8 +19,8 @@ from .outcome import Outcome, Settings
 
 
 def zero_shot(text: Text, support: Support, val: Split | None, settings: Settings) -> Outcome:
-    """Return the zero-shot classifier (Radford et al. 2021, arXiv:2103.00020) as an adapter with an empty cache."""
-    empty = _build_cache(text, subset(support, slice(0)))
+    """Return the Outcome of zero-shot (Radford et al. 2021, arXiv:2103.00020), an adapter with an empty cache."""
+    empty = _shots_cache(text, subset(support, slice(0)))  # no shots
     return Outcome(_adapter("zero-shot", text, empty, 0.0, 0.0), "nothing to choose")
 
 
@@ -29,14 +29,17 @@ def tip(text: Text, support: Support, val: Split | None, settings: Settings) -> 
     folds, how = make_folds(support, val)
     alpha, beta, scores = DEFAULT_ALPHA, DEFAULT_BETA, {}
     if folds:
-        caches = (_build_cache(text, subset(support, fold.shots)) for fold in folds)
+        caches = (_shots_cache(text, subset(support, fold.shots)) for fold in folds)
         alpha, beta, scores = search(text, support, folds, caches)
-    adapter = _adapter("tip", text, _build_cache(text, support), alpha, beta)
+    adapter = _adapter("tip", text, _shots_cache(text, support), alpha, beta)
     return Outcome(adapter, how, {"alpha": alpha, "beta": beta}, scores)
 
 
 def tip_f(text: Text, support: Support, val: Split | None, settings: Settings) -> Outcome:
-    """Train Tip-Adapter-F: the keys are fine-tuned up to the best epoch, then alpha and beta are chosen."""
+    """Train Tip-Adapter-F: the keys are fine-tuned up to the best epoch, then alpha and beta are chosen.
+
+    Raises as `fine_tune` does.
+    """
     folds = make_folds(support, val)
     alpha, beta, scores, epoch, caches = TRAIN_ALPHA, TRAIN_BETA, {}, settings.epochs, []
     if folds.folds:
@@ -48,7 +51,7 @@ def tip_f(text: Text, support: Support, val: Split | None, settings: Settings) -
 
 
 class _BestEpoch(NamedTuple):
-    epoch: int  # from 1
+    number: int  # from 1
     caches: list[Cache]  # one per fold, with the keys after this epoch
 
 
@@ -61,19 +64,19 @@ def _best_epoch(text: Text, support: Support, folds: Sequence[Fold], settings: S
     correct = np.zeros(settings.epochs, np.int64)
     for number, fold in enumerate(folds, 1):
         shots = subset(support, fold.shots)
-        for epoch, tuned in enumerate(_tune(text, shots, settings, f"fold {number} of {len(folds)}", fold)):
-            correct[epoch] += tuned.correct
-            if correct.argmax() == epoch:
-                best = tuned
-    epoch = int(correct.argmax()) + 1
+        for index, epoch in enumerate(_tune(text, shots, settings, f"fold {number} of {len(folds)}", fold)):
+            correct[index] += epoch.correct
+            if correct.argmax() == index:
+                best = epoch
+    number = int(correct.argmax()) + 1
     if len(folds) == 1:
-        return _BestEpoch(epoch, [_with_keys(text, shots, best)])
-    return _BestEpoch(epoch, [_tuned_cache(text, subset(support, fold.shots), settings, epoch) for fold in folds])
+        return _BestEpoch(number, [_with_keys(text, shots, best)])
+    return _BestEpoch(number, [_tuned_cache(text, subset(support, fold.shots), settings, number) for fold in folds])
 
 
 def _tuned_cache(text: Text, support: Support, settings: Settings, epoch: int) -> Cache:
-    """Return the cache after `epoch` (from 1) of fine-tuning, with the schedule of all settings.epochs."""
-    run = _tune(text, support, settings, f"{epoch} epochs again")
+    """Return the cache after epoch number `epoch`, from 1, of a run whose learning rate falls over settings.epochs."""
+    run = _tune(text, support, settings, f"tuning to epoch {epoch}")
     return _with_keys(text, support, next(islice(run, epoch - 1, None)))
 
 
@@ -82,7 +85,7 @@ def _tune(text: Text, support: Support, settings: Settings, desc: str, fold: Fol
     run = fine_tune(
         all_views(support),
         text,
-        _build_cache(text, support),
+        _shots_cache(text, support),
         epochs=settings.epochs,
         lr=settings.lr,
         seed=settings.seed,
@@ -96,8 +99,8 @@ def _with_keys(text: Text, support: Support, epoch: Epoch) -> Cache:
     return Cache(epoch.keys.numpy(), one_hot(support.labels, len(text.names)))
 
 
-def _build_cache(text: Text, support: Support) -> Cache:
-    return cache(support.features, support.labels, len(text.names))
+def _shots_cache(text: Text, support: Support) -> Cache:
+    return build_cache(support.features, support.labels, len(text.names))
 
 
 def _adapter(method: str, text: Text, cached: Cache, alpha: float, beta: float) -> Adapter:

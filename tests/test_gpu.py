@@ -20,7 +20,7 @@ import jclip
 from jclip import features, runtime, weights
 from jclip.architecture import Architecture, expected_shapes
 from methods import Settings
-from tip_adapter_utils import cache, predict_logits
+from tip_adapter_utils import build_cache, predict_logits
 
 pytestmark = pytest.mark.cuda
 DTYPES = ("float32", "float16")
@@ -259,7 +259,7 @@ def test_tip_f_learns_the_keys_of_the_cpu(epochs):
     # nothing to choose by: the keys of the last epoch
     (found, _), (expected, _) = trained("tip-f", val=False, epochs=epochs)
     support = make_overlapping_task().support
-    start = cache(support.features, support.labels, 60).keys
+    start = build_cache(support.features, support.labels, 60).keys
     assert relative(expected.keys, start) > 1e-3
     assert relative(found.keys, expected.keys) < 1e-4
 

@@ -89,7 +89,7 @@ def test_jittor_computes_what_numpy_does(rng, jt):
 def test_without_alpha_or_keys_it_is_zero_shot(rng):
     f, text, shots = random_rows(rng, 7, WIDTH), make_text(rng, 3), make_support(rng, [0, 1, 2])
     expected = 100.0 * f @ text.features.T
-    keys, values = tip.cache(shots.features, shots.labels, 3)
+    keys, values = tip.build_cache(shots.features, shots.labels, 3)
     np.testing.assert_allclose(tip.tip_logits(expected, f @ keys.T, values, 0.0, 1.0), expected, rtol=1e-6)
     adapter, _ = train("zero-shot", text, shots, None, Settings())
     np.testing.assert_allclose(tip.predict_logits(adapter, f), expected, rtol=1e-6)
@@ -97,7 +97,7 @@ def test_without_alpha_or_keys_it_is_zero_shot(rng):
 
 def test_a_key_is_the_renormalised_mean_of_the_views(rng):
     support = make_support(rng, [2, 0], views=3)
-    keys, values = tip.cache(support.features, support.labels, 4)
+    keys, values = tip.build_cache(support.features, support.labels, 4)
     mean = support.features[1].mean(axis=0)
     np.testing.assert_allclose(keys[1], mean / np.linalg.norm(mean), rtol=1e-5)
     assert keys.dtype == values.dtype == np.float32 and values.tolist() == [[0, 0, 1, 0], [1, 0, 0, 0]]
@@ -120,7 +120,7 @@ def test_keys_after_each_epoch_are_those_of_the_published_code_in_pytorch(case, 
     golden = np.load(GOLDEN / "tip_adapter_f.npz")
     features, labels, after = (golden[f"{case}_{name}"] for name in ("features", "labels", "after"))
     text = Text(golden["text"], names("class", len(golden["text"])), golden["scale"].item())
-    cached = tip.cache(features, labels, len(text.names))
+    cached = tip.build_cache(features, labels, len(text.names))
     actual = list(
         tip.fine_tune(
             (features.reshape(-1, features.shape[2]), labels.repeat(features.shape[1])),
@@ -292,7 +292,7 @@ def test_the_epoch_is_chosen_on_validation_rows(rng, keys_by_epoch):
     val = Split(support.features[:, 0], support.labels, support.names)
     adapter, chosen = train("tip-f", silent(make_text(rng, 8)), support, val, Settings(epochs=5))
     assert chosen["epoch"] == 3 and len(keys_by_epoch) == 5
-    np.testing.assert_array_equal(adapter.keys, tip.cache(support.features, support.labels, 8).keys)
+    np.testing.assert_array_equal(adapter.keys, tip.build_cache(support.features, support.labels, 8).keys)
 
 
 def test_without_validation_rows_all_shots_are_trained_up_to_the_chosen_epoch(rng, keys_by_epoch):
