@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fewshot.artifacts import Support, Text
-from fewshot.rows import all_views, base_classes, shot_rows
+from fewshot.rows import all_views, has_shots, shot_rows
 
 from .gaussian import TextMap, class_means, discriminant, within_class_covariance
 from .linear import Linear, zero_shot_classifier
@@ -54,7 +54,7 @@ def learn_experts(text: Text, support: Support) -> Experts:
     The training losses are over base classes only. For a near class, the class mean and the regressions' step are
     predicted from its text. A far class keeps its text in the regressions and gets a logit of 0 from the Gaussians.
     """
-    is_base = base_classes(support.labels, len(text.names))
+    is_base = has_shots(support.labels, len(text.names))
     base_text, base_index = text.features[is_base], np.cumsum(is_base) - 1
     rows, labels = shot_rows(support.features), base_index[support.labels]
     means, counts = class_means(rows, labels, is_base.sum())
