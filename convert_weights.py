@@ -26,7 +26,7 @@ def parse(argv) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
-@cli.script
+@cli.command
 def main(argv=None):
     a = parse(argv)
     source = jclip.weights_file(a.source)

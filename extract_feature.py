@@ -33,7 +33,7 @@ def parse(argv) -> argparse.Namespace:
     )
     add_sampling(p)
     batch_size = "photographs encoded at a time (default: {cpu}, on CUDA {cuda})".format(**IMAGE_BATCH)
-    p.add_argument("--batch-size", type=cli.at_least(1), metavar="N", help=batch_size)
+    p.add_argument("--batch-size", type=cli.whole_number(1), metavar="N", help=batch_size)
     p.add_argument(
         "--force", action="store_true", help="encode everything anew, also what is unchanged since an earlier run"
     )
@@ -45,7 +45,7 @@ def parse(argv) -> argparse.Namespace:
 def add_sampling(p: argparse.ArgumentParser) -> None:
     """Add the options for the fields of Sampling, except the seed."""
     shots = "training photographs per class to learn from (default: 4)"
-    p.add_argument("--shots", type=cli.at_least(1), default=4, metavar="K", help=shots)
+    p.add_argument("--shots", type=cli.whole_number(1), default=4, metavar="K", help=shots)
     p.add_argument(
         "--views",
         type=augment.parse_views,
@@ -61,12 +61,12 @@ def add_sampling(p: argparse.ArgumentParser) -> None:
         help="how the shots are chosen (default: kmeans, the photographs nearest the K centres)",
     )
     max_train = "look at no more than N training photographs per class, drawn with --seed (default: all)"
-    p.add_argument("--max-train", type=cli.at_least(1), metavar="N", help=max_train)
+    p.add_argument("--max-train", type=cli.whole_number(1), metavar="N", help=max_train)
     max_val = "keep no more than N validation photographs per class, drawn with --seed (default: all that are left)"
-    p.add_argument("--max-val", type=cli.at_least(0), metavar="N", help=max_val)
+    p.add_argument("--max-val", type=cli.whole_number(0), metavar="N", help=max_val)
 
 
-@cli.script
+@cli.command
 def main(argv=None):
     a = parse(argv)
     task = data.read_task(a.data, a.split)
@@ -97,10 +97,10 @@ def read_prompts(class_names: Sequence[str], folder: Path) -> prompts.Prompts:
     """Return the sentences of each class, checked for length, and print notes on gaps in the prompt files."""
     read = prompts.read(class_names, folder)
     check_lengths(class_names, read, folder)
-    if read.without:
+    if read.without_entry:
         print(
-            f"{len(read.without)} of {len(class_names)} classes have no sentences of their own in {folder} and live "
-            f"from their group's templates (the first: {read.without[0]})",
+            f"{len(read.without_entry)} of {len(class_names)} classes have no sentences of their own in {folder} and "
+            f"live from their group's templates (the first: {read.without_entry[0]})",
             file=sys.stderr,
         )
     if read.unmatched:

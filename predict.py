@@ -51,7 +51,9 @@ def parse(argv) -> argparse.Namespace:
         metavar="FILE",
         help=f"also draw a contact sheet of up to {sheet.MAX_PHOTOS} photographs; of the test set, it needs --data",
     )
-    p.add_argument("--topk", type=cli.at_least(1), default=5, metavar="K", help="classes per photograph (default: 5)")
+    p.add_argument(
+        "--topk", type=cli.whole_number(1), default=5, metavar="K", help="classes per photograph (default: 5)"
+    )
     a = p.parse_args(argv)
     if a.classes is not None and not a.photos:
         p.error("--classes needs photographs or folders to classify")
@@ -77,7 +79,7 @@ def sheet_path(text: str) -> Path:
     return Path(text)
 
 
-@cli.script
+@cli.command
 def main(argv=None):
     a = parse(argv)
     if a.photos:
@@ -149,10 +151,10 @@ def print_photos(a: argparse.Namespace) -> None:
     batch_size = balanced_batch_size(len(paths), IMAGE_BATCH["cpu"])
     options = {"device": a.device, "batch_size": batch_size, "precision": a.precision}
     if a.classes:
-        encoder, adapter = classifier.zero_shot(a.classes, a.weights, **options)
+        encoder, adapter = classifier.load_zero_shot(a.classes, a.weights, **options)
     else:
-        encoder, adapter = classifier.trained(a.output / "adapter.npz", a.weights, **options)
-    rows, failures = encoder.photos(paths)
+        encoder, adapter = classifier.load_trained(a.output / "adapter.npz", a.weights, **options)
+    rows, failures = encoder.encode_photos(paths)
     readable = [i for i in range(len(paths)) if i not in failures]
     photos, probabilities = [paths[i] for i in readable], softmax(predict_logits(adapter, rows[readable]))
     for photo, row, best in zip(photos, probabilities, metrics.top_classes(probabilities, a.topk)):

@@ -31,7 +31,7 @@ def parse(argv) -> argparse.Namespace:
         default="blend",
         help="(default: blend, of zero-shot, text-anchored regression and Gaussian discriminants)",
     )
-    p.add_argument("--epochs", type=cli.at_least(1), metavar="N", help="tip-f: epochs (default: 20)")
+    p.add_argument("--epochs", type=cli.whole_number(1), metavar="N", help="tip-f: epochs (default: 20)")
     p.add_argument("--lr", type=learning_rate, metavar="X", help="tip-f: learning rate (default: 0.001)")
     p.add_argument(
         "--refit",
@@ -41,7 +41,7 @@ def parse(argv) -> argparse.Namespace:
     )
     p.add_argument(
         "--seeds",
-        type=cli.at_least(1),
+        type=cli.whole_number(1),
         default=1,
         metavar="N",
         help="repeat with other shots and views, and print mean and standard deviation (default: 1)",
@@ -65,7 +65,7 @@ def learning_rate(text: str) -> float:
     return value
 
 
-@cli.script
+@cli.command
 def main(argv=None):
     a = parse(argv)
     if not a.output.is_dir():  # checked here, since the lock creates the folder

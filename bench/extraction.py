@@ -40,7 +40,7 @@ def main(argv=None):
         for _ in range(a.rounds):
             tower = run_tower(encoder, 12)
             started = time.perf_counter()
-            encoder.photos(files, "files")
+            encoder.encode_photos(files, "files")
             read = len(files) / (time.perf_counter() - started)
             ratios.append(read / tower)
             print(f"tower {tower:.1f} images/s, files {read:.1f} images/s: {ratios[-1]:.0%}", flush=True)

@@ -82,18 +82,18 @@ def encoder(device, precision):
 
 def files(folder, n, device="cpu", precision="float32"):
     """The first n photographs of a folder to features, as extract_feature.py makes them."""
-    rows, failures = encoder(device, precision).photos(photos(folder)[:n], "files")
+    rows, failures = encoder(device, precision).encode_photos(photos(folder)[:n], "files")
     assert len(rows) == n and not failures, failures
 
 
 def decode(folder, n, workers, batch):
     """Photographs that so many processes read in a second, without a model, after the first batch."""
-    from fewshot.encoder import Reader
+    from fewshot.encoder import PixelReader
     from jclip import reading
 
     read = started = 0
     items = [(photo, 0) for photo in photos(folder)[:n]]
-    for found in reading.batches(items, Reader(224, ("plain",), 0), 224, batch, workers):
+    for found in reading.batches(items, PixelReader(224, ("plain",), 0), 224, batch, workers):
         if started:
             read += len(found.pixels)
         else:

@@ -30,7 +30,7 @@ def parse(argv) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
-@cli.script
+@cli.command
 def main(argv=None):
     a = parse(argv)
     things = {**world.signs(), **world.flocks(), **world.things()}

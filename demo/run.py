@@ -39,7 +39,7 @@ def parse(argv) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
-@cli.script
+@cli.command
 def main(argv=None):
     a = parse(argv)
     a.folder = a.folder.absolute()

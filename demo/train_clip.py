@@ -59,15 +59,19 @@ def parse(argv) -> argparse.Namespace:
         "-o", "--out", type=Path, default=HERE / "clip.npz", metavar="FILE", help="the weights (default: demo/clip.npz)"
     )
     p.add_argument(
-        "--photographs", type=cli.at_least(1), default=36000, metavar="N", help="drawn for training (default: 36000)"
+        "--photographs",
+        type=cli.whole_number(1),
+        default=36000,
+        metavar="N",
+        help="drawn for training (default: 36000)",
     )
-    p.add_argument("--steps", type=cli.at_least(1), default=4500, metavar="N", help="(default: 4500)")
-    p.add_argument("--batch-size", type=cli.at_least(2), default=192, metavar="N", help="(default: 192)")
+    p.add_argument("--steps", type=cli.whole_number(1), default=4500, metavar="N", help="(default: 4500)")
+    p.add_argument("--batch-size", type=cli.whole_number(2), default=192, metavar="N", help="(default: 192)")
     p.add_argument("--lr", type=float, default=1e-3, metavar="X", help="highest learning rate (default: 0.001)")
     return p.parse_args(argv)
 
 
-@cli.script
+@cli.command
 def main(argv=None):
     a = parse(argv)
     started = time.time()

@@ -24,14 +24,14 @@ DEFAULT_SCALE = 100.0  # exp(logit_scale) of all OpenAI models
 NORM_TOLERANCE = 1e-2  # allowed deviation of a row's L2 norm from 1; wide enough for rows stored as float16
 
 
-def _array(dims: str, kind: str, unit: bool = False, default=None, optional: bool = False):
+def _array(dims: str, type_code: str, unit: bool = False, default=None, optional: bool = False):
     """Return a dataclass field that is stored as an array of the .npz.
 
-    dims : letters of its axes; kind : "f" float32, "i" int64 or "U" text; unit : whether its rows have unit norm;
-    default : the value if the file lacks the array; optional : whether the value is then None. A missing array without
-    either is an error.
+    dims : letters of its axes; type_code : "f" float32, "i" int64 or "U" text; unit : whether its rows have unit norm.
+    If the file lacks the array: with `default`, that value is used; with `optional`, None; otherwise reading raises
+    TaskError.
     """
-    metadata = {"dims": dims, "kind": kind, "unit": unit, "default": default, "optional": optional}
+    metadata = {"dims": dims, "type_code": type_code, "unit": unit, "default": default, "optional": optional}
     return field(metadata=metadata, default=None) if optional else field(metadata=metadata)
 
 
@@ -86,9 +86,12 @@ class Adapter:
 
     @classmethod
     def without_cache(cls, method: str, text: Text, weight=None, bias=None) -> Adapter:
-        """Make an adapter that is a linear classifier: by default the zero-shot one."""
-        classes, width = text.features.shape
-        keys, values = np.zeros((0, width), np.float32), np.zeros((0, classes), np.float32)
+        """Return an adapter without keys, the linear classifier f·weightᵀ + bias: by default the zero-shot one.
+
+        weight : float32 (C, D), default scale·text; bias : float32 (C,), default 0
+        """
+        n_classes, width = text.features.shape
+        keys, values = np.zeros((0, width), np.float32), np.zeros((0, n_classes), np.float32)
         return cls(method, text.names, text.features, text.scale, keys, values, 0.0, 0.0, {}, weight, bias)
 
     def __post_init__(self):
@@ -113,13 +116,19 @@ def write(path: Path, artifact) -> None:
 
 
 def write_together(content: dict) -> None:
-    """Write a dict of path to artifact, all files or none; the value None removes the file."""
+    """Write a dict of path to artifact, all files or none; the value None removes the file.
+
+    Raises
+    ------
+    OSError
+        If the disk is full; all old files are then unchanged.
+    """
     new = {path: artifact for path, artifact in content.items() if artifact is not None}
     with atomic_write_all(list(new)) as files:
         for file, artifact in zip(files, new.values()):
             arrays = {
-                f.name: np.asarray(getattr(artifact, f.name), _DTYPES[f.metadata["kind"]])
-                for f in _arrays_of(type(artifact))
+                f.name: np.asarray(getattr(artifact, f.name), _DTYPES[f.metadata["type_code"]])
+                for f in _array_fields(type(artifact))
             }
             _savez(file, {**arrays, "meta": np.array(json.dumps(artifact.meta, sort_keys=True))})
     for path in content.keys() - new.keys():
@@ -153,9 +162,9 @@ def read(path: Path, kind: type[Artifact]) -> Artifact:
             ) from None
     _check_meta(path, meta, kind)
     sizes: dict[str, int] = {}
-    values = {f.name: _check_array(path, f, stored.get(f.name), sizes) for f in _arrays_of(kind)}
+    values = {f.name: _check_array(path, f, stored.get(f.name), sizes) for f in _array_fields(kind)}
     if "C" in sizes and len(set(values["names"].tolist())) < max(1, sizes["C"]):
-        raise TaskError(f"{path}: no classes, or two of one name; run {MADE_BY[kind]} again")
+        raise TaskError(f"{path}: there are no classes, or two of one name; run {MADE_BY[kind]} again")
     return kind(**values, meta=meta)
 
 
@@ -174,7 +183,7 @@ def _check_meta(path: Path, meta, kind) -> None:
         or any(map(NOT_IN_NAMES.search, unreadable))
     ):
         raise TaskError(
-            f"{path}: unreadable in meta is no object of photographs' names and causes; run {MADE_BY[kind]} again"
+            f"{path}: unreadable in meta is not an object {{photograph name: cause}}; run {MADE_BY[kind]} again"
         )
 
 
@@ -214,24 +223,24 @@ def _check_pair(earlier, later) -> None:
 
 def _check_array(path: Path, f, array, sizes: dict[str, int]):
     """Return an array of a file, checked against its field; `sizes` collects the lengths of the axes by letter."""
-    dims, kind = f.metadata["dims"], f.metadata["kind"]
+    dims, type_code = f.metadata["dims"], f.metadata["type_code"]
     if array is None:
         if f.metadata["default"] is None and not f.metadata["optional"]:
             raise TaskError(f"{path}: holds no array {f.name!r}")
         return f.metadata["default"]
-    if array.dtype.kind not in {"f": "fiu", "i": "iu", "U": "U"}[kind]:
-        raise TaskError(f"{path}: {f.name} is of dtype {array.dtype}, expected {_NAMES[kind]}")
+    if array.dtype.kind not in {"f": "fiu", "i": "iu", "U": "U"}[type_code]:
+        raise TaskError(f"{path}: {f.name} is of dtype {array.dtype}, expected {_NAMES[type_code]}")
     shape = dict(zip(dims, array.shape))
     if array.ndim != len(dims) or any(sizes.setdefault(letter, n) != n for letter, n in shape.items()):
         expected = ", ".join(f"{letter}={sizes[letter]}" if letter in sizes else letter for letter in dims)
         raise TaskError(f"{path}: {f.name} is of shape {array.shape}, expected ({expected})")
-    if array.dtype.kind == "u" and kind == "i" and array.size and array.max() > np.iinfo(np.int64).max:
+    if array.dtype.kind == "u" and type_code == "i" and array.size and array.max() > np.iinfo(np.int64).max:
         raise TaskError(f"{path}: {f.name} holds {array.max()}, which is no int64")
     with np.errstate(over="ignore"):  # values too large for float32 become infinity, which is rejected below
-        array = np.require(array, _DTYPES[kind], ["C_CONTIGUOUS", "ALIGNED"])
-    if kind == "f" and not np.isfinite(array).all():
+        array = np.require(array, _DTYPES[type_code], ["C_CONTIGUOUS", "ALIGNED"])
+    if type_code == "f" and not np.isfinite(array).all():
         raise TaskError(f"{path}: {f.name} holds NaN or infinity")
-    if kind == "U":
+    if type_code == "U":
         _check_text(path, f.name, array)
     if f.metadata["unit"]:
         array = _unit(path, f.name, array)
@@ -262,7 +271,7 @@ _DTYPES = {"f": np.float32, "i": np.int64, "U": np.str_}
 _NAMES = {"f": "float32", "i": "int64", "U": "text"}
 
 
-def _arrays_of(kind) -> list:
+def _array_fields(kind) -> list:
     return [f for f in fields(kind) if "dims" in f.metadata]
 
 

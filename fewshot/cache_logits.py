@@ -1,8 +1,8 @@
 """Tip-Adapter's logits and its fine-tuning loss as Jittor operators, for one-hot cache values.
 
-`tip_adapter_utils.tip_logits` has the formula. Most of its time goes into the product with the values; for one-hot
-values that product is a sum over the keys of each class, with N additions per row in place of N·C. Both operators have
-a gradient; that of the logits is with respect to the affinity only.
+`tip_adapter_utils.tip_logits` has the formula. Most of the time of `tip_logits` goes into the product with the values;
+for one-hot values that product is a sum over the keys of each class, with N additions per row in place of N·C. Both
+operators have a gradient; that of the logits is with respect to the affinity only.
 
 Letters: B rows, N keys, C classes.
 """
@@ -23,37 +23,37 @@ CPU_SOURCE, CUDA_SOURCE = (
 
 
 class CacheLogits:
-    """An operator that computes the logits of a cache whose keys have the labels (N,), int.
+    """An operator that computes the logits of a cache.
 
-    classes is C, the number of classes.
+    labels : the class of each key, int (N,); n_classes : C
     """
 
-    def __init__(self, labels: np.ndarray, classes: int, alpha: float, beta: float):
-        counts = np.bincount(labels, minlength=classes)
+    def __init__(self, labels: np.ndarray, n_classes: int, alpha: float, beta: float):
+        counts = np.bincount(labels, minlength=n_classes)
         self.labels, self.members, self.starts = (
             jt.array(x.astype(np.int32)).stop_grad()
             for x in (labels, np.argsort(labels, kind="stable"), np.cumsum([0, *counts]))
         )
-        self.sizes = f"in0_shape0, in0_shape1, in1_shape1, {alpha!r}f, {beta!r}f"
+        self.arguments = f"in0_shape0, in0_shape1, in1_shape1, {alpha!r}f, {beta!r}f"
 
-    def __call__(self, affinity, base):
-        """Return base + alpha·Σ exp(−beta·(1 − affinity)), with the sum over the keys of each class.
+    def __call__(self, affinity, zero_shot):
+        """Return zero_shot + alpha·Σ exp(−beta·(1 − affinity)), float32 (B, C); the sum is over the keys of each class.
 
-        affinity is float32 (B, N), base and the result are float32 (B, C).
+        affinity : float32 (B, N), similarities of the rows with the keys; zero_shot : float32 (B, C), zero-shot logits
         """
         launch = "<<<(out0->num + 255) / 256, 256>>>"
-        sums = f"cache::logits{launch}(in0_p, in1_p, in3_p, in4_p, out0_p, {self.sizes}); clip::check();"
-        slopes = f"cache::gradient{launch}(in0_p, in2_p, dout_p, out0_p, {self.sizes}); clip::check();"
+        forward_source = f"cache::logits{launch}(in0_p, in1_p, in3_p, in4_p, out0_p, {self.arguments}); clip::check();"
+        gradient_source = f"cache::gradient{launch}(in0_p, in2_p, dout_p, out0_p, {self.arguments}); clip::check();"
         return jt.code(
-            base.shape,
+            zero_shot.shape,
             "float32",
-            [affinity, base, self.labels, self.members, self.starts],
+            [affinity, zero_shot, self.labels, self.members, self.starts],
             cpu_header=CPU_SOURCE,
-            cpu_src=f"cache::logits(in0_p, in1_p, in2_p, out0_p, {self.sizes});",
-            cpu_grad_src=[f"cache::gradient(in0_p, in2_p, dout_p, out0_p, {self.sizes});"],
+            cpu_src=f"cache::logits(in0_p, in1_p, in2_p, out0_p, {self.arguments});",
+            cpu_grad_src=[f"cache::gradient(in0_p, in2_p, dout_p, out0_p, {self.arguments});"],
             cuda_header=CUDA_SOURCE,
-            cuda_src=sums,
-            cuda_grad_src=[slopes],
+            cuda_src=forward_source,
+            cuda_grad_src=[gradient_source],
         )
 
 
@@ -63,9 +63,12 @@ def cross_entropy(logits, labels):
 
 
 def cuda_cross_entropy(logits, labels):
-    """Return the same as `cross_entropy` from two kernels; Jittor's dozen take longer to launch than to run."""
+    """Return the same as `cross_entropy`, with two CUDA kernels.
+
+    Jittor's own loss uses about twelve, and launching them takes longer than running them.
+    """
     launch = "<<<in0_shape0, 128>>>(in0_p, in1_p"
-    rows = jt.code(
+    losses = jt.code(
         labels.shape,
         "float32",
         [logits, labels],
@@ -73,4 +76,4 @@ def cuda_cross_entropy(logits, labels):
         cuda_src=f"cache::cross_entropy{launch}, out0_p, in0_shape1); clip::check();",
         cuda_grad_src=[f"cache::cross_entropy_gradient{launch}, dout_p, out0_p, in0_shape1); clip::check();"],
     )
-    return rows.mean()
+    return losses.mean()

@@ -20,7 +20,7 @@ class Classifier(NamedTuple):
     adapter: artifacts.Adapter
 
 
-def trained(path: Path, weights: Path | str, **options) -> Classifier:
+def load_trained(path: Path, weights: Path | str, **options) -> Classifier:
     """Load CLIP and the adapter that was trained on its features.
 
     Parameters
@@ -35,7 +35,9 @@ def trained(path: Path, weights: Path | str, **options) -> Classifier:
     Raises
     ------
     TaskError
-        Where the adapter was trained on features of other weights.
+        If the adapter is missing or damaged, or was trained on features of other weights or of another width.
+    ClipError
+        As in `Encoder.load`.
     """
     adapter = artifacts.read(path, artifacts.Adapter)
     encoder = Encoder.load(weights, **options)
@@ -43,18 +45,18 @@ def trained(path: Path, weights: Path | str, **options) -> Classifier:
     if trained_on != encoder.weights_sha256:
         raise TaskError(
             f"{path} was trained on features of other weights (SHA-256 {trained_on[:12]}…) than {weights} "
-            f"({encoder.weights_sha256[:12]}…); name those with --weights or run extract_feature.py and "
-            "train_adapter.py again"
+            f"({encoder.weights_sha256[:12]}…); name the weights of the adapter with --weights, or run "
+            "extract_feature.py and train_adapter.py again"
         )
     if adapter.text.shape[1] != encoder.width:
         raise TaskError(
-            f"{path} is of features of width {adapter.text.shape[1]}, {weights} makes {encoder.width}; name the right "
-            "weights with --weights"
+            f"{path} was trained on features of width {adapter.text.shape[1]}, but {weights} makes width "
+            f"{encoder.width}; name the weights of the adapter with --weights"
         )
     return Classifier(encoder, adapter)
 
 
-def zero_shot(class_names: Sequence[str], weights: Path | str, **options) -> Classifier:
+def load_zero_shot(class_names: Sequence[str], weights: Path | str, **options) -> Classifier:
     """Load CLIP and make a zero-shot adapter from class names.
 
     Parameters
@@ -68,10 +70,12 @@ def zero_shot(class_names: Sequence[str], weights: Path | str, **options) -> Cla
     Raises
     ------
     TaskError
-        Where a name is too long.
+        If a class name is too long, or a file in prompts/ cannot be used.
+    ClipError
+        As in `Encoder.load`.
     """
-    read = prompts.read(class_names)
-    check_lengths(class_names, read, prompts.FOLDER, "shorten the name in --classes")
+    class_prompts = prompts.read(class_names)
+    check_lengths(class_names, class_prompts, prompts.FOLDER, "shorten the name in --classes")
     encoder = Encoder.load(weights, **options)
-    text = artifacts.Text(encoder.prompts(read.sentences), np.array(class_names), encoder.scale)
+    text = artifacts.Text(encoder.encode_prompts(class_prompts.sentences), np.array(class_names), encoder.scale)
     return Classifier(encoder, artifacts.Adapter.without_cache("zero-shot", text))

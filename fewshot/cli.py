@@ -25,7 +25,7 @@ from .errors import TaskError
 from .files import remove_unfinished
 
 
-def at_least(low: int, high: float = math.inf):
+def whole_number(low: int, high: float = math.inf):
     """Return an argparse type for whole numbers from `low` to `high`."""
 
     def number(text: str) -> int:
@@ -49,7 +49,10 @@ SHARED = {
         help="CLIP weights, or an official name such as ViT-B/16 (default: ViT-B-32.pkl)",
     ),
     "--output": dict(
-        type=Path, default=Path("output"), metavar="DIR", help="the files between the stages (default: output)"
+        type=Path,
+        default=Path("output"),
+        metavar="DIR",
+        help="folder for the files that the commands exchange (default: output)",
     ),
     "--split": dict(
         choices=("A", "B"),
@@ -60,7 +63,7 @@ SHARED = {
     "--precision": dict(
         choices=runtime.PRECISIONS, default="float32", help="half computes in float16, on CUDA (default: float32)"
     ),
-    "--seed": dict(type=at_least(0, 2**32 - 1), default=1, metavar="N", help="random seed (default: 1)"),
+    "--seed": dict(type=whole_number(0, 2**32 - 1), default=1, metavar="N", help="random seed (default: 1)"),
 }
 
 
@@ -125,8 +128,11 @@ def _show_messages() -> None:
         logger.addHandler(_stderr_handler)
 
 
-def script(main):
-    """Decorate main(argv) of a command to return an exit code; a user error prints one line on stderr and returns 1."""
+def command(main):
+    """Decorate main(argv) of a command: the result returns an exit code.
+
+    For a user error it prints one line on stderr and returns 1.
+    """
 
     @functools.wraps(main)
     def run(argv=None) -> int:

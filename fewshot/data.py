@@ -63,7 +63,7 @@ def read_task(folder: Path, split: str = "B") -> Task:
     Raises
     ------
     TaskError
-        For any other layout, or if a list names a missing photograph.
+        If the layout is another one, a list cannot be used, or a photograph is missing or badly named.
     """
     folder = Path(folder)
     class_list = folder / CLASS_LISTS[split]
@@ -80,7 +80,25 @@ def read_task(folder: Path, split: str = "B") -> Task:
 
 
 def read_test(folder: Path, classes: Sequence[str], split: str = "B") -> tuple[Photo, ...]:
-    """List only the test photographs of a data folder, with the parameters and errors of `read_task`."""
+    """List only the test photographs of a data folder, as `read_task` does.
+
+    Parameters
+    ----------
+    folder : Path
+    classes : sequence of str
+        The class names in the order of labels.
+    split : {"A", "B"}
+        The split of the contest.
+
+    Returns
+    -------
+    tuple of Photo
+
+    Raises
+    ------
+    TaskError
+        If there is no test photograph, one is badly named, or its folder is named like none of the classes.
+    """
     folder = Path(folder)
     return _test_photos(folder / (f"TestSet{split}" if (folder / CLASS_LISTS[split]).is_file() else "test"), classes)
 
@@ -103,7 +121,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
         names[label] = name
         seen.add(name)
     if not names:
-        raise TaskError(f"{path}: empty; expected one line a class, such as 'Animal_Bear 0'")
+        raise TaskError(f"{path}: empty; expected one line per class, such as 'Animal_Bear 0'")
     missing = next((label for label in range(len(names)) if label not in names), None)
     if missing is not None:
         raise TaskError(
@@ -134,7 +152,8 @@ def photographs(path: Path) -> list[Path]:
 def natural_key(text: str) -> list:
     """Return a sort key that orders numbers by value: image_2 before image_10."""
     parts = re.split(r"([0-9]+)", text)
-    numbers = [part.lstrip("0") for part in parts]  # compared as text, shorter first: the number of digits is unlimited
+    # compare first the number of digits, then the text: int() would limit the number of digits
+    numbers = [part.lstrip("0") for part in parts]
     return [(len(number), number, part) if i % 2 else (0, part) for i, (part, number) in enumerate(zip(parts, numbers))]
 
 
@@ -142,7 +161,7 @@ def _read_folders(folder: Path) -> Task:
     names = {name for part in ("train", "test") for name in _folders_in(folder / part)}
     classes = tuple(sorted(names, key=natural_key))
     if not classes:
-        raise TaskError(f"{folder / 'train'}: no folders in it; expected one folder a class, with its photographs")
+        raise TaskError(f"{folder / 'train'}: no folders in it; expected one folder per class, with its photographs")
     train = []
     for label, name in enumerate(classes):
         class_folder = folder / "train" / name
@@ -168,15 +187,15 @@ def _folders_in(folder: Path) -> list[str]:
     return [path.name for path in folders]
 
 
-def _read_list(path: Path, folder: Path, classes: int) -> tuple[Photo, ...]:
+def _read_list(path: Path, folder: Path, n_classes: int) -> tuple[Photo, ...]:
     photos: list[Photo] = []
-    first: dict[str, tuple[str, int]] = {}  # name -> its first line, and the label there
+    first_line: dict[str, tuple[str, int]] = {}  # name -> its first line, and the label there
     repeated: list[tuple[str, str]] = []  # later line, name
     for where, name, label in _lines(path):
-        if label >= classes:
+        if label >= n_classes:
             raise TaskError(
-                f"{where}: label {label}, but there are {classes} classes (0 to {classes - 1}); mend the line or take "
-                f"another --split"
+                f"{where}: label {label}, but there are {n_classes} classes (0 to {n_classes - 1}); correct the line "
+                f"or choose another --split"
             )
         below = PurePosixPath(name)
         if below.is_absolute() or ".." in below.parts or "\\" in name:
@@ -185,23 +204,23 @@ def _read_list(path: Path, folder: Path, classes: int) -> tuple[Photo, ...]:
                 f"with forward slashes"
             )
         name = str(below)
-        if name in first:
+        if name in first_line:
             repeated.append((where, name))
             continue
-        first[name] = where, label
+        first_line[name] = where, label
         photos.append(Photo(folder, name, label))
     if repeated:
         where, name = repeated[0]
-        line, label = first[name][0].rsplit(":", 1)[1], first[name][1]
+        line, label = first_line[name][0].rsplit(":", 1)[1], first_line[name][1]
         raise TaskError(
             f"{where}: {name} stands in line {line} already, with label {label}; {len(repeated)} of "
-            f"{len(repeated) + len(photos)} lines name a photograph once more, take them out"
+            f"{len(repeated) + len(photos)} lines repeat a photograph; remove them"
         )
-    _check_present(path, folder, photos, first)
+    _check_present(path, folder, photos, first_line)
     return tuple(photos)
 
 
-def _check_present(path: Path, folder: Path, photos: list[Photo], first: dict[str, tuple[str, int]]) -> None:
+def _check_present(path: Path, folder: Path, photos: list[Photo], first_line: dict[str, tuple[str, int]]) -> None:
     """Raise TaskError unless all photographs of a list exist; each folder is listed only once, for speed."""
     files: dict[str, set[str]] = {}
     missing = []
@@ -214,8 +233,8 @@ def _check_present(path: Path, folder: Path, photos: list[Photo], first: dict[st
     if missing:
         some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise TaskError(
-            f"{first[missing[0]][0]}: {len(missing)} of {len(photos)} photographs are not in {folder}: {some}; put "
-            "them there, or name the right folder with --data, or take their lines out"
+            f"{first_line[missing[0]][0]}: {len(missing)} of {len(photos)} photographs are not in {folder}: {some}; "
+            "put them there, or name the right folder with --data, or remove their lines from the list"
         )
 
 
@@ -264,7 +283,7 @@ def _images_below(folder: Path) -> list[str]:
         status = os.stat(here)
         identity = status.st_dev, status.st_ino
         if identity in above:
-            raise TaskError(f"{here}: a link that leads back to a folder it is in; take it away")
+            raise TaskError(f"{here}: a link that leads back to one of its parent folders; remove it")
         with os.scandir(here) as entries:
             for entry in entries:
                 if entry.name.startswith("."):  # .ipynb_checkpoints, .thumbnails
@@ -279,7 +298,7 @@ def _images_below(folder: Path) -> list[str]:
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, for which reading it reports an error
+    except OSError:  # a link to itself; the error is reported when it is read
         return False
 
 
@@ -302,7 +321,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str, int]]:
     except FileNotFoundError:
         raise TaskError(f"no {path}; expected a list with lines 'name label'") from None
     except ValueError as error:
-        raise TaskError(f"{path}: {error}; no list of photographs is") from None
+        raise TaskError(f"{path}: {error}, too large for a list of photographs") from None
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -314,8 +333,8 @@ def _lines(path: Path) -> Iterator[tuple[str, str, int]]:
             continue
         if NOT_IN_NAMES.search(" ".join(words)):
             raise TaskError(
-                f"{path}:{number}: {line[:60]!r} holds NUL or control characters; is it text, and not UTF-16? Save it "
-                f"as UTF-8"
+                f"{path}:{number}: {line[:60]!r} holds NUL or control characters; the list is perhaps UTF-16 or not "
+                f"text; save it as UTF-8"
             )
         if len(words) != 2 or not re.fullmatch("[0-9]{1,9}", words[1]) or len(line) > MAX_LINE:
             raise TaskError(

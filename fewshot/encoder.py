@@ -1,4 +1,7 @@
-"""Features of photographs and prompts from CLIP, with progress bars, a store of rows, and failures as return values."""
+"""Features of photographs and prompts from CLIP, with progress bars and a store of rows.
+
+Unreadable photographs are returned, not raised.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from .data import UNKNOWN, Photo
 from .errors import TaskError
 from .store import Store, make_key
 
-MIN_PARALLEL = 64  # up to this many photographs, starting reading processes takes longer than reading
+MAX_SEQUENTIAL = 64  # up to this many photographs are read without extra processes, which take longer to start
 # Maximum number of reading processes by device. On a CPU, reading takes a twentieth of the time of encoding; a GPU is
 # faster than its readers.
 MAX_READERS = {"cpu": 2, "cuda": 16}
@@ -111,7 +114,7 @@ class Encoder:
         """The logit scale, exp(logit_scale): 100 in OpenAI's models."""
         return float(np.exp(self.model.logit_scale.numpy()).item())
 
-    def prompts(self, sentences: Sequence[Sequence[str]]) -> np.ndarray:
+    def encode_prompts(self, sentences: Sequence[Sequence[str]]) -> np.ndarray:
         """Encode the sentences of classes and return one text feature per class.
 
         Parameters
@@ -141,7 +144,9 @@ class Encoder:
         rows = self.store.get(keys) if self.store else rows
         return features.prompt_ensemble(rows, [len(class_sentences) for class_sentences in sentences])
 
-    def photos(self, photos: Sequence[Photo | Path | str], desc: str = "photographs", split: str = "train") -> Encoded:
+    def encode_photos(
+        self, photos: Sequence[Photo | Path | str], desc: str = "photographs", photo_set: str = "train"
+    ) -> Encoded:
         """Encode photographs without augmentation.
 
         Parameters
@@ -149,35 +154,42 @@ class Encoder:
         photos : sequence of Photo, Path or str
         desc : str
             Description of the progress bar.
-        split : "train" or "test"
+        photo_set : "train" or "test"
             Part of the key in the store, since training and test photographs may have the same names.
 
         Returns
         -------
         Encoded
-            rows, float32 (n, D), and failures, {index of an unreadable photograph: cause}.
+            rows, float32 (n, D), and failures, {index of an unreadable photograph: cause}. The row of an unreadable
+            photograph is NaN.
 
         Raises
         ------
         TaskError
             Where the encoder is strict and a photograph cannot be read.
         """
-        return self._encode([(_as_photo(photo), 0) for photo in photos], ("plain",), 0, desc, split)
+        return self._encode([(_as_photo(photo), 0) for photo in photos], ("plain",), 0, desc, photo_set)
 
-    def views(self, photos: Sequence[Photo], views: Sequence[str], seed: int) -> Encoded:
+    def encode_views(self, photos: Sequence[Photo], views: Sequence[str], seed: int) -> Encoded:
         """Encode views 1 to V - 1 of n photographs; view 0 is the plain photograph.
 
         Parameters
         ----------
         photos : sequence of Photo
         views : sequence of str
-            V names of `augment.VIEWS`.
+            V names of `augment.VIEWS`; the first is "plain".
         seed : int
 
         Returns
         -------
         Encoded
-            rows, float32 (n, V - 1, D), and failures, {index of an unreadable photograph: cause}.
+            rows, float32 (n, V - 1, D), and failures, {index of an unreadable photograph: cause}. The row of a view
+            that cannot be made is NaN.
+
+        Raises
+        ------
+        TaskError
+            Where the encoder is strict and a photograph cannot be read.
         """
         n_views = len(views) - 1
         items = [(photo, number) for photo in photos for number in range(1, n_views + 1)]
@@ -188,15 +200,16 @@ class Encoder:
         )
 
     def _encode(
-        self, items: list[tuple[Photo, int]], views: tuple[str, ...], seed: int, desc: str, split: str
+        self, items: list[tuple[Photo, int]], views: tuple[str, ...], seed: int, desc: str, photo_set: str
     ) -> Encoded:
         """Encode (photograph, index of the view) pairs and return their rows and failures."""
-        keys = [self._photo_key(photo, views[number], number, seed, split) for photo, number in items]
+        keys = [self._photo_key(photo, views[number], number, seed, photo_set) for photo, number in items]
         missing, rows = self._missing(keys)
         failures: dict[int, str] = {}
         done = 0
+        reader = PixelReader(self.preprocess.resolution, views, seed)
         with tqdm(total=len(missing), desc=desc, unit=" photo", disable=None if missing else True) as bar:
-            for encoded in self._batches([items[i] for i in missing], Reader(self.preprocess.resolution, views, seed)):
+            for encoded in self._batches([items[i] for i in missing], reader):
                 indices = missing[done : done + len(encoded.rows)]
                 for i, cause in encoded.failures.items():
                     failures[indices[i]] = self._check_failure(items[indices[i]][0], cause)
@@ -206,8 +219,8 @@ class Encoder:
                 bar.update(len(indices))
         return Encoded(self.store.get(keys) if self.store else rows, failures)
 
-    def _batches(self, items: list[tuple[Photo, int]], reader: Reader) -> Iterator[Encoded]:
-        workers = 0 if len(items) <= MIN_PARALLEL else min(MAX_READERS[self.device], os.cpu_count() or 1)
+    def _batches(self, items: list[tuple[Photo, int]], reader: PixelReader) -> Iterator[Encoded]:
+        workers = 0 if len(items) <= MAX_SEQUENTIAL else min(MAX_READERS[self.device], os.cpu_count() or 1)
         return features.image_features(self.model, items, reader, self.batch_size, workers) if items else iter(())
 
     def _missing(self, keys: list[bytes]) -> tuple[list[int], np.ndarray]:
@@ -227,15 +240,16 @@ class Encoder:
         device = self.device if self.precision == "float32" else f"{self.device} {self.precision}"
         return make_key(self.weights_sha256, FEATURES_VERSION, device, *values)
 
-    def _photo_key(self, photo: Photo, view: str, number: int, seed: int, split: str) -> bytes:
+    def _photo_key(self, photo: Photo, view: str, number: int, seed: int, photo_set: str) -> bytes:
         try:
             status = os.stat(photo.path)
             stamp = [status.st_size, status.st_mtime_ns]
         except OSError:
-            # Reading will fail and report the cause. If the file exists again by then, no later run may use its row.
+            # os.stat failed, so the row gets a key that no other run can have, even if the file can be read a moment
+            # later.
             stamp = os.urandom(8).hex()
-        drawn = [seed, number] if number else None
-        return self._key("photo", self.batch_size, PIL.__version__, view, drawn, split, photo.name, stamp)
+        random_inputs = [seed, number] if number else None  # view 0 does not depend on the seed
+        return self._key("photo", self.batch_size, PIL.__version__, view, random_inputs, photo_set, photo.name, stamp)
 
     def _check_failure(self, photo: Photo, cause: str) -> str:
         if self.strict:
@@ -249,7 +263,7 @@ def _as_photo(photo: Photo | Path | str) -> Photo:
 
 def check_lengths(
     class_names: Sequence[str],
-    read: prompts.Prompts,
+    class_prompts: prompts.Prompts,
     folder: Path,
     remedy: str = f"give the class a shorter name in {prompts.NAMES}",
 ) -> None:
@@ -260,18 +274,20 @@ def check_lengths(
     Parameters
     ----------
     class_names : sequence of str
-    read : Prompts
+    class_prompts : Prompts
         The sentences of these classes, from `folder`.
     folder : Path
     remedy : str
         What the message suggests if the class name is too long.
     """
-    for name, group, templates, sentences in zip(class_names, read.groups, read.templates, read.sentences):
+    for name, group, n_templates, sentences in zip(
+        class_names, class_prompts.groups, class_prompts.n_templates, class_prompts.sentences
+    ):
         for index, sentence in enumerate(sentences):
             try:
                 tokenizer.tokenize(sentence)
             except ClipError as error:
-                if index < templates:
+                if index < n_templates:
                     file, advice = prompts.TEMPLATES, f"shorten the template, or {remedy}"
                 else:
                     file, advice = f"{group}_prompt.json", "shorten it"
@@ -288,7 +304,7 @@ def balanced_batch_size(n: int, max_size: int) -> int:
 
 
 @dataclass(frozen=True)
-class Reader:
+class PixelReader:
     """A picklable function from (photograph, index of the view) to the input pixels of CLIP."""
 
     resolution: int

@@ -10,7 +10,7 @@ MAX_LINES = 5  # lines of a list that a message shows
 
 
 class TaskError(ValueError):
-    """Raised for data, lists, prompts or .npz files that cannot be used; the message is one line."""
+    """Raised for errors that the user can correct; the message is one line."""
 
     def __init__(self, message: str):
         super().__init__(bounded.one_line(message))

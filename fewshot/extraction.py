@@ -35,13 +35,15 @@ class Sampling:
     Attributes
     ----------
     shots : int
-        Shots of each class.
+        Number of shots per class.
     select : {"kmeans", "first", "random"}
         How the shots are chosen.
     views : sequence of str
         Names of `augment.VIEWS`; "plain" first.
-    max_train, max_val : int or None
-        Highest number of photographs per class that are considered, or kept for validation; None for no limit.
+    max_train : int or None
+        Maximum number of training photographs per class that are considered; None for no limit.
+    max_val : int or None
+        Maximum number of photographs per class that are kept for validation; None for no limit.
     seed : int
     """
 
@@ -92,7 +94,9 @@ def extract(task: Task, prompts: Prompts, encoder: Encoder, sampling: Sampling, 
     Raises
     ------
     TaskError
-        If all photographs of a class, or all test photographs, are unreadable.
+        If all photographs of a class, or all test photographs, are unreadable, or if the encoder is strict and one is.
+    ClipError
+        If a sentence is too long.
     """
     provenance = {
         "program": f"jittor-tip-adapter {jclip.__version__}",
@@ -101,14 +105,14 @@ def extract(task: Task, prompts: Prompts, encoder: Encoder, sampling: Sampling, 
         "classes_sha256": fingerprint(task.classes),
     }
     text = artifacts.Text(
-        encoder.prompts(prompts.sentences),
+        encoder.encode_prompts(prompts.sentences),
         np.array(task.classes),
         encoder.scale,
         {**provenance, "groups": prompts.groups, "prompts_sha256": fingerprint(prompts.sentences)},
     )
-    selection = select(task, encoder, sampling, output)
-    support, val = _training_files(task.train, selection, sampling, provenance)
-    test, failures = _test_file(task.test, encoder, provenance)
+    selection = choose_photographs(task, encoder, sampling, output)
+    support, val = _training_artifacts(task.train, selection, sampling, provenance)
+    test, failures = _test_split(task.test, encoder, provenance)
     causes = {**_by_path(task.train, selection.failures), **_by_path(task.test, failures)}
     list_unreadable(output, causes)
     if not len(test.names):
@@ -120,7 +124,7 @@ def extract(task: Task, prompts: Prompts, encoder: Encoder, sampling: Sampling, 
     return extraction
 
 
-def select(task: Task, encoder: Encoder, sampling: Sampling, output: Path) -> Selection:
+def choose_photographs(task: Task, encoder: Encoder, sampling: Sampling, output: Path) -> Selection:
     """Choose and encode the shots and the validation photographs.
 
     If one of them is unreadable, all are chosen again without it. The encoder's store makes the repetition cheap.
@@ -128,7 +132,8 @@ def select(task: Task, encoder: Encoder, sampling: Sampling, output: Path) -> Se
     Raises
     ------
     TaskError
-        If all photographs of a class are unreadable; unreadable.txt then lists the causes.
+        If all photographs of a class are unreadable; unreadable.txt then lists the causes. If the encoder is strict,
+        already if one photograph is unreadable.
     """
     labels = _labels(task.train)
     pool, failures = subsample(labels, sampling.max_train, sampling.seed), {}
@@ -143,7 +148,10 @@ def select(task: Task, encoder: Encoder, sampling: Sampling, output: Path) -> Se
 def _try_selection(
     train: Sequence[Photo], labels: np.ndarray, pool: np.ndarray, encoder: Encoder, sampling: Sampling
 ) -> Selection:
-    """Choose from the photographs at the indices `pool` and encode them; if any fails, use only `failures`."""
+    """Choose from the photographs at the indices `pool` and encode them.
+
+    If a photograph is unreadable, only the field `failures` of the result is valid.
+    """
     features = None
     if sampling.select == "kmeans":  # the other selections need no features
         features, failures = _encode(train, pool, encoder)
@@ -151,12 +159,13 @@ def _try_selection(
             empty = np.zeros(0, np.int64)
             return Selection(pool, empty, empty, features, features, failures)
     shots = pool[select_shots(labels[pool], sampling.shots, sampling.select, sampling.seed, features)]
-    del features  # as large as the rows below; what of them is chosen comes from the store
+    # frees memory: `rows` below can be as large, and the chosen rows are read again from the store
+    del features
     rest = np.setdiff1d(pool, shots)
     val = rest[subsample(labels[rest], sampling.max_val, sampling.seed)]
     chosen = np.union1d(shots, val)
     rows, failures = _encode(train, chosen, encoder)
-    views, view_failures = encoder.views([train[i] for i in shots], sampling.views, sampling.seed)
+    views, view_failures = encoder.encode_views([train[i] for i in shots], sampling.views, sampling.seed)
     failures.update({int(shots[index]): cause for index, cause in view_failures.items()})
     is_shot = np.isin(chosen, shots)
     shot_rows = np.concatenate([rows[is_shot][:, None], views], axis=1)
@@ -165,7 +174,7 @@ def _try_selection(
 
 def _encode(train: Sequence[Photo], indices: np.ndarray, encoder: Encoder) -> tuple[np.ndarray, dict[int, str]]:
     """Return the rows of the photographs at `indices`, and the failures as {index in `train`: cause}."""
-    rows, failures = encoder.photos([train[i] for i in indices], "train", "train")
+    rows, failures = encoder.encode_photos([train[i] for i in indices], "train", "train")
     return rows, {int(indices[i]): cause for i, cause in failures.items()}
 
 
@@ -177,14 +186,15 @@ def _readable(task: Task, pool: np.ndarray, failures: dict[int, str], output: Pa
         list_unreadable(output, _by_path(task.train, failures))
         raise TaskError(
             f"class {task.classes[min(emptied)]!r}: none of its training photographs that were looked at can be read; "
-            f"{output / UNREADABLE} has the causes: mend them, or leave the class without photographs"
+            f"{output / UNREADABLE} has the causes; correct them, or leave the class without photographs"
         )
     return left
 
 
-def _training_files(
+def _training_artifacts(
     train: Sequence[Photo], selection: Selection, sampling: Sampling, provenance: dict
 ) -> tuple[artifacts.Support, artifacts.Split | None]:
+    """Return the Support, and the Split for validation or None."""
     shots, val = ([train[i] for i in indices] for indices in (selection.shots, selection.val))
     meta = {
         **provenance,
@@ -214,9 +224,12 @@ def _selection_sha256(train: Sequence[Photo], selection: Selection, sampling: Sa
     )
 
 
-def _test_file(photos: Sequence[Photo], encoder: Encoder, provenance: dict) -> tuple[artifacts.Split, dict[int, str]]:
-    """Return the Split of the readable test photographs, and the failures; its meta lists these for predict.py."""
-    rows, failures = encoder.photos(photos, "test", "test")
+def _test_split(photos: Sequence[Photo], encoder: Encoder, provenance: dict) -> tuple[artifacts.Split, dict[int, str]]:
+    """Return the Split of the readable test photographs and the failures.
+
+    The meta of the Split lists the failures too, for predict.py.
+    """
+    rows, failures = encoder.encode_photos(photos, "test", "test")
     readable = [i for i in range(len(photos)) if i not in failures]
     kept = [photos[i] for i in readable]
     meta = {
@@ -248,7 +261,7 @@ def list_unreadable(folder: Path, causes: dict[str, str]) -> None:
 
 
 def fingerprint(*values) -> str:
-    """Return the SHA-256 of JSON-like values, which is equal for equal values."""
+    """Return the hexadecimal SHA-256 of values that json.dumps accepts."""
     return hashlib.sha256(json.dumps(values, ensure_ascii=True).encode()).hexdigest()
 
 

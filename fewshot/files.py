@@ -37,7 +37,11 @@ def atomic_write(path: Path) -> Iterator:
 
 @contextmanager
 def atomic_write_all(paths: Sequence[Path]) -> Iterator[list]:
-    """Open binary files that replace `paths`, all or none: all are synced to disk before the first is renamed."""
+    """Open temporary binary files that replace `paths` if the block ends without an exception.
+
+    All files are synced to disk before the first is renamed, so a full disk leaves all old files. Only a kill between
+    two renames can leave a mixture; `artifacts.check_together` detects one whose files do not fit together.
+    """
     with ExitStack() as stack:
         files = [stack.enter_context(atomic_write(path)) for path in paths]
         yield files

@@ -1,4 +1,7 @@
-"""The sentences (prompts) of each class, made from class names and the files in prompts/."""
+"""The sentences (prompts) of each class, made from class names and the files in prompts/.
+
+The group of a class is the beginning of its name that templates.json lists: "Animal" for Animal_Polar_Bear.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,16 @@ class Prompts(NamedTuple):
 
     sentences: list[list[str]]  # per class, filled templates first
     groups: list[str]  # per class
-    templates: list[int]  # per class, the number of sentences from templates
-    without: list[str]  # classes without an entry in the prompt file of their group
+    n_templates: list[int]  # per class, the number of sentences from templates
+    without_entry: list[str]  # classes without an entry in the prompt file of their group
     unmatched: list[str]  # entries of prompt files that match no class, "file: name"
 
 
 def read(class_names: Sequence[str], folder: Path = FOLDER) -> Prompts:
     """Return the sentences of each class: the filled templates of its group, then its sentences in GROUP_prompt.json.
 
-    Templates are filled with the class name without its group, or with its entry in names.json, such as
-    {"Thu-dog_Shiba_Dog": "Shiba Inu"}.
+    Templates are filled with the entry of the class in names.json, such as {"Thu-dog_Shiba_Dog": "Shiba Inu"}, or else
+    with the class name without the group and with spaces for underscores.
 
     Parameters
     ----------
@@ -48,37 +51,40 @@ def read(class_names: Sequence[str], folder: Path = FOLDER) -> Prompts:
         If a file in `folder` cannot be used.
     """
     templates = read_templates(folder)
-    group_and_words = [split_group(name, templates) for name in class_names]
-    pairs = set(group_and_words)
+    group_and_rest = [split_group(name, templates) for name in class_names]
+    pairs = set(group_and_rest)
     files = {
-        group: _read_prompts(Path(folder) / f"{group}_prompt.json") for group in {group for group, _ in group_and_words}
+        group: _read_prompts(Path(folder) / f"{group}_prompt.json") for group in {group for group, _ in group_and_rest}
     }
     display = _read_names(Path(folder) / NAMES)
     sentences = [
-        [template.replace("{}", display.get(name, words)) for template in templates[group]]
-        + files[group].get(words, [])
-        for name, (group, words) in zip(class_names, group_and_words)
+        [template.replace("{}", display.get(name, rest)) for template in templates[group]] + files[group].get(rest, [])
+        for name, (group, rest) in zip(class_names, group_and_rest)
     ]
     return Prompts(
         sentences,
-        [group for group, _ in group_and_words],
-        [len(templates[group]) for group, _ in group_and_words],
+        [group for group, _ in group_and_rest],
+        [len(templates[group]) for group, _ in group_and_rest],
+        [name for name, (group, rest) in zip(class_names, group_and_rest) if files[group] and rest not in files[group]],
         [
-            name
-            for name, (group, words) in zip(class_names, group_and_words)
-            if files[group] and words not in files[group]
-        ],
-        [
-            f"{group}_prompt.json: {words}"
+            f"{group}_prompt.json: {rest}"
             for group in sorted(files)
-            for words in files[group]
-            if (group, words) not in pairs
+            for rest in files[group]
+            if (group, rest) not in pairs
         ],
     )
 
 
 def class_groups(artifact) -> list[str]:
-    """Return the group of each class of a Text or Adapter, as recorded or else from the program's own templates."""
+    """Return the group of each class of a Text or Adapter.
+
+    It is taken from artifact.meta["groups"] if that fits, otherwise from the names and prompts/templates.json.
+
+    Raises
+    ------
+    TaskError
+        If templates.json is needed and cannot be used.
+    """
     recorded = artifact.meta.get("groups")
     if isinstance(recorded, list) and len(recorded) == len(artifact.names):
         return [str(group) for group in recorded]
@@ -92,11 +98,11 @@ def display_names(artifact) -> list[str]:
 
 
 def split_group(name: str, groups: Iterable[str]) -> tuple[str, str]:
-    """Split "Animal_Polar_Bear" into ("Animal", "Polar Bear"): the longest matching group, and the rest."""
+    """Split "Animal_Polar_Bear" into ("Animal", "Polar Bear"): the longest matching group, and the rest of the name."""
     matching = (group for group in groups if name.startswith(group + "_") and len(name) > len(group) + 1)
     group = max(matching, key=len, default=None)
-    words = name if group is None else name[len(group) + 1 :]
-    return group or DEFAULT, " ".join(words.replace("_", " ").split())
+    rest = name if group is None else name[len(group) + 1 :]
+    return group or DEFAULT, " ".join(rest.replace("_", " ").split())
 
 
 def read_templates(folder: Path = FOLDER) -> dict[str, list[str]]:
@@ -158,7 +164,7 @@ def _json_object(path: Path) -> dict:
     except FileNotFoundError:
         raise TaskError(f"no {path}; it belongs to this program, restore it") from None
     except ValueError as error:
-        raise TaskError(f"{path}: not JSON in UTF-8 as this program reads it ({error}); mend the file") from None
+        raise TaskError(f"{path}: not JSON in UTF-8 as this program reads it ({error}); correct the file") from None
     if not isinstance(content, dict):
         raise TaskError(f"{path}: holds a {type(content).__name__}, expected an object with names as keys")
     return content

@@ -34,11 +34,11 @@ def all_views(support: Support) -> tuple[np.ndarray, np.ndarray]:
 
 
 def subset(support: Support, shots: np.ndarray | slice) -> Support:
-    """Return the support set with only the given shots, a bool array (N,), indices or a slice."""
+    """Return the support set with only the given shots, a bool array (N,), indices or a slice, and without its meta."""
     return Support(support.features[shots], support.labels[shots], support.names[shots])
 
 
-def base_classes(labels: np.ndarray, n_classes: int) -> np.ndarray:
+def has_shots(labels: np.ndarray, n_classes: int) -> np.ndarray:
     """Return which classes have shots, bool (C,), from the labels (N,) of all shots."""
     return np.isin(np.arange(n_classes), labels)
 
@@ -67,12 +67,15 @@ def class_sums(rows: np.ndarray, labels: np.ndarray, n_classes: int) -> np.ndarr
 
 
 def chunks(n_rows: int, width: int, max_numbers: int | None = None) -> Iterator[slice]:
-    """Return slices of rows of `width` numbers with at most `max_numbers` numbers each (default: CHUNK)."""
+    """Yield slices over n_rows rows.
+
+    A slice has at most max_numbers / width rows (default: CHUNK / width), but at least one.
+    """
     size = max(1, (max_numbers or CHUNK) // max(1, width))
     return (slice(start, start + size) for start in range(0, n_rows, size))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the probabilities (M, C) of logits (M, C)."""
+    """Return the probabilities (n, C) of logits (n, C)."""
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exponentials / exponentials.sum(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""A cache of feature rows on disk: a folder of part files, with a key for each row.
+"""A store of feature rows on disk: a folder of part files, with a key for each row.
 
 A key is a hash of everything that a row depends on (`make_key`), so a row is never stale. A part is an .npy file of
 keys and rows, written atomically and named by the SHA-256 of its content. The name of a damaged part does not match its
@@ -23,7 +23,7 @@ SPARE = 500_000  # unrequested rows that `tidy` keeps: 1 GB for ViT-B/32
 
 
 def make_key(*values) -> bytes:
-    """Return the key of JSON-like values, 32 bytes."""
+    """Return the SHA-256 (32 bytes) of values that json.dumps accepts."""
     return hashlib.sha256(json.dumps(values).encode()).digest()
 
 
@@ -60,7 +60,7 @@ class Store:
                 self._register(path, _keys(part))
 
     def missing(self, keys: Sequence[bytes]) -> list[int]:
-        """Return the indices of the keys without a row in ascending order; of equal keys, only the first index."""
+        """Return, in ascending order, the indices of the keys that have no row; of equal keys only the first."""
         self.requested.update(keys)
         first: dict[bytes, int] = {}
         for index, key in enumerate(keys):
@@ -116,18 +116,20 @@ class Store:
         return sum(key in self._locations for key in self.requested) - self.computed
 
     def tidy(self) -> None:
-        """Merge small parts and delete rows that were not requested, except the SPARE most recently written."""
+        """Merge small parts and delete rows that were not requested, except up to SPARE that were written last."""
         rewritten: dict[bytes, np.ndarray] = {}  # rows of parts that are rewritten
         old, spare = [], SPARE
         for path in sorted(self._parts(), key=lambda path: path.stat().st_mtime_ns, reverse=True):
             part = self._load(path)
             keys = _keys(part)
             spare -= sum(key not in self.requested for key in keys)
+            # kept: requested or spare, and `get` reads the row from this part
             kept = [
                 i
                 for i, key in enumerate(keys)
                 if (key in self.requested or spare >= 0) and self._locations.get(key, (path, i)) == (path, i)
             ]
+            # old: nothing to keep, or rows to drop, or a small part
             if not kept or (self._fits(part) and len(kept) < max(CHUNK, len(keys))):
                 old.append(path)
                 rewritten.update((keys[i], part["row"][i]) for i in kept)

@@ -24,12 +24,12 @@ def subsample(labels: np.ndarray, cap: int | None, seed: int) -> np.ndarray:
 
     Returns
     -------
-    int64 array of shape (up to M,)
+    int64 array of shape (n,), n <= M
         Indices of the rows, in ascending order.
     """
     if cap is None:
         return np.arange(len(labels))
-    return _per_class(labels, lambda rows, label: _draw(rows, cap, seed, label))
+    return _per_class(labels, lambda indices, label: _draw(indices, cap, seed, label))
 
 
 def select_shots(
@@ -41,7 +41,7 @@ def select_shots(
     ----------
     labels : int array of shape (M,)
     shots : int
-        Rows of each class.
+        Number of shots per class.
     select : {"kmeans", "first", "random"}
         "kmeans" chooses the rows nearest to the centres of `shots` clusters, which makes the shots diverse.
     seed : int
@@ -50,7 +50,7 @@ def select_shots(
 
     Returns
     -------
-    int64 array
+    int64 array of shape (n,)
         Indices of the shots, in ascending order.
 
     Raises
@@ -61,11 +61,11 @@ def select_shots(
     if select not in SELECT:
         raise TaskError(f"unknown selection {select!r}; expected one of {', '.join(SELECT)}")
     pick = {
-        "first": lambda rows, label: rows[:shots],
-        "random": lambda rows, label: _draw(rows, shots, seed, label),
-        "kmeans": lambda rows, label: rows[_nearest_to_centres(features[rows], shots, seed)],
+        "first": lambda indices, label: indices[:shots],
+        "random": lambda indices, label: _draw(indices, shots, seed, label),
+        "kmeans": lambda indices, label: indices[_nearest_to_centres(features[indices], shots, seed)],
     }[select]
-    return _per_class(labels, lambda rows, label: rows if len(rows) <= shots else pick(rows, label))
+    return _per_class(labels, lambda indices, label: indices if len(indices) <= shots else pick(indices, label))
 
 
 def _per_class(labels: np.ndarray, pick) -> np.ndarray:
@@ -73,18 +73,23 @@ def _per_class(labels: np.ndarray, pick) -> np.ndarray:
     by_label = np.argsort(labels, kind="stable")
     present, starts = np.unique(labels[by_label], return_index=True)
     chosen = (
-        [pick(rows, int(label)) for label, rows in zip(present, np.split(by_label, starts[1:]))] if len(labels) else []
+        [pick(indices, int(label)) for label, indices in zip(present, np.split(by_label, starts[1:]))]
+        if len(labels)
+        else []
     )
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
 
 
-def _draw(rows: np.ndarray, n: int, seed: int, label: int) -> np.ndarray:
+def _draw(indices: np.ndarray, n: int, seed: int, label: int) -> np.ndarray:
     # each class has its own random stream, so that its draw does not depend on the sizes of other classes
-    return np.random.default_rng([seed, label]).permutation(rows)[:n]
+    return np.random.default_rng([seed, label]).permutation(indices)[:n]
 
 
 def _nearest_to_centres(features: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """Return the indices of k rows: in each k-means cluster, the row nearest to the centre (MacQueen 1967)."""
+    """Return the indices of k rows: in each k-means cluster, the row nearest to the centre (MacQueen 1967).
+
+    If there are fewer distinct rows than k, other rows are added up to k.
+    """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
@@ -94,7 +99,7 @@ def _nearest_to_centres(features: np.ndarray, k: int, seed: int) -> np.ndarray:
         clusters = KMeans(n_clusters=k, n_init=10, random_state=seed).fit(features)
     distance = np.linalg.norm(features - clusters.cluster_centers_[clusters.labels_], axis=1)
     members = (np.flatnonzero(clusters.labels_ == cluster) for cluster in range(k))
-    chosen = [int(rows[distance[rows].argmin()]) for rows in members if len(rows)]
+    chosen = [int(indices[distance[indices].argmin()]) for indices in members if len(indices)]
     others = [row for row in range(len(features)) if row not in chosen]
     return np.array(chosen + others[: k - len(chosen)])
 
@@ -128,12 +133,14 @@ def redraw(support: Support, val: Split, seed: int) -> Draw:
     features = np.concatenate([support.features, plain])
     labels = np.concatenate([support.labels, val.labels[labelled]])
     names, counts = np.concatenate([support.names, val.names[labelled]]), np.bincount(support.labels)
-    shots = _per_class(labels, lambda rows, label: rng.permutation(rows)[: counts[label] if label < len(counts) else 0])
-    rest = np.setdiff1d(np.arange(len(labels)), shots)
-    views_drawn = np.concatenate(
-        [np.zeros((len(shots), 1), np.int64), rng.integers(1, max(2, views), (len(shots), views - 1))], axis=1
+    drawn = _per_class(
+        labels, lambda indices, label: rng.permutation(indices)[: counts[label] if label < len(counts) else 0]
+    )
+    rest = np.setdiff1d(np.arange(len(labels)), drawn)
+    drawn_views = np.concatenate(
+        [np.zeros((len(drawn), 1), np.int64), rng.integers(1, max(2, views), (len(drawn), views - 1))], axis=1
     )
     return Draw(
-        Support(features[shots[:, None], views_drawn], labels[shots], names[shots], support.meta),
+        Support(features[drawn[:, None], drawn_views], labels[drawn], names[drawn], support.meta),
         Split(features[rest, 0], labels[rest], names[rest], val.meta),
     )

@@ -36,17 +36,18 @@ def descend(
         The number of rows; each epoch visits all of them in a new random order.
     epochs : int
     learning_rate : callable
-        Takes the epoch and the step, both from 0, and returns the learning rate; the step counts on over all epochs.
+        Takes the epoch and the step, both from 0, and returns the learning rate. The step is not reset
+        between epochs.
     seed : int
         Seed of the random orders.
     """
     from jclip import runtime
 
-    jt, rng, steps = runtime.jittor(), np.random.default_rng(seed), n_batches(n_rows)
+    jt, rng, steps_per_epoch = runtime.jittor(), np.random.default_rng(seed), n_batches(n_rows)
     for epoch in range(epochs):
         # one transfer per epoch, since each transfer waits for the device
         order = jt.array(rng.permutation(n_rows).astype(np.int32))
-        for i in range(steps):
-            optimizer.lr = learning_rate(epoch, epoch * steps + i)
+        for i in range(steps_per_epoch):
+            optimizer.lr = learning_rate(epoch, epoch * steps_per_epoch + i)
             optimizer.step(loss(order[i * BATCH_SIZE : (i + 1) * BATCH_SIZE]))
         yield epoch

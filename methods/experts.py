@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fewshot.artifacts import Support, Text
-from fewshot.rows import all_views, base_classes, shot_rows
+from fewshot.rows import all_views, has_shots, shot_rows
 
 from .gaussian import TextMap, class_means, discriminant, within_class_covariance
 from .linear import Linear, zero_shot_classifier
@@ -57,7 +57,7 @@ def learn_experts(text: Text, support: Support) -> Experts:
     predicted from its text. A far class keeps its anchor, ANCHOR_SCALE times its zero-shot weights, in the regressions
     and gets a logit of 0 from the Gaussians.
     """
-    is_base = base_classes(support.labels, len(text.names))
+    is_base = has_shots(support.labels, len(text.names))
     base_text = text.features[is_base]
     base_index = np.cumsum(is_base) - 1  # label -> number among the base classes
     rows, labels = shot_rows(support.features), base_index[support.labels]

@@ -9,7 +9,7 @@ import numpy as np
 
 from fewshot.artifacts import Support, Text
 from fewshot.prompts import class_groups
-from fewshot.rows import base_classes
+from fewshot.rows import has_shots
 from tip_adapter_utils import Cache
 
 from .folds import Fold, split_classes
@@ -78,7 +78,7 @@ def hidden_class_parts(text: Text, support: Support) -> list[np.ndarray]:
     group of base classes. The list is empty if there are no new classes, or if base and new classes share no group and
     all base classes are in one group.
     """
-    groups, is_base = np.array(class_groups(text)), base_classes(support.labels, len(text.names))
+    groups, is_base = np.array(class_groups(text)), has_shots(support.labels, len(text.names))
     base = np.flatnonzero(is_base)
     if is_base.all():
         return []

@@ -142,14 +142,14 @@ def example(kind: type):
     """Return a small artefact of a class of `artifacts`."""
     sizes, rng = dict(C=3, N=4, V=2, D=8, M=5), np.random.default_rng(0)
     values = {}
-    for field in artifacts._arrays_of(kind):
+    for field in artifacts._array_fields(kind):
         shape = tuple(sizes[letter] for letter in field.metadata["dims"])
         rows = rng.normal(size=shape)
         values[field.name] = {
             "f": unit_rows(rows) if shape else 1.5,
             "i": np.zeros(shape, np.int64),
             "U": np.array([f"Animal_{i}" for i in range(len(rows))]) if shape else "tip",
-        }[field.metadata["kind"]]
+        }[field.metadata["type_code"]]
     return kind(**values, meta={"weights_sha256": "ab" * 32, "groups": ["Animal"] * 3})
 
 

@@ -9,7 +9,7 @@ from tasks import WIDTH, make_task, train
 
 import methods
 from fewshot.artifacts import Split, Support
-from fewshot.rows import base_classes, class_sums, index_in_class, one_hot, shot_rows, subset
+from fewshot.rows import class_sums, has_shots, index_in_class, one_hot, shot_rows, subset
 from fewshot.support import redraw
 from jclip.features import unit
 from methods import METHODS, Settings, blend, experts, gaussian, offsets, published
@@ -395,7 +395,7 @@ def test_one_fold_of_all_shots_is_the_result(rng):
 
 def test_rows_by_class(rng):
     labels, rows = np.array([3, 0, 3, 1, 3]), rng.normal(size=(5, 4)).astype(np.float32)
-    assert base_classes(labels, 5).tolist() == [True, True, False, True, False]
+    assert has_shots(labels, 5).tolist() == [True, True, False, True, False]
     np.testing.assert_array_equal(one_hot(labels, 5), np.eye(5)[labels])
     np.testing.assert_allclose(class_sums(rows, labels, 5), np.eye(5)[labels].T @ rows, atol=1e-6)
     assert one_hot(labels, 5).dtype == class_sums(rows, labels, 5).dtype == np.float32 and one_hot(

@@ -20,7 +20,7 @@ import extract_feature
 import predict
 import train_adapter
 from fewshot import artifacts, data
-from fewshot.encoder import FEATURES_VERSION, Encoder, Reader
+from fewshot.encoder import FEATURES_VERSION, Encoder, PixelReader
 from fewshot.rows import softmax
 from fewshot.store import make_key
 from jclip import download, features, preprocess, weights
@@ -115,7 +115,7 @@ def zoo(tmp_path_factory):
 
 
 def read(path, number=0):
-    return Reader(SIDE, VIEWS, 1)((data.Photo(path.parent, path.name, 0), number))
+    return PixelReader(SIDE, VIEWS, 1)((data.Photo(path.parent, path.name, 0), number))
 
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
@@ -242,7 +242,7 @@ def test_for_a_gpu_more_processes_read(monkeypatch, device, cores, processes):
 
     monkeypatch.setattr(features, "image_features", image_features)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    fake_encoder(device).photos([data.Photo(Path(), "x.jpg", 0)] * 100, "photographs")
+    fake_encoder(device).encode_photos([data.Photo(Path(), "x.jpg", 0)] * 100, "photographs")
     assert started == [processes]
 
 
@@ -258,9 +258,9 @@ def test_a_rows_key_is_what_it_was_when_stores_were_filled(zoo):
         missing=lambda keys: asked.extend(keys) or [], get=lambda keys: np.ones((len(keys), 4), np.float32)
     )
     photo, status = data.Photo(zoo, "a.jpg", 0), os.stat(zoo / "a.jpg")
-    for desc, split in (("train", "train"), ("whatever", "train"), ("test", "test")):
-        fake_encoder(store=store).photos([photo], desc, split)
-    fake_encoder(store=store).views([photo], ("plain", "flip"), 7)
+    for desc, photo_set in (("train", "train"), ("whatever", "train"), ("test", "test")):
+        fake_encoder(store=store).encode_photos([photo], desc, photo_set)
+    fake_encoder(store=store).encode_views([photo], ("plain", "flip"), 7)
     expected = [("plain", None, "train"), ("plain", None, "train"), ("plain", None, "test"), ("flip", [7, 1], "train")]
     assert asked == [
         make_key(
@@ -272,11 +272,11 @@ def test_a_rows_key_is_what_it_was_when_stores_were_filled(zoo):
             PIL.__version__,
             view,
             drawn,
-            split,
+            photo_set,
             "a.jpg",
             [status.st_size, status.st_mtime_ns],
         )
-        for view, drawn, split in expected
+        for view, drawn, photo_set in expected
     ]
 
 

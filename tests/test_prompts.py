@@ -41,9 +41,9 @@ def test_sentences_are_the_groups_templates_and_the_classs_own(folder):
         ["a photo of a teapot 2."],
         ["a photo of a Animal."],
     ]
-    assert loaded.without == ["Animal_Bee"] and loaded.unmatched == ["Animal_prompt.json: Yeti"]
+    assert loaded.without_entry == ["Animal_Bee"] and loaded.unmatched == ["Animal_prompt.json: Yeti"]
     assert loaded.groups == ["Animal", "Animal", "Animal_Sea", "default", "default"]
-    assert loaded.templates == [2, 2, 1, 1, 1]
+    assert loaded.n_templates == [2, 2, 1, 1, 1]
 
 
 def test_groups_are_those_recorded_with_the_text():
@@ -144,7 +144,7 @@ def normalized(text):
 
 def test_every_class_of_the_contest_has_sentences_and_every_entry_a_class():
     loaded = prompts.read(CLASSES)
-    assert not loaded.without and not loaded.unmatched
+    assert not loaded.without_entry and not loaded.unmatched
     assert {group: loaded.groups.count(group) for group in GROUPS} == GROUPS and len(CLASSES) == 403
     assert {f"{group}_prompt.json" for group in GROUPS} == {file.name for file in prompts.FOLDER.glob("*_prompt.json")}
     assert data.read_classes(PROJECT / "Dataset" / "classes.txt") == CLASSES[:374]

@@ -233,7 +233,7 @@ def of_another_width(content, meta):
             lambda f: edit(f / "output/adapter.npz", of_another_width),
             "predict.py",
             ["Dataset/TestSetB"],
-            "features of width 8, ViT-B-32.pkl makes 32",
+            "features of width 8, but ViT-B-32.pkl makes width 32",
         ),
         (
             lambda f: edit(f / "output/test.npz", lambda c, m: m.update(unreadable=["x.jpg"])),
