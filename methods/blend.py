@@ -1,4 +1,4 @@
-"""The default method: a weighted sum of linear experts, with weights that maximise the validation likelihood.
+"""The default method: a weighted sum of linear experts, with the most probable weights given the validation rows.
 
 Each expert (experts.py) is a matrix and a bias, so the blend is one matrix and one bias, and its probabilities are
 calibrated. docs/accuracy.md reports its accuracy, docs/log.md the experiments behind it.
@@ -25,7 +25,13 @@ from .regression import cross_entropy
 # roughly the weights chosen for the data sets cars and scenes at one shot.
 DEFAULT_WEIGHTS = dict(zip(EXPERTS, (0.3, 0.6, 0, 0, 0, 0.004, 0, 0.02, 0)))
 MAX_LOGITS = 2**26  # numbers in the logits of all experts for the validation rows: 0.3 GB
-PRIOR = 0.01  # precision of a Gaussian prior on the weights (variance 100), for experts with logits of mean size 1
+MIN_ROWS = 500  # with fewer validation rows, the weights are chosen by cross-validation over the shots as well
+# Gaussian prior on the weights of experts that are scaled to logits of mean size 1: in the middle between zero-shot and
+# the regression nearest to it, with a sum about as confident as CLIP itself. Its precision counts against the rows'
+# log-likelihood, so it decides where rows are few and yields as they grow; docs/accuracy.md, "Few validation rows".
+PRIOR_MEAN = {"zero-shot": 1.5, EXPERTS[1]: 1.5}
+PRIOR_PRECISION = 2.0
+MIN_SPREAD = 1e-5  # an expert whose logits differ by less, relative to their size, differs by rounding only
 
 
 class Choice(NamedTuple):
@@ -39,7 +45,7 @@ class Choice(NamedTuple):
 
 def blend(text: Text, support: Support, val: Split | None, settings: Settings) -> Outcome:
     """Learn experts from all shots and blend them, with weights and new-class offsets chosen on folds."""
-    folds = make_folds(support, val, FOLDS)
+    folds = make_folds(support, val, FOLDS, MIN_ROWS)
     experts = learn_experts(text, support)
     choice = choose(text, support, folds, experts, settings.seed)
     how = folds.how
@@ -113,12 +119,11 @@ def choose(text: Text, support: Support, folds: Folds, experts: Experts, seed: i
     limited = [_limit_rows(fold, len(text.names), len(folds.folds), seed) for fold in folds.folds]
     if is_base.sum() == 1 or not any(is_base[fold.labels].any() for fold in limited):
         return _default_choice(is_base)
-    if folds.learn_from_all_shots:
-        fold_experts = [experts]
-    else:
-        fold_experts = [learn_experts(text, subset(support, fold.shots)) for fold in limited]
+    fold_experts = [
+        experts if fold.shots.all() else learn_experts(text, subset(support, fold.shots)) for fold in limited
+    ]
     rows = _base_rows(limited, fold_experts)
-    weights = fit_weights(*rows)
+    weights = fit_weights(*rows, np.array([PRIOR_MEAN.get(name, 0.0) for name in EXPERTS]))
     offsets = Offsets() if is_base.all() else choose_offsets(text, support, limited, fold_experts, weights)
     return Choice(weights, offsets, _scores(rows, weights))
 
@@ -161,16 +166,18 @@ def _base_rows(folds: Sequence[Fold], fold_experts: Sequence[Experts]) -> _BaseR
     return _BaseRows(np.concatenate(logits, axis=1), np.concatenate(labels))
 
 
-def fit_weights(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Fit nonnegative weights that minimise the mean cross-entropy of the weighted sum of the experts' logits.
+def fit_weights(logits: np.ndarray, labels: np.ndarray, prior_mean: np.ndarray) -> np.ndarray:
+    """Fit nonnegative weights of experts: the most probable ones, given the rows and a Gaussian prior.
 
-    The problem is convex. If all rows are classified correctly, larger weights are always better; a weak prior keeps
-    the weights finite.
+    The rows' probabilities are the softmax of the weighted sum of the experts' logits. The problem is convex. An expert
+    whose logits do not differ between classes gets the weight 0.
 
     Parameters
     ----------
     logits : float32 array of shape (experts, M, C)
     labels : int array of shape (M,)
+    prior_mean : float array of shape (experts,)
+        The prior's mean, for experts that are scaled to logits of mean size 1.
 
     Returns
     -------
@@ -178,18 +185,34 @@ def fit_weights(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """
     from scipy.optimize import minimize
 
-    size = np.abs(logits - logits.mean(axis=2, keepdims=True)).mean(axis=(1, 2)) + 1e-12
-    each_row, n = np.arange(len(labels)), len(labels)
+    size = np.array([_mean_size(expert) for expert in logits])
+    used = size > 0
+    if not used.any():
+        return prior_mean
+    scaled = np.stack([expert / size[i] for i, expert in enumerate(logits) if used[i]]).astype(np.float32)
+    mean, each_row = prior_mean[used], np.arange(len(labels))
 
-    # The weights are those of experts scaled to the same size, so that the optimiser's steps have the same size, too.
     def objective(weights):
-        loss, probabilities = cross_entropy(np.tensordot((weights / size).astype(np.float32), logits, 1), labels)
+        loss, probabilities = cross_entropy(np.tensordot(weights.astype(np.float32), scaled, 1), labels)
         probabilities[each_row, labels] -= 1
-        gradient = np.array([np.einsum("mc,mc->", probabilities, expert) for expert in logits], np.float64) / size
-        return loss + PRIOR / 2 * weights @ weights / n, (gradient + PRIOR * weights) / n
+        gradient = np.array([np.einsum("mc,mc->", probabilities, expert) for expert in scaled], np.float64)
+        step = PRIOR_PRECISION * (weights - mean) / len(labels)
+        return loss + step @ (weights - mean) / 2, gradient / len(labels) + step
 
-    start, bounds = np.full(len(logits), 1 / len(logits)), [(0, None)] * len(logits)
-    return minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 200}).x / size
+    weights, bounds = np.zeros(len(logits)), [(0, None)] * len(scaled)
+    start = mean + 1 / len(scaled)
+    result = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 200})
+    weights[used] = result.x / size[used]
+    return weights
+
+
+def _mean_size(logits: np.ndarray) -> float:
+    """Return the mean absolute deviation of logits (M, C) from their mean over classes, or 0 if it is only rounding."""
+    if not np.isfinite(logits).all():
+        return 0.0
+    logits = logits.astype(np.float64)
+    size = np.abs(logits - logits.mean(axis=1, keepdims=True)).mean()
+    return size if size > MIN_SPREAD * np.abs(logits).mean() else 0.0
 
 
 def _scores(rows: _BaseRows, weights: np.ndarray) -> dict[str, float]:

@@ -79,7 +79,7 @@ def learn_experts(text: Text, support: Support) -> Experts:
         total = counts[:, None] + pseudo_shots
         centres[is_base] = (counts[:, None] * means + pseudo_shots * centres[is_base]) / total
         classifiers.append(_zero_logits(discriminant(centres, covariances[strength]), ~(is_base | is_near)))
-    return Experts(classifiers, is_base, is_near)
+    return Experts([_zero_if_not_finite(classifier) for classifier in classifiers], is_base, is_near)
 
 
 def _is_near(text_map: TextMap, text: np.ndarray, base_text: np.ndarray) -> np.ndarray:
@@ -107,6 +107,12 @@ def _regressions(
             weight[is_near] += text_map.predict(base_weight - anchor[is_base], text.features[is_near])
         classifiers.append(Linear(weight, bias))
     return classifiers
+
+
+def _zero_if_not_finite(classifier: Linear) -> Linear:
+    """Return the classifier, or one of zeros if it overflowed, so that a weight of 0 removes it from a sum."""
+    finite = np.isfinite(classifier.weight).all() and np.isfinite(classifier.bias).all()
+    return classifier if finite else Linear(np.zeros_like(classifier.weight), np.zeros_like(classifier.bias))
 
 
 def _zero_logits(classifier: Linear, mask: np.ndarray) -> Linear:

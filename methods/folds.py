@@ -1,4 +1,4 @@
-"""Folds on which settings are chosen: the validation rows or, if there are none, cross-validation over the shots."""
+"""Folds on which settings are chosen: the validation rows, cross-validation over the shots, or both."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ class Folds(NamedTuple):
         return len(self.folds) == 1 and bool(self.folds[0].shots.all())
 
 
-def make_folds(support: Support, val: Split | None, max_folds: int | None = None) -> Folds:
+def make_folds(support: Support, val: Split | None, max_folds: int | None = None, min_rows: int = 1) -> Folds:
     """Return the folds of a task.
 
-    With labelled validation rows there is one fold: it learns from all shots and validates on these rows. Without them,
-    each shot is left out in one fold, which validates on view 0 of it, the plain photograph. The first fold leaves out
+    Labelled validation rows make one fold, which learns from all shots and validates on these rows. If fewer than
+    `min_rows` of them are of classes with shots, cross-validation over the shots is added or takes their place: each
+    shot is left out in one fold, which validates on view 0 of it, the plain photograph. The first fold leaves out
     the first shot of every class, the second the second, and so on. A class with a single shot keeps it in every fold;
     if all classes have a single shot, there is no fold.
 
@@ -47,11 +48,24 @@ def make_folds(support: Support, val: Split | None, max_folds: int | None = None
     max_folds : int or None
         The highest number of folds; a class with more shots than folds leaves out several shots per fold. With None,
         there are as many folds as the largest class has shots.
+    min_rows : int
+        By default, the shots are only used if there is no labelled validation row.
     """
     labelled = np.zeros(0, bool) if val is None else val.labels >= 0
-    if labelled.any():
-        fold = Fold(np.ones(len(support.labels), bool), val.features[labelled], val.labels[labelled])
-        return Folds([fold], f"on {labelled.sum()} validation rows")
+    if not labelled.any():
+        return _folds_of_shots(support, max_folds)
+    fold = Fold(np.ones(len(support.labels), bool), val.features[labelled], val.labels[labelled])
+    validation = Folds([fold], f"on {labelled.sum()} validation rows")
+    if min_rows == 1 or np.isin(fold.labels, support.labels).sum() >= min_rows:
+        return validation
+    shots = _folds_of_shots(support, max_folds)
+    if not shots.folds:
+        return validation
+    return Folds(validation.folds + shots.folds, f"{validation.how} and {shots.how}")
+
+
+def _folds_of_shots(support: Support, max_folds: int | None) -> Folds:
+    """Return the folds of a cross-validation over the shots."""
     fold_of_shot = index_in_class(support.labels)
     if max_folds is not None:
         fold_of_shot %= max_folds
