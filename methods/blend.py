@@ -27,10 +27,10 @@ DEFAULT_WEIGHTS = dict(zip(EXPERTS, (0.3, 0.6, 0, 0, 0, 0.004, 0, 0.02, 0)))
 MAX_LOGITS = 2**26  # numbers in the logits of all experts for the validation rows: 0.3 GB
 MIN_ROWS = 500  # with fewer validation rows, the weights are chosen by cross-validation over the shots as well
 # Gaussian prior on the weights of experts that are scaled to logits of mean size 1: in the middle between zero-shot and
-# the regression nearest to it, with a sum about as confident as CLIP itself. Its precision counts against the rows'
-# log-likelihood, so it decides where rows are few and yields as they grow; docs/accuracy.md, "Few validation rows".
+# the regression nearest to it, with a sum about as confident as CLIP itself. Its precision is PRIOR_ROWS / rows, so it
+# decides where rows are few and soon yields as they grow; docs/log.md, "Few validation rows".
 PRIOR_MEAN = {"zero-shot": 1.5, EXPERTS[1]: 1.5}
-PRIOR_PRECISION = 2.0
+PRIOR_ROWS = 200
 MIN_SPREAD = 1e-5  # an expert whose logits differ by less, relative to their size, differs by rounding only
 
 
@@ -190,14 +190,14 @@ def fit_weights(logits: np.ndarray, labels: np.ndarray, prior_mean: np.ndarray) 
     if not used.any():
         return prior_mean
     scaled = np.stack([expert / size[i] for i, expert in enumerate(logits) if used[i]]).astype(np.float32)
-    mean, each_row = prior_mean[used], np.arange(len(labels))
+    mean, n, each_row = prior_mean[used], len(labels), np.arange(len(labels))
 
     def objective(weights):
         loss, probabilities = cross_entropy(np.tensordot(weights.astype(np.float32), scaled, 1), labels)
         probabilities[each_row, labels] -= 1
         gradient = np.array([np.einsum("mc,mc->", probabilities, expert) for expert in scaled], np.float64)
-        step = PRIOR_PRECISION * (weights - mean) / len(labels)
-        return loss + step @ (weights - mean) / 2, gradient / len(labels) + step
+        step = PRIOR_ROWS / n * (weights - mean)
+        return loss + step @ (weights - mean) / 2 / n, (gradient + step) / n
 
     weights, bounds = np.zeros(len(logits)), [(0, None)] * len(scaled)
     start = mean + 1 / len(scaled)

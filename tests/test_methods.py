@@ -132,7 +132,7 @@ def test_weights_are_the_least_of_a_convex_problem_and_not_negative(rng):
 
     def value(w):
         loss, _ = cross_entropy(np.tensordot(w.astype(np.float32), logits, 1), labels)
-        return loss + blend.PRIOR_PRECISION / 2 * ((w * size - mean) ** 2).sum() / len(labels)
+        return loss + blend.PRIOR_ROWS / 2 * ((w * size - mean) ** 2).sum() / len(labels) ** 2
 
     for expert, nudge in ((0, 0.2), (0, -0.2), (1, 0.2), (2, 0.2)):
         other = weights.copy()
