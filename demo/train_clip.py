@@ -25,6 +25,7 @@ from fewshot import cli
 from fewshot.files import atomic_write
 from jclip import runtime
 from jclip.architecture import Architecture, expected_shapes
+from jclip.paths import expand
 from jclip.preprocess import pixels
 from jclip.tokenizer import CONTEXT_LENGTH, END, VOCABULARY_SIZE, tokenize
 
@@ -56,7 +57,12 @@ FLOCK_CAPTIONS = (
 def parse(argv) -> argparse.Namespace:
     p = cli.parser(__doc__, "--device", "--seed")
     p.add_argument(
-        "-o", "--out", type=Path, default=HERE / "clip.npz", metavar="FILE", help="the weights (default: demo/clip.npz)"
+        "-o",
+        "--out",
+        type=expand,
+        default=HERE / "clip.npz",
+        metavar="FILE",
+        help="the weights (default: demo/clip.npz)",
     )
     p.add_argument(
         "--photographs",

@@ -23,6 +23,7 @@ import jclip
 from jclip import features, preprocess, runtime, tokenizer, weights
 from jclip.errors import ClipError, Unreadable
 from jclip.features import Encoded
+from jclip.paths import expand
 
 from . import prompts
 from .data import UNKNOWN, Photo
@@ -258,7 +259,7 @@ class Encoder:
 
 
 def _as_photo(photo: Photo | Path | str) -> Photo:
-    return photo if isinstance(photo, Photo) else Photo(Path(), str(photo), UNKNOWN)
+    return photo if isinstance(photo, Photo) else Photo(Path(), str(expand(photo)), UNKNOWN)
 
 
 def check_lengths(

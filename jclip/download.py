@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import ClipError
+from .paths import expand
 from .weights import sha256
 
 CACHE = Path("~/.cache/clip")  # the folder that OpenAI's `clip` uses, too
@@ -45,7 +46,7 @@ def official(name: str, folder: Path = CACHE) -> Path:
         If the file cannot be downloaded, or another file has its name.
     """
     digest, file_name = OFFICIAL[name]
-    return download(f"{HOST}/{digest}/{file_name}", digest, Path(folder).expanduser() / file_name)
+    return download(f"{HOST}/{digest}/{file_name}", digest, expand(folder) / file_name)
 
 
 def download(url: str, digest: str, target: Path) -> Path:

@@ -14,6 +14,7 @@ from fewshot.errors import TaskError
 from fewshot.files import atomic_write
 from fewshot.rows import softmax
 from jclip import bounded
+from jclip.paths import expand
 
 BINS = 15  # bins of confidence, as in Guo et al.
 MAX_PAIRS = 20  # pairs of confused classes in metrics.json
@@ -155,7 +156,7 @@ def record_test(folder: Path, scores: dict) -> None:
     TaskError
         If metrics.json is damaged.
     """
-    path = folder / "metrics.json"
+    path = expand(folder) / "metrics.json"
     try:
         recorded = bounded.json_value(path.read_text(encoding="utf-8")) if path.exists() else {}
         if not isinstance(recorded, dict):
