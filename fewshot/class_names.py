@@ -51,7 +51,9 @@ def read(path: Path) -> list[str]:
     if len(names) == 1:
         names = [name.strip() for name in SEPARATORS.split(names[0]) if name.strip()]
     if len(names) < 2:
-        raise TaskError(f"{path}: holds {'one class' if names else 'no class'}; expected two or more names, one per line")
+        raise TaskError(
+            f"{path}: holds {'one class' if names else 'no class'}; expected two or more names, one per line"
+        )
     _check(names, str(path))
     return names
 

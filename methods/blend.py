@@ -13,6 +13,7 @@ import numpy as np
 
 from fewshot.artifacts import Adapter, Split, Support, Text
 from fewshot.rows import subset
+from jclip.progress import Progress
 
 from .experts import EXPERTS, N_ANCHORED, Experts, learn_experts
 from .folds import FOLDS, Fold, Folds, make_folds
@@ -25,6 +26,7 @@ from .regression import cross_entropy
 # roughly the weights chosen for the data sets cars and scenes at one shot.
 DEFAULT_WEIGHTS = dict(zip(EXPERTS, (0.3, 0.6, 0, 0, 0, 0.004, 0, 0.02, 0)))
 MAX_LOGITS = 2**26  # numbers in the logits of all experts for the validation rows: 0.3 GB
+MAX_ITERATIONS = 200  # of the optimiser that fits the weights
 PRIOR = 0.01  # precision of a Gaussian prior on the weights (variance 100), for experts with logits of mean size 1
 
 
@@ -189,7 +191,17 @@ def fit_weights(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return loss + PRIOR / 2 * weights @ weights / n, (gradient + PRIOR * weights) / n
 
     start, bounds = np.full(len(logits), 1 / len(logits)), [(0, None)] * len(logits)
-    return minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 200}).x / size
+    with Progress(MAX_ITERATIONS, "weights", " iteration", leave=False) as progress:
+        fitted = minimize(
+            objective,
+            start,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=bounds,
+            options={"maxiter": MAX_ITERATIONS},
+            callback=lambda _: progress.update(),
+        )
+    return fitted.x / size
 
 
 def _scores(rows: _BaseRows, weights: np.ndarray) -> dict[str, float]:
