@@ -124,7 +124,7 @@ _stderr_handler = _StderrHandler()
 
 def _show_messages() -> None:
     """Print the log messages of the packages to stderr, such as the device in use; repeated calls change nothing."""
-    for name in ("jclip", "fewshot"):
+    for name in ("jclip", "fewshot", "report"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
         logger.addHandler(_stderr_handler)
