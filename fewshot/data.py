@@ -150,6 +150,30 @@ def photographs(path: Path) -> list[Path]:
     return [path]
 
 
+def text_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield ("path:line", line) for each line of a list in UTF-8 that is not empty, without spaces at its ends.
+
+    Raises
+    ------
+    TaskError
+        If the file is missing, too large or not in UTF-8.
+    """
+    try:
+        content = bounded.content(path, MAX_LIST_BYTES)
+    except FileNotFoundError:
+        raise TaskError(f"no {path}; expected a list with lines 'name label'") from None
+    except ValueError as error:
+        raise TaskError(f"{path}: {error}, too large for a list of photographs") from None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise TaskError(f"{path}:{line}: not UTF-8 ({error}); save it as UTF-8") from None
+    for number, line in enumerate(re.split("\r\n|\r|\n", text), 1):
+        if line.strip():
+            yield f"{path}:{number}", line.strip()
+
+
 def natural_key(text: str) -> list:
     """Return a sort key that orders numbers by value: image_2 before image_10."""
     parts = re.split(r"([0-9]+)", text)
@@ -313,30 +337,6 @@ def _is_file(entry: os.DirEntry) -> bool:
 def _check_name(name: str, path: Path) -> None:
     if NOT_IN_NAMES.search(name):
         raise TaskError(f"{path}: a name with control characters, a line break or not in UTF-8; rename it")
-
-
-def text_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield ("path:line", line) for each line of a list in UTF-8 that is not empty, without spaces at its ends.
-
-    Raises
-    ------
-    TaskError
-        If the file is missing, too large or not in UTF-8.
-    """
-    try:
-        content = bounded.content(path, MAX_LIST_BYTES)
-    except FileNotFoundError:
-        raise TaskError(f"no {path}; expected a list with lines 'name label'") from None
-    except ValueError as error:
-        raise TaskError(f"{path}: {error}, too large for a list of photographs") from None
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise TaskError(f"{path}:{line}: not UTF-8 ({error}); save it as UTF-8") from None
-    for number, line in enumerate(re.split("\r\n|\r|\n", text), 1):
-        if line.strip():
-            yield f"{path}:{number}", line.strip()
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str, int]]:

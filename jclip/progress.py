@@ -38,7 +38,7 @@ class Progress:
         self.total, self.desc, self.done, self.initial = total, desc, initial, initial
         self._format = tqdm.format_sizeof if unit == "B" else str
         self._bar = None
-        if total != 0 and sys.stderr and sys.stderr.isatty():
+        if total != 0 and _shows_bars():
             self._bar = tqdm(
                 total=total, desc=desc, unit=unit, initial=initial, leave=leave, unit_scale=unit == "B", file=sys.stderr
             )
@@ -75,6 +75,11 @@ class Progress:
             yield f"{self._format(round(rate, 1))} per second" if rate >= 1 else f"{1 / rate:.1f} s each"
             if self.total is not None:
                 yield f"{tqdm.format_interval(max(0, self.total - self.done) / rate)} left"
+
+
+def _shows_bars() -> bool:
+    """Return whether stderr is a terminal or, as Jupyter's, shows a bar although it says that it is none."""
+    return bool(sys.stderr) and (sys.stderr.isatty() or "ipykernel" in sys.modules)
 
 
 def track(iterable: Iterable, desc: str, unit: str, total: int | None = None, leave: bool = True) -> Iterator:

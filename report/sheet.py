@@ -190,8 +190,7 @@ def _font(letters: str):
             return chosen
     is_cjk = all(unicodedata.name(letter, "").startswith(CJK) for letter in fewest)
     logger.warning(
-        "%d letters of the class names are boxes on the sheet, no installed font has them (%s): install %s",
-        len(fewest),
+        "the sheet has boxes for letters of class names that no installed font has (%s); install %s",
         "".join(fewest[:MAX_SHOWN]) + "…" * (len(fewest) > MAX_SHOWN),
         CJK_FONT if is_cjk else ANY_FONT,
     )

@@ -81,9 +81,12 @@ def test_what_was_done_before_and_bytes(clock, caplog):
     ]
 
 
-def test_a_terminal_has_a_bar_and_no_lines(clock, caplog, monkeypatch):
+@pytest.mark.parametrize("jupyter", [False, True])
+def test_a_terminal_has_a_bar_and_no_lines(jupyter, clock, caplog, monkeypatch):
     terminal = io.StringIO()
-    terminal.isatty = lambda: True
+    terminal.isatty = lambda: not jupyter
+    if jupyter:
+        monkeypatch.setitem(sys.modules, "ipykernel", None)
     monkeypatch.setattr(sys, "stderr", terminal)
     run_loop(clock, 10, 100)
     assert "photographs: 100%" in terminal.getvalue() and "10/10" in terminal.getvalue() and caplog.messages == []
