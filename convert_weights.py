@@ -15,13 +15,14 @@ from fewshot import cli
 from fewshot.files import atomic_write
 from jclip import weights
 from jclip.architecture import architecture_of
+from jclip.paths import expand, literal
 
 
 def parse(argv) -> argparse.Namespace:
     p = cli.parser(__doc__)
-    p.add_argument("source", metavar="SOURCE", help="a file or an official name such as ViT-B/32")
+    p.add_argument("source", type=expand, metavar="SOURCE", help="a file or an official name such as ViT-B/32")
     p.add_argument(
-        "-o", "--out", type=Path, metavar="FILE", help="what to write (default: SOURCE's name with .pkl, here)"
+        "-o", "--out", type=expand, metavar="FILE", help="what to write (default: SOURCE's name with .pkl, here)"
     )
     return p.parse_args(argv)
 
@@ -30,7 +31,7 @@ def parse(argv) -> argparse.Namespace:
 def main(argv=None):
     a = parse(argv)
     source = jclip.weights_file(a.source)
-    out = a.out or Path(source.name).with_suffix(".pkl")
+    out = a.out or literal(Path(source.name).with_suffix(".pkl"))
     if not a.out and out.exists() and out.samefile(source):  # the float32 copy would replace the original
         raise jclip.ClipError(f"{source} would be written over itself; name another file with -o")
     state = weights.read(source)

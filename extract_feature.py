@@ -20,13 +20,14 @@ from fewshot import cli, data, prompts, support
 from fewshot.encoder import Encoder, check_lengths
 from fewshot.extraction import Sampling, extract
 from jclip.features import IMAGE_BATCH
+from jclip.paths import expand
 
 
 def parse(argv) -> argparse.Namespace:
     p = cli.parser(__doc__, "--data", "--weights", "--output", "--split", "--device", "--precision", "--seed")
     p.add_argument(
         "--prompts",
-        type=Path,
+        type=expand,
         default=prompts.FOLDER,
         metavar="DIR",
         help="folder of templates.json, names.json and GROUP_prompt.json (default: the program's own)",

@@ -8,17 +8,19 @@ from the trained adapter or, with --classes, zero-shot: no training and no data 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from fewshot import artifacts, cli, data
+from fewshot import artifacts, class_names, cli, data
 from fewshot.errors import TaskError, preview
 from fewshot.prompts import class_groups
 from fewshot.rows import softmax
 from jclip import bounded
+from jclip.paths import expand
 from report import metrics, result, sheet
 from tip_adapter_utils import predict_logits
 
@@ -28,7 +30,7 @@ def parse(argv) -> argparse.Namespace:
     p.add_argument(
         "photos",
         nargs="*",
-        type=Path,
+        type=expand,
         metavar="PHOTO_OR_FOLDER",
         help="photographs or folders to classify and print, encoded with --weights",
     )
@@ -36,11 +38,11 @@ def parse(argv) -> argparse.Namespace:
         "--classes",
         type=class_list,
         metavar="LIST",
-        help='zero-shot among these, for example "cat, dog, car"; needs photographs',
+        help='zero-shot among these, for example "cat, dog, car", or a file with one name per line; needs photographs',
     )
     p.add_argument(
         "--result",
-        type=Path,
+        type=expand,
         default=Path("result.txt"),
         metavar="FILE",
         help="what to write; a .zip of it stands beside it (default: result.txt)",
@@ -62,21 +64,22 @@ def parse(argv) -> argparse.Namespace:
     return a
 
 
-def class_list(text: str) -> list[str]:
-    """Parse "cat, dog, car" into a list of names, as an argparse type."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names or len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(
-            f'{text!r}: expected different names separated by commas, such as "cat, dog, car"'
-        )
-    return names
+def class_list(text: str) -> list[str] | Path:
+    """Parse "cat, dog, car" into a list of names, or the path of a file that exists, as an argparse type."""
+    path = expand(text)
+    if os.path.exists(path) and not os.path.isdir(path):  # Path.exists fails for a long list
+        return path
+    try:
+        return class_names.split(text)
+    except TaskError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def sheet_path(text: str) -> Path:
     """Parse a path with a suffix of sheet.FORMATS, as an argparse type."""
     if Path(text).suffix.lower() not in sheet.FORMATS:
         raise argparse.ArgumentTypeError(f"{text}: expected a name that ends in {', '.join(sheet.FORMATS)}")
-    return Path(text)
+    return expand(text)
 
 
 @cli.command
@@ -146,6 +149,9 @@ def print_photos(a: argparse.Namespace) -> None:
     from fewshot.encoder import balanced_batch_size
     from jclip.features import IMAGE_BATCH
 
+    if isinstance(a.classes, Path):
+        file, a.classes = a.classes, class_names.read(a.classes)
+        print(f"{file}: {len(a.classes)} classes, from {a.classes[0]!r} to {a.classes[-1]!r}", file=sys.stderr)
     paths = [path for given in a.photos for path in data.photographs(given)]
     # the CPU's size also on CUDA, since there are few photographs
     batch_size = balanced_batch_size(len(paths), IMAGE_BATCH["cpu"])

@@ -22,6 +22,7 @@ import numpy as np
 
 from fewshot.artifacts import Split, Support, Text
 from fewshot.rows import index_in_class, subset, unit_rows
+from jclip.paths import expand
 from methods import METHODS, Settings, train
 from report import metrics
 from tip_adapter_utils import predict_logits
@@ -53,10 +54,10 @@ class Predicted(NamedTuple):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("tasks", nargs="+", type=Path, metavar="TASK.npz")
+    p.add_argument("tasks", nargs="+", type=expand, metavar="TASK.npz")
     p.add_argument("--methods", default=",".join(METHODS), metavar="LIST")
     p.add_argument("--seeds", type=int, default=3, metavar="N", help="of methods that draw at random (default: 3)")
-    p.add_argument("--write", type=Path, metavar="FILE", help="put the tables into this file")
+    p.add_argument("--write", type=expand, metavar="FILE", help="put the tables into this file")
     a = p.parse_args()
     methods = a.methods.split(",")
     if unknown := set(methods) - set(METHODS):

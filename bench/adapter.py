@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from bench.worker import SETUP, Worker, in_turn
+from jclip.paths import expand
 
 
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("output", type=Path)
-    p.add_argument("--torch", required=True, metavar="PYTHON", help=f"of an environment made with: {SETUP}")
+    p.add_argument("output", type=expand)
+    p.add_argument(
+        "--torch", type=expand, required=True, metavar="PYTHON", help=f"of an environment made with: {SETUP}"
+    )
     p.add_argument("--rounds", type=int, default=3)
     a = p.parse_args(argv)
     ours, torch = (

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.worker import PROJECT, SETUP, Worker, in_turn
+from jclip.paths import expand
 
 CLASSES = PROJECT / "Dataset" / "classes_b.txt"
 # features, resolution, layers, width, patch of the image tower
@@ -34,9 +35,11 @@ EXTRA = ("large", "memory")  # rows for --only
 
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--torch", required=True, metavar="PYTHON", help=f"of an environment made with: {SETUP}")
-    p.add_argument("--photos", type=Path, metavar="FOLDER")
-    p.add_argument("--features", type=Path, metavar="TASK.npz")
+    p.add_argument(
+        "--torch", type=expand, required=True, metavar="PYTHON", help=f"of an environment made with: {SETUP}"
+    )
+    p.add_argument("--photos", type=expand, metavar="FOLDER")
+    p.add_argument("--features", type=expand, metavar="TASK.npz")
     p.add_argument("--rounds", type=int, default=7)
     p.add_argument(
         "--only",

@@ -21,14 +21,15 @@ from PIL import Image
 from fewshot.data import photographs
 from fewshot.encoder import Encoder
 from jclip import runtime
+from jclip.paths import expand
 
 BATCH = 32
 
 
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("weights", type=Path)
-    p.add_argument("folder", type=Path)
+    p.add_argument("weights", type=expand)
+    p.add_argument("folder", type=expand)
     p.add_argument("--photos", type=int, default=1920)
     p.add_argument("--rounds", type=int, default=3)
     a = p.parse_args(argv)

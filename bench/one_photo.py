@@ -17,15 +17,18 @@ import time
 from pathlib import Path
 
 from bench.worker import PROJECT, SETUP
+from jclip.paths import expand
 
 
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("photo")
-    p.add_argument("output")
-    p.add_argument("--ours", required=True, metavar="MODEL.pkl")
-    p.add_argument("--theirs", required=True, metavar="MODEL.pt")
-    p.add_argument("--torch", required=True, metavar="PYTHON", help=f"of an environment made with: {SETUP}")
+    p.add_argument("photo", type=expand)
+    p.add_argument("output", type=expand)
+    p.add_argument("--ours", type=expand, required=True, metavar="MODEL.pkl")
+    p.add_argument("--theirs", type=expand, required=True, metavar="MODEL.pt")
+    p.add_argument(
+        "--torch", type=expand, required=True, metavar="PYTHON", help=f"of an environment made with: {SETUP}"
+    )
     p.add_argument("--rounds", type=int, default=5)
     a = p.parse_args(argv)
     commands = {

@@ -4,19 +4,19 @@ python -m bench.parity OUT_DIR
 """
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 import jclip
 from jclip import runtime
+from jclip.paths import expand
 from jclip.preprocess import pixels
 
 
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("out", type=Path)
+    p.add_argument("out", type=expand)
     a = p.parse_args(argv)
     answers = np.load(a.out / "answers.npz")
     model, preprocess = jclip.load(a.out / "model.pt")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from jclip.paths import expand
 from tests.golden.record_clip import TEXTS, openai
 
 # image tower: embed_dim, resolution, layers, width, patch; text tower: context, vocabulary, width, heads, layers
@@ -28,8 +29,8 @@ MODELS = {
 
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("out", type=Path)
-    p.add_argument("photos", nargs="+", type=Path)
+    p.add_argument("out", type=expand)
+    p.add_argument("photos", nargs="+", type=expand)
     p.add_argument("--model", choices=MODELS, default="ViT-B/32")
     a = p.parse_args(argv)
     a.out.mkdir(parents=True, exist_ok=True)

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from bench.worker import PROJECT, SETUP, Worker, in_turn
 from fewshot import prompts
 from fewshot.data import read_classes
+from jclip.paths import expand
 
 CLASSES = PROJECT / "Dataset" / "classes_b.txt"
 # The matrix products of ViT-B/32 as (rows per image, inputs, outputs, times); after the attention of the last block,
@@ -25,8 +25,10 @@ PRODUCTS = [(49, 3072, 768, 1), (50, 768, 2304, 12), (50, 768, 768, 11), (50, 76
 
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("model", type=Path)
-    p.add_argument("--torch", required=True, metavar="PYTHON", help=f"of an environment made with: {SETUP}")
+    p.add_argument("model", type=expand)
+    p.add_argument(
+        "--torch", type=expand, required=True, metavar="PYTHON", help=f"of an environment made with: {SETUP}"
+    )
     p.add_argument("--batch", type=int, default=32)
     p.add_argument("--rounds", type=int, default=7)
     a = p.parse_args(argv)

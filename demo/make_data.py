@@ -13,6 +13,7 @@ import numpy as np
 
 from demo import world
 from fewshot import cli
+from jclip.paths import expand
 
 TRAIN, TEST = 10, 16  # photographs per class
 SHOTLESS = ("dotted square", "hollow triangle", "five crosses", "two squares")  # classes without training photographs
@@ -23,7 +24,7 @@ def parse(argv) -> argparse.Namespace:
     p = cli.parser(__doc__, "--seed")
     p.add_argument(
         "folder",
-        type=Path,
+        type=expand,
         metavar="FOLDER",
         help="what to write: classes_b.txt, train.txt, TrainSet/ and TestSetB/CLASS/",
     )

@@ -20,6 +20,7 @@ import numpy as np
 
 from fewshot import cli
 from fewshot.errors import TaskError
+from jclip.paths import expand
 
 HERE = Path(__file__).parent
 
@@ -31,7 +32,7 @@ def parse(argv) -> argparse.Namespace:
     p.add_argument(
         "folder",
         nargs="?",
-        type=Path,
+        type=expand,
         default=HERE / "build",
         metavar="FOLDER",
         help="where everything is written (default: demo/build)",

@@ -18,14 +18,15 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from demo import world
 from fewshot import cli
 from fewshot.files import atomic_write
 from jclip import runtime
 from jclip.architecture import Architecture, expected_shapes
+from jclip.paths import expand
 from jclip.preprocess import pixels
+from jclip.progress import Progress, track
 from jclip.tokenizer import CONTEXT_LENGTH, END, VOCABULARY_SIZE, tokenize
 
 HERE = Path(__file__).parent
@@ -56,7 +57,12 @@ FLOCK_CAPTIONS = (
 def parse(argv) -> argparse.Namespace:
     p = cli.parser(__doc__, "--device", "--seed")
     p.add_argument(
-        "-o", "--out", type=Path, default=HERE / "clip.npz", metavar="FILE", help="the weights (default: demo/clip.npz)"
+        "-o",
+        "--out",
+        type=expand,
+        default=HERE / "clip.npz",
+        metavar="FILE",
+        help="the weights (default: demo/clip.npz)",
     )
     p.add_argument(
         "--photographs",
@@ -110,14 +116,8 @@ def draw(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """
     # spawned, not forked: the drawing processes do not share what this one has imported
     with get_context("spawn").Pool() as pool:
-        drawn = list(
-            tqdm(
-                pool.imap(draw_one, ((seed, i) for i in range(n)), chunksize=200),
-                total=n,
-                desc="drawing",
-                unit=" photo",
-            )
-        )
+        drawn = pool.imap(draw_one, ((seed, i) for i in range(n)), chunksize=200)
+        drawn = list(track(drawn, "drawing", " photo", n))
     return np.stack([image for image, _ in drawn]), np.array([caption for _, caption in drawn])
 
 
@@ -159,8 +159,8 @@ def train(a, images: np.ndarray, tokens: np.ndarray, caption_of: np.ndarray, voc
     model = build_model(initial_weights(rng, vocabulary))
     model.train()
     optimizer = jt.optim.AdamW(model.parameters(), a.lr, eps=1e-6, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
-    with tqdm(range(a.steps), desc="training", unit=" step") as bar:
-        for step in bar:
+    with Progress(a.steps, "training", " step") as progress:
+        for step in range(a.steps):
             rows = rng.choice(len(images), min(a.batch_size, len(images)), replace=False)
             optimizer.lr = a.lr * min((step + 1) / WARM_UP, (1 + np.cos(np.pi * step / a.steps)) / 2)
             same = (caption_of[rows][:, None] == caption_of[rows]).astype(np.float32)
@@ -175,8 +175,7 @@ def train(a, images: np.ndarray, tokens: np.ndarray, caption_of: np.ndarray, voc
             ) / (2 * len(rows))
             optimizer.step(loss)
             model.logit_scale.assign(jt.minimum(model.logit_scale, np.float32(np.log(100))))
-            if step % 20 == 0:
-                bar.set_postfix(loss=f"{loss.item():.3f}")
+            progress.update(note="" if step % 20 else f"loss={loss.item():.3f}")
     shapes = expected_shapes(architecture(vocabulary))
     return {name: value.numpy().reshape(shapes[name]) for name, value in model.state_dict().items()}
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from jclip import bounded
+from jclip.paths import expand
 
 from .data import NOT_IN_NAMES
 from .errors import TaskError
@@ -132,7 +133,7 @@ def write_together(content: dict) -> None:
             }
             _savez(file, {**arrays, "meta": np.array(json.dumps(artifact.meta, sort_keys=True))})
     for path in content.keys() - new.keys():
-        Path(path).unlink(missing_ok=True)
+        expand(path).unlink(missing_ok=True)
 
 
 def read(path: Path, kind: type[Artifact]) -> Artifact:
@@ -148,7 +149,7 @@ def read(path: Path, kind: type[Artifact]) -> Artifact:
     TaskError
         If the file is missing, damaged or of another kind.
     """
-    path = Path(path)
+    path = expand(path)
     if not path.is_file():
         raise TaskError(f"no {path}; run {MADE_BY[kind]} first, or name its folder with --output")
     with open(path, "rb") as file:

@@ -20,6 +20,7 @@ except ImportError:  # not a Unix: there is no lock
 
 from jclip import bounded, runtime
 from jclip.errors import ClipError
+from jclip.paths import expand
 
 from .errors import TaskError
 from .files import remove_unfinished
@@ -41,15 +42,15 @@ def whole_number(low: int, high: float = math.inf):
 
 
 SHARED = {
-    "--data": dict(type=Path, default=Path("Dataset"), metavar="DIR", help="the data set (default: Dataset)"),
+    "--data": dict(type=expand, default=Path("Dataset"), metavar="DIR", help="the data set (default: Dataset)"),
     "--weights": dict(
-        type=Path,
+        type=expand,
         default=Path("ViT-B-32.pkl"),
         metavar="FILE",
         help="CLIP weights, or an official name such as ViT-B/16 (default: ViT-B-32.pkl)",
     ),
     "--output": dict(
-        type=Path,
+        type=expand,
         default=Path("output"),
         metavar="DIR",
         help="folder for the files that the commands exchange (default: output)",
@@ -87,6 +88,7 @@ def locked(folder: Path) -> Iterator[None]:
     TaskError
         If another run has locked the folder.
     """
+    folder = expand(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         if _lock(file):
@@ -122,7 +124,7 @@ _stderr_handler = _StderrHandler()
 
 def _show_messages() -> None:
     """Print the log messages of the packages to stderr, such as the device in use; repeated calls change nothing."""
-    for name in ("jclip", "fewshot"):
+    for name in ("jclip", "fewshot", "report"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
         logger.addHandler(_stderr_handler)

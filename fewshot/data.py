@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from jclip import bounded
+from jclip.paths import expand, literal
 
 from .errors import TaskError
 
@@ -65,7 +66,7 @@ def read_task(folder: Path, split: str = "B") -> Task:
     TaskError
         If the layout is another one, a list cannot be used, or a photograph is missing or badly named.
     """
-    folder = Path(folder)
+    folder = expand(folder)
     class_list = folder / CLASS_LISTS[split]
     if class_list.is_file():
         classes = read_classes(class_list)
@@ -99,7 +100,7 @@ def read_test(folder: Path, classes: Sequence[str], split: str = "B") -> tuple[P
     TaskError
         If there is no test photograph, one is badly named, or its folder is named like none of the classes.
     """
-    folder = Path(folder)
+    folder = expand(folder)
     return _test_photos(folder / (f"TestSet{split}" if (folder / CLASS_LISTS[split]).is_file() else "test"), classes)
 
 
@@ -138,15 +139,39 @@ def photographs(path: Path) -> list[Path]:
     TaskError
         If there is no photograph.
     """
-    path = Path(path)
+    path = expand(path)
     if path.is_dir():
         names = _images_below(path)
         if not names:
             raise TaskError(f"{path}: no photographs in it ({', '.join(sorted(SUFFIXES))})")
-        return [path / name for name in names]
+        return [literal(path / name) for name in names]
     if not path.is_file():
         raise TaskError(f"{path}: no such photograph or folder")
     return [path]
+
+
+def text_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield ("path:line", line) for each line of a list in UTF-8 that is not empty, without spaces at its ends.
+
+    Raises
+    ------
+    TaskError
+        If the file is missing, too large or not in UTF-8.
+    """
+    try:
+        content = bounded.content(path, MAX_LIST_BYTES)
+    except FileNotFoundError:
+        raise TaskError(f"no {path}; expected a list with lines 'name label'") from None
+    except ValueError as error:
+        raise TaskError(f"{path}: {error}, too large for a list of photographs") from None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise TaskError(f"{path}:{line}: not UTF-8 ({error}); save it as UTF-8") from None
+    for number, line in enumerate(re.split("\r\n|\r|\n", text), 1):
+        if line.strip():
+            yield f"{path}:{number}", line.strip()
 
 
 def natural_key(text: str) -> list:
@@ -316,28 +341,13 @@ def _check_name(name: str, path: Path) -> None:
 
 def _lines(path: Path) -> Iterator[tuple[str, str, int]]:
     """Yield ("path:line", name, label) for each line "name label" of a list; a name may have spaces."""
-    try:
-        content = bounded.content(path, MAX_LIST_BYTES)
-    except FileNotFoundError:
-        raise TaskError(f"no {path}; expected a list with lines 'name label'") from None
-    except ValueError as error:
-        raise TaskError(f"{path}: {error}, too large for a list of photographs") from None
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise TaskError(f"{path}:{line}: not UTF-8 ({error}); save it as UTF-8") from None
-    for number, line in enumerate(re.split("\r\n|\r|\n", text), 1):
-        words = line.strip().rsplit(maxsplit=1)
-        if not words:
-            continue
+    for where, line in text_lines(path):
+        words = line.rsplit(maxsplit=1)
         if NOT_IN_NAMES.search(" ".join(words)):
             raise TaskError(
-                f"{path}:{number}: {line[:60]!r} holds NUL or control characters; the list is perhaps UTF-16 or not "
-                f"text; save it as UTF-8"
+                f"{where}: {line[:60]!r} holds NUL or control characters; the list is perhaps UTF-16 or not text; "
+                "save it as UTF-8"
             )
         if len(words) != 2 or not re.fullmatch("[0-9]{1,9}", words[1]) or len(line) > MAX_LINE:
-            raise TaskError(
-                f"{path}:{number}: {line.strip()!r}; expected a name, a space and a label (a whole number from 0)"
-            )
-        yield f"{path}:{number}", words[0], int(words[1])
+            raise TaskError(f"{where}: {line!r}; expected a name, a space and a label (a whole number from 0)")
+        yield where, words[0], int(words[1])

@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 import PIL
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 import augment
 import jclip
 from jclip import features, preprocess, runtime, tokenizer, weights
 from jclip.errors import ClipError, Unreadable
 from jclip.features import Encoded
+from jclip.paths import expand
+from jclip.progress import Progress, track
 
 from . import prompts
 from .data import UNKNOWN, Photo
@@ -137,10 +138,10 @@ class Encoder:
         batch_size = max_size if self.store else balanced_batch_size(len(flat), max_size)
         keys = [self._key("text", batch_size, sentence) for sentence in flat]
         missing, rows = self._missing(keys)
-        with tqdm(total=len(missing), desc="prompts", unit=" text", disable=None if missing else True) as bar:
+        with Progress(len(missing), "prompts", " text") as progress:
             for encoded in features.text_features(self.model, [flat[i] for i in missing], batch_size):
                 self._keep(keys, [missing[i] for i in encoded.indices], encoded.rows, rows)
-                bar.update(len(encoded.rows))
+                progress.update(len(encoded.rows))
         rows = self.store.get(keys) if self.store else rows
         return features.prompt_ensemble(rows, [len(class_sentences) for class_sentences in sentences])
 
@@ -203,12 +204,15 @@ class Encoder:
         self, items: list[tuple[Photo, int]], views: tuple[str, ...], seed: int, desc: str, photo_set: str
     ) -> Encoded:
         """Encode (photograph, index of the view) pairs and return their rows and failures."""
-        keys = [self._photo_key(photo, views[number], number, seed, photo_set) for photo, number in items]
+        keys = [
+            self._photo_key(photo, views[number], number, seed, photo_set)
+            for photo, number in track(items, f"{desc}, sizes and times", " photo", leave=False)
+        ]
         missing, rows = self._missing(keys)
         failures: dict[int, str] = {}
         done = 0
         reader = PixelReader(self.preprocess.resolution, views, seed)
-        with tqdm(total=len(missing), desc=desc, unit=" photo", disable=None if missing else True) as bar:
+        with Progress(len(missing), desc, " photo") as progress:
             for encoded in self._batches([items[i] for i in missing], reader):
                 indices = missing[done : done + len(encoded.rows)]
                 for i, cause in encoded.failures.items():
@@ -216,7 +220,7 @@ class Encoder:
                 readable = [i for i in range(len(indices)) if i not in encoded.failures]
                 self._keep(keys, [indices[i] for i in readable], encoded.rows[readable], rows)
                 done += len(indices)
-                bar.update(len(indices))
+                progress.update(len(indices))
         return Encoded(self.store.get(keys) if self.store else rows, failures)
 
     def _batches(self, items: list[tuple[Photo, int]], reader: PixelReader) -> Iterator[Encoded]:
@@ -258,7 +262,7 @@ class Encoder:
 
 
 def _as_photo(photo: Photo | Path | str) -> Photo:
-    return photo if isinstance(photo, Photo) else Photo(Path(), str(photo), UNKNOWN)
+    return photo if isinstance(photo, Photo) else Photo(Path(), str(expand(photo)), UNKNOWN)
 
 
 def check_lengths(

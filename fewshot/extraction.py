@@ -14,6 +14,7 @@ import numpy as np
 
 import jclip
 from jclip import bounded
+from jclip.paths import expand
 
 from . import artifacts
 from .data import Photo, Task
@@ -98,6 +99,7 @@ def extract(task: Task, prompts: Prompts, encoder: Encoder, sampling: Sampling, 
     ClipError
         If a sentence is too long.
     """
+    output = expand(output)
     provenance = {
         "program": f"jittor-tip-adapter {jclip.__version__}",
         "weights_sha256": encoder.weights_sha256,

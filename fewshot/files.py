@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from jclip.paths import expand
+
 PART = ".part"  # suffix of unfinished files
 
 
@@ -17,7 +19,7 @@ def atomic_write(path: Path) -> Iterator:
 
     The content is synced to disk before the file is renamed, so a kill or a power cut leaves the old or the new file.
     """
-    path, temporary = Path(path), None
+    path, temporary = expand(path), None
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
         with os.fdopen(handle, "wb") as file:
@@ -52,7 +54,7 @@ def atomic_write_all(paths: Sequence[Path]) -> Iterator[list]:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove the temporary files that killed runs left in a folder, which no other run may be using."""
-    for path in Path(folder).glob(f".*{PART}"):
+    for path in expand(folder).glob(f".*{PART}"):
         path.unlink(missing_ok=True)
 
 

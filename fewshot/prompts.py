@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jclip import bounded
+from jclip.paths import expand
 
 from .errors import TaskError
 
@@ -50,13 +51,12 @@ def read(class_names: Sequence[str], folder: Path = FOLDER) -> Prompts:
     TaskError
         If a file in `folder` cannot be used.
     """
+    folder = expand(folder)
     templates = read_templates(folder)
     group_and_rest = [split_group(name, templates) for name in class_names]
     pairs = set(group_and_rest)
-    files = {
-        group: _read_prompts(Path(folder) / f"{group}_prompt.json") for group in {group for group, _ in group_and_rest}
-    }
-    display = _read_names(Path(folder) / NAMES)
+    files = {group: _read_prompts(folder / f"{group}_prompt.json") for group in {group for group, _ in group_and_rest}}
+    display = _read_names(folder / NAMES)
     sentences = [
         [template.replace("{}", display.get(name, rest)) for template in templates[group]] + files[group].get(rest, [])
         for name, (group, rest) in zip(class_names, group_and_rest)
@@ -113,7 +113,7 @@ def read_templates(folder: Path = FOLDER) -> dict[str, list[str]]:
     TaskError
         If the file cannot be used.
     """
-    path = Path(folder) / TEMPLATES
+    path = expand(folder) / TEMPLATES
     templates = {group: [value] if isinstance(value, str) else value for group, value in _json_object(path).items()}
     for group, sentences in templates.items():
         if not group or set(group) & set("/\\\0"):  # it becomes part of a file name

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jclip.paths import expand
+
 from .errors import TaskError
 from .files import atomic_write, remove_unfinished
 
@@ -45,7 +47,7 @@ class Store:
     """
 
     def __init__(self, folder: Path, width: int):
-        self.folder = Path(folder)
+        self.folder = expand(folder)
         self.width = width
         self.dtype = np.dtype([("key", "V32"), ("row", "<f4", (width,))])
         self.requested: set[bytes] = set()

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jclip.progress import track
+
 from .artifacts import Split, Support
 from .errors import TaskError
 
@@ -72,11 +74,10 @@ def _per_class(labels: np.ndarray, pick) -> np.ndarray:
     """Apply pick(indices of the class, label) to each class and return all picked indices, sorted."""
     by_label = np.argsort(labels, kind="stable")
     present, starts = np.unique(labels[by_label], return_index=True)
-    chosen = (
-        [pick(indices, int(label)) for label, indices in zip(present, np.split(by_label, starts[1:]))]
-        if len(labels)
-        else []
-    )
+    classes = list(zip(present, np.split(by_label, starts[1:]))) if len(labels) else []
+    chosen = [
+        pick(indices, int(label)) for label, indices in track(classes, "choosing photographs", " class", leave=False)
+    ]
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
 
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jclip.paths import expand
+
 from .artifacts import Split, Support, Text, check_together, read
 
 
@@ -31,6 +33,7 @@ def read_features(folder: Path) -> TaskFeatures:
     TaskError
         If text.npz is missing, a file is damaged, or two files do not belong together.
     """
+    folder = expand(folder)
     text = read(folder / "text.npz", Text)
     no_shots = Support(
         np.zeros((0, 1, text.features.shape[1]), np.float32), np.zeros(0, np.int64), np.zeros(0, np.str_)

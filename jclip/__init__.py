@@ -18,6 +18,7 @@ from pathlib import Path
 
 from . import runtime
 from .errors import ClipError
+from .paths import expand
 
 __version__ = "0.1.0"
 
@@ -92,7 +93,7 @@ def weights_file(name_or_path, download_root: str | None = None) -> Path:
     """
     from . import download
 
-    path = Path(name_or_path)
+    path = expand(name_or_path)
     if path.is_file():
         return path
     if path.as_posix() not in download.OFFICIAL:

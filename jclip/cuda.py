@@ -372,7 +372,8 @@ def _pip_folders() -> list[Path]:
 
     CUDA_PACKAGES is separated like PATH.
     """
-    listed = [Path(folder) for folder in os.environ.get("CUDA_PACKAGES", "").split(os.pathsep) if folder]
+    packages = os.environ.get("CUDA_PACKAGES", "").split(os.pathsep)
+    listed = [Path(os.path.expanduser(folder)) for folder in packages if folder]
     folders = dict.fromkeys([*listed, *(Path(path, "nvidia") for path in sys.path)])
     return [folder for folder in folders if folder.is_dir()]
 

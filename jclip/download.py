@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import ClipError
+from .paths import expand
+from .progress import Progress
 from .weights import sha256
 
 CACHE = Path("~/.cache/clip")  # the folder that OpenAI's `clip` uses, too
@@ -45,7 +47,7 @@ def official(name: str, folder: Path = CACHE) -> Path:
         If the file cannot be downloaded, or another file has its name.
     """
     digest, file_name = OFFICIAL[name]
-    return download(f"{HOST}/{digest}/{file_name}", digest, Path(folder).expanduser() / file_name)
+    return download(f"{HOST}/{digest}/{file_name}", digest, expand(folder) / file_name)
 
 
 def download(url: str, digest: str, target: Path) -> Path:
@@ -113,8 +115,6 @@ def _network_errors() -> Iterator[None]:
 
 def _fetch(url: str, part: Path) -> None:
     """Append the missing bytes of `url` to the file `part`; raise _NetworkError if they do not come."""
-    from tqdm import tqdm
-
     done = part.stat().st_size if part.exists() else 0
     with _network_errors():
         try:
@@ -128,17 +128,14 @@ def _fetch(url: str, part: Path) -> None:
             done = 0
         length = response.headers.get("Content-Length") or ""
         total = done + int(length) if length.isdecimal() else None
-        with (
-            open(part, "ab" if done else "wb") as file,
-            tqdm(total=total, initial=done, desc=part.stem, unit="B", unit_scale=True) as bar,
-        ):
+        with open(part, "ab" if done else "wb") as file, Progress(total, part.stem, "B", initial=done) as progress:
             for block in _blocks(response):
                 done += len(block)
                 if done > LARGEST:
                     file.truncate(0)
                     raise _NetworkError(f"it sends more than {LARGEST} bytes, which no official file has")
                 file.write(block)
-                bar.update(len(block))
+                progress.update(len(block))
     if total is not None and done < total:
         raise _NetworkError(f"the connection ended after {done} of {total} bytes")
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from fewshot.artifacts import Adapter, Split, Support, Text
 from fewshot.rows import subset
+from jclip.progress import Progress
 
 from .experts import EXPERTS, N_ANCHORED, Experts, learn_experts
 from .folds import FOLDS, Fold, Folds, make_folds
@@ -25,6 +26,7 @@ from .regression import cross_entropy
 # roughly the weights chosen for the data sets cars and scenes at one shot.
 DEFAULT_WEIGHTS = dict(zip(EXPERTS, (0.3, 0.6, 0, 0, 0, 0.004, 0, 0.02, 0)))
 MAX_LOGITS = 2**26  # numbers in the logits of all experts for the validation rows: 0.3 GB
+MAX_ITERATIONS = 200  # of the optimiser that fits the weights
 MIN_ROWS = 500  # with fewer validation rows, the weights are chosen by cross-validation over the shots as well
 # Gaussian prior on the weights of experts that are scaled to logits of mean size 1: in the middle between zero-shot and
 # the regression nearest to it, with a sum about as confident as CLIP itself. Its precision is PRIOR_ROWS / rows, so it
@@ -200,9 +202,17 @@ def fit_weights(logits: np.ndarray, labels: np.ndarray, prior_mean: np.ndarray) 
         return loss + step @ (weights - mean) / 2 / n, (gradient + step) / n
 
     weights, bounds = np.zeros(len(logits)), [(0, None)] * len(scaled)
-    start = mean + 1 / len(scaled)
-    result = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 200})
-    weights[used] = result.x / size[used]
+    with Progress(MAX_ITERATIONS, "weights", " iteration", leave=False) as progress:
+        fitted = minimize(
+            objective,
+            mean + 1 / len(scaled),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=bounds,
+            options={"maxiter": MAX_ITERATIONS},
+            callback=lambda _: progress.update(),
+        )
+    weights[used] = fitted.x / size[used]
     return weights
 
 

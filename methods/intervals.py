@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fewshot.rows import chunks, index_in_class
+from jclip.progress import track
 
 
 def count_correct(
@@ -46,8 +47,9 @@ def count_correct(
         return _count_changes(features[rows], labels[rows], text, scale, keys, key_order, alphas, betas)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy releases the GIL while it computes
-        parts = pool.map(count, chunks(len(features), len(keys) + len(text)))
-        return sum(parts, np.zeros((len(betas), len(alphas) + 1), np.int64))[:, :-1].cumsum(axis=1)
+        parts = list(chunks(len(features), len(keys) + len(text)))
+        counts = track(pool.map(count, parts), "alpha and beta", " part", len(parts), leave=False)
+        return sum(counts, np.zeros((len(betas), len(alphas) + 1), np.int64))[:, :-1].cumsum(axis=1)
 
 
 def _count_changes(features, labels, text, scale, keys, key_order: _KeyOrder, alphas, betas) -> np.ndarray:

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Callable
 
 import numpy as np
-from tqdm import tqdm
 
 from fewshot.artifacts import Adapter, Split, Support, Text
 from fewshot.errors import TaskError
 from fewshot.rows import all_views, one_hot, shot_rows, softmax, subset, unit_rows
 from fewshot.training import cosine_lr, descend
+from jclip.progress import track
 
 from .folds import Fold, make_folds
 from .gaussian import class_means
@@ -44,7 +44,7 @@ def gda(text: Text, support: Support, val: Split | None, settings: Settings) -> 
     """
     folds, how = make_folds(support, val)
     correct = np.zeros(len(GDA_ALPHAS), int)
-    for fold in folds:
+    for fold in track(folds, "gda", " fold", leave=False):
         correct += _gda_correct(text, fold, _gda_discriminant(text, subset(support, fold.shots)))
     alpha = GDA_ALPHAS[correct.argmax()] if folds else 1.0
     start, (weight, bias) = zero_shot_classifier(text), _gda_discriminant(text, support)
@@ -118,7 +118,7 @@ def _proker_correct(text: Text, support: Support, fold: Fold) -> np.ndarray:
     keys, labels = shot_rows(support.features)[fold.shots], support.labels[fold.shots]
     cosines, distance = fold.features @ text.features.T, 1 - fold.features @ keys.T
     correct = np.zeros((len(PROKER_BETAS), len(PROKER_LAMBDAS)), int)
-    for i, beta in enumerate(tqdm(PROKER_BETAS, desc="proker", unit=" beta", disable=None, leave=False)):
+    for i, beta in enumerate(track(PROKER_BETAS, "proker", " beta", leave=False)):
         affinity = np.exp(-beta * distance).astype(np.float32)
         for j, values in enumerate(_proker_values(text, keys, labels, beta, PROKER_LAMBDAS)):
             correct[i, j] = np.count_nonzero((cosines + affinity @ values).argmax(axis=1) == fold.labels)
@@ -215,7 +215,7 @@ def _learn(
         return cosine_lr(max_lr, epoch, epochs) if epoch else WARM_UP_LR
 
     run = descend(optimizer, batch_loss, len(features), epochs, learning_rate, settings.seed)
-    for _ in tqdm(run, desc=method, total=epochs, unit=" epoch", disable=None, leave=False):
+    for _ in track(run, method, " epoch", epochs, leave=False):
         pass
     learned = parameter.numpy()
     if not np.isfinite(learned).all():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fewshot.rows import class_sums
+from jclip.progress import Progress
 
 # Values of λ; the solution of each is the start of the next. On held-out rows of cars and scenes, the largest was best
 # at one shot and the smallest at sixteen.
@@ -46,17 +47,20 @@ def regressions(
     """
     from scipy.optimize import minimize  # takes 0.3 s to import, which predict.py does not need
 
-    weights, step = [], np.zeros(anchor.size)
-    for strength in strengths:
+    weights, step, options = [], np.zeros(anchor.size), {"maxiter": iterations}
+    with Progress(len(strengths) * iterations, "regressions", " iteration", leave=False) as progress:
+        for strength in strengths:
 
-        def objective(flat, strength=strength):
-            value, gradient = _loss(
-                flat.reshape(anchor.shape).astype(np.float32), features, labels, anchor, covariance, strength
-            )
-            return value, gradient.ravel().astype(np.float64)
+            def objective(flat, strength=strength):
+                value, gradient = _loss(
+                    flat.reshape(anchor.shape).astype(np.float32), features, labels, anchor, covariance, strength
+                )
+                return value, gradient.ravel().astype(np.float64)
 
-        step = minimize(objective, step, jac=True, method="L-BFGS-B", options={"maxiter": iterations}).x
-        weights.append(anchor + step.reshape(anchor.shape).astype(np.float32))
+            step = minimize(
+                objective, step, jac=True, method="L-BFGS-B", options=options, callback=lambda _: progress.update()
+            ).x
+            weights.append(anchor + step.reshape(anchor.shape).astype(np.float32))
     return weights
 
 

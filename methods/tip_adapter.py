@@ -7,10 +7,10 @@ from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from fewshot.artifacts import Adapter, Split, Support, Text
 from fewshot.rows import all_views, one_hot, subset
+from jclip.progress import track
 from tip_adapter_utils import DEFAULT_ALPHA, DEFAULT_BETA, TRAIN_ALPHA, TRAIN_BETA, Cache, Epoch, build_cache, fine_tune
 
 from .folds import Fold, make_folds
@@ -92,7 +92,7 @@ def _tune(text: Text, support: Support, settings: Settings, desc: str, fold: Fol
         device=settings.device,
         validation=(fold.features, fold.labels) if fold else None,
     )
-    yield from tqdm(run, desc=desc, total=settings.epochs, unit=" epoch", disable=None)
+    yield from track(run, desc, " epoch", settings.epochs)
 
 
 def _with_keys(text: Text, support: Support, epoch: Epoch) -> Cache:

@@ -8,6 +8,7 @@ from fewshot.artifacts import Adapter, Split
 from fewshot.prompts import class_groups
 from fewshot.support import redraw
 from fewshot.task_features import TaskFeatures
+from jclip.progress import track
 from methods import METHODS, Settings, train
 from tip_adapter_utils import predict_logits
 
@@ -53,7 +54,7 @@ def score_draws(method: str, task: TaskFeatures, settings: Settings, draws: int)
         "seed", "n", "top1" and "top5" of each draw, on the rows that are left for validation.
     """
     draw_scores = []
-    for seed in range(settings.seed, settings.seed + draws):
+    for seed in track(range(settings.seed, settings.seed + draws), "draws of the shots", " draw", leave=False):
         drawn = TaskFeatures(task.text, *redraw(task.support, task.val, seed))
         scores = score(train(method, *drawn, replace(settings, seed=seed)).adapter, drawn, drawn.val)
         draw_scores.append({"seed": seed, "n": scores["n"], "top1": scores["top1"], "top5": scores["top5"]})

@@ -14,10 +14,12 @@ from fewshot.errors import TaskError
 from fewshot.files import atomic_write
 from fewshot.rows import softmax
 from jclip import bounded
+from jclip.paths import expand
 
 BINS = 15  # bins of confidence, as in Guo et al.
 MAX_PAIRS = 20  # pairs of confused classes in metrics.json
 SPLITS = ("val", "test")
+FORMULA_STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # Excel reads the wide signs like the others
 
 
 def top_classes(logits: np.ndarray, k: int = 5) -> np.ndarray:
@@ -126,17 +128,27 @@ def confused_pairs(predicted: np.ndarray, labels: np.ndarray, names: Sequence[st
 
 
 def write(folder: Path, results: dict) -> None:
-    """Write the results to metrics.json, and their accuracies as a table to metrics.csv, each atomically."""
+    """Write the results to metrics.json, and their accuracies as a table to metrics.csv, each atomically.
+
+    The table is UTF-8 with a byte order mark, without which Excel takes it for another encoding. Names that a
+    spreadsheet would compute get an apostrophe in front (`spreadsheet_text`).
+    """
     write_json(Path(folder) / "metrics.json", results)
     with atomic_write(Path(folder) / "metrics.csv") as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
         table = csv.writer(text, lineterminator="\n")
         table.writerow(("split", "method", "scope", "name", "n", "top1", "top5"))
         for split in SPLITS:
             for scope, name, row in _table_rows(results.get(split, {})):
-                table.writerow((split, results.get("method", ""), scope, name, row["n"], row["top1"], row["top5"]))
+                scores = row["n"], row["top1"], row["top5"]
+                table.writerow((split, results.get("method", ""), scope, spreadsheet_text(name), *scores))
         text.flush()
         text.detach()
+
+
+def spreadsheet_text(name: str) -> str:
+    """Return a name that a spreadsheet shows and does not compute: class names may come from a stranger's data set."""
+    return f"'{name}" if name.startswith(FORMULA_STARTS) else name
 
 
 def _table_rows(scores: dict) -> Iterator[tuple[str, str, dict]]:
@@ -155,7 +167,7 @@ def record_test(folder: Path, scores: dict) -> None:
     TaskError
         If metrics.json is damaged.
     """
-    path = folder / "metrics.json"
+    path = expand(folder) / "metrics.json"
     try:
         recorded = bounded.json_value(path.read_text(encoding="utf-8")) if path.exists() else {}
         if not isinstance(recorded, dict):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +27,24 @@ LINE = 19  # pixels from one line of text to the next
 SIZE = 13  # font size
 RIGHT, WRONG, PLAIN = (26, 127, 62), (190, 48, 38), (70, 78, 92)
 INK, PALE, GROUND, BAR = (33, 37, 45), (120, 126, 138), (250, 250, 248), (214, 222, 234)
-# Pillow's own font has only Latin letters. For other names, the first installed font of this list is used.
-FONTS = ("NotoSansCJK-Regular.ttc", "wqy-zenhei.ttc", "wqy-microhei.ttc", "PingFang.ttc", "msyh.ttc", "DejaVuSans.ttf")
+# Pillow's own font has few letters beside ASCII. For other names, the first installed font of this list that has all
+# their letters is used.
+FONTS = (
+    "NotoSansCJK-Regular.ttc",
+    "wqy-zenhei.ttc",
+    "wqy-microhei.ttc",
+    "PingFang.ttc",
+    "msyh.ttc",
+    "DejaVuSans.ttf",
+    "unifont.otf",
+)
+NO_CHARACTER = "\uffff"  # no font has it; it is drawn as every missing letter is
+# What a user can install: for Chinese, Japanese and Korean, and for letters of any script.
+CJK_FONT = "Noto Sans CJK (Debian, Ubuntu: apt install fonts-noto-cjk)"
+ANY_FONT = "GNU Unifont (Debian, Ubuntu: apt install fonts-unifont)"
+CJK = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC", "FULLWIDTH", "HALFWIDTH")  # Unicode names
+MAX_SHOWN = 20  # missing letters in a message
+logger = logging.getLogger("report")
 
 
 class SheetPhoto(NamedTuple):
@@ -160,11 +178,45 @@ def _cut(draw: ImageDraw.ImageDraw, text: str, room: float, font) -> str:
 
 
 def _font(letters: str):
+    """Return the first font that has all letters; if there is none, the one that lacks the fewest, and log it."""
     if letters.isascii():
         return ImageFont.load_default(SIZE)
+    fewest, chosen = None, None
+    for font in _installed_fonts():
+        missing = missing_letters(font, letters)
+        if fewest is None or len(missing) < len(fewest):
+            fewest, chosen = missing, font
+        if not missing:
+            return chosen
+    is_cjk = all(unicodedata.name(letter, "").startswith(CJK) for letter in fewest)
+    logger.warning(
+        "the sheet has boxes for letters of class names that no installed font has (%s); install %s",
+        "".join(fewest[:MAX_SHOWN]) + "…" * (len(fewest) > MAX_SHOWN),
+        CJK_FONT if is_cjk else ANY_FONT,
+    )
+    return chosen
+
+
+def _installed_fonts() -> Iterator:
     for name in FONTS:
         try:
-            return ImageFont.truetype(name, SIZE)
+            yield ImageFont.truetype(name, SIZE)
         except OSError:
             continue
-    return ImageFont.load_default(SIZE)
+    yield ImageFont.load_default(SIZE)
+
+
+def missing_letters(font, text: str) -> list[str]:
+    """Return the letters, digits, signs and symbols of a text that a font draws as it draws a missing one.
+
+    Spaces, marks on other letters and control characters are not looked at.
+    """
+
+    def drawn(letter: str) -> tuple:
+        mask = font.getmask(letter)
+        return mask.size, bytes(mask)
+
+    box = drawn(NO_CHARACTER)
+    return [
+        letter for letter in dict.fromkeys(text) if unicodedata.category(letter)[0] in "LNPS" and drawn(letter) == box
+    ]

@@ -1,5 +1,6 @@
 """Accuracy, confusion and calibration on small cases, and the JSON file."""
 
+import csv
 import json
 
 import numpy as np
@@ -66,6 +67,34 @@ def test_calibration_error_of_overconfident_and_of_calibrated_logits():
     calibrated = np.tile(np.log(np.float32([0.75, 0.25])), (1000, 1))
     assert metrics.calibration_error(calibrated, np.arange(1000) % 4 // 3) == pytest.approx(0, abs=1e-6)
     assert metrics.calibration_error(overconfident[:0], labels[:0]) is None
+
+
+def scores_of(*names):
+    accuracy = {"n": 1, "top1": 1.0, "top5": 1.0}
+    return {**accuracy, "groups": {"=group": accuracy}, "per_class": dict.fromkeys(names, accuracy)}
+
+
+def test_the_table_opens_in_a_spreadsheet(tmp_path):
+    names = ["猫", "T-shirt", "=1+1", "+1", "-1", "@SUM(A1)", "＝1+1", 'a,"b"']
+    metrics.write(tmp_path, {"method": "blend", "val": scores_of(*names)})
+    content = (tmp_path / "metrics.csv").read_bytes()
+    assert content.startswith("\ufeffsplit,method".encode()) and content.count("\ufeff".encode()) == 1
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open(encoding="utf-8-sig", newline="")))
+    assert [row["name"] for row in rows] == [
+        "",
+        "'=group",
+        "猫",
+        "T-shirt",
+        "'=1+1",
+        "'+1",
+        "'-1",
+        "'@SUM(A1)",
+        "'＝1+1",
+        'a,"b"',
+    ]
+    assert list(json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["val"]["per_class"]) == names
+    metrics.record_test(tmp_path, scores_of(*names))  # is written anew, with one mark
+    assert (tmp_path / "metrics.csv").read_bytes().count("\ufeff".encode()) == 1
 
 
 def test_json_is_written_in_utf_8(tmp_path):

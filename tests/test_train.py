@@ -42,7 +42,7 @@ def test_without_a_word_it_is_the_blend(task, run):
 
 def test_figures_stand_in_a_table_too(task, run):
     run("train_adapter.py", "--method", "tip", cwd=task)
-    rows = list(csv.DictReader((task / "output/metrics.csv").open(encoding="utf-8")))
+    rows = list(csv.DictReader((task / "output/metrics.csv").open(encoding="utf-8-sig")))
     val = figures_of(task)["val"]
     assert [row["name"] for row in rows if row["scope"] == "class"] == CLASSES
     assert float(rows[0]["top1"]) == val["top1"] and rows[0] | {"top1": "", "top5": ""} == {

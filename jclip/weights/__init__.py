@@ -15,6 +15,7 @@ import numpy as np
 
 from ..architecture import architecture_of, expected_shapes
 from ..errors import ClipError
+from ..paths import expand
 from . import configs, formats, layouts, unpickle
 
 MAX_LISTED = 8  # names in an error message before "and n more"
@@ -42,7 +43,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         which the message lists; or if the model is one that jclip does not compute, also according to a config of
         Hugging Face or open_clip beside the file.
     """
-    path = Path(path)
+    path = expand(path)
     if not path.is_file():
         raise ClipError(f"no weights at {path}; make them with: python convert_weights.py ViT-B/32")
     try:
@@ -97,7 +98,7 @@ def sha256(path: Path) -> str:
     path : str or Path
     """
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open(expand(path), "rb") as file:
         for part in iter(lambda: file.read(1 << 20), b""):
             digest.update(part)
     return digest.hexdigest()
