@@ -30,14 +30,17 @@ def eight_bits(image: Image.Image) -> Image.Image:
     Returns
     -------
     PIL image
-        In mode L for a mode of DEEP_MODES. Values up to 255 stay. The least and the greatest value of 12-bit pictures
-        (a maximum below 4096) and of floating-point pictures become black and white; in 14-bit and 16-bit pictures
-        these are 0 and 16,383 or 65,535. NaN becomes black; infinite values become black and white.
+        In mode L for a mode of DEEP_MODES. Whole numbers up to 255 stay. The least and the greatest value of 12-bit
+        pictures (a maximum below 4096) and of floating-point pictures become black and white; in 14-bit and 16-bit
+        pictures these are 0 and 16,383 or 65,535. NaN becomes black; infinite values become black and white. A
+        floating-point picture from 0 to 255 needs no scaling and stays in its mode.
     """
     if not is_deep(image):
         return image
     values = np.asarray(image)
     black, white = _range_of_values(values)
+    if image.mode == "F" and (black, white) == (0, MAX_8_BITS) and np.isfinite(values).all():
+        return image
     levels = np.empty(values.shape, np.uint8)
     rows = max(1, STRIP // max(1, image.width))
     for start in range(0, image.height, rows):

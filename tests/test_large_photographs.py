@@ -37,15 +37,18 @@ def small_limits(monkeypatch):
 
 
 PEAK = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from fewshot.data import Photo
 from fewshot.encoder import PixelReader
-path = Path(sys.argv[1])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def peak():  # in KiB; getrusage would begin with the peak of the process that started this one
+    return int(re.search("VmHWM:\\s*([0-9]+)", Path("/proc/self/status").read_text())[1])
+
+path, before = Path(sys.argv[1]), peak()
 for number in range(4):
     print(PixelReader(224, ("plain", "flip", "jitter", "crop"), 1)((Photo(path.parent, path.name, 0), number)).shape)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print((peak() - before) // 1024)
 """
 
 
@@ -63,9 +66,9 @@ def test_a_phones_200_megapixels_are_read_in_little_memory(tmp_path):
     (tmp_path / "phone.jpg").write_bytes(large_jpeg(*PHONE))
     shapes, peak = read_alone(tmp_path / "phone.jpg")
     print(f"{peak} MiB")
-    assert shapes == ["(224, 224, 3)"] * 4 and peak < 150
+    assert shapes == ["(224, 224, 3)"] * 4 and peak < 100
     drawn = sheet.contact_sheet([sheet.SheetPhoto(tmp_path / "phone.jpg", [("cat", 0.9)], None)])
-    assert drawn.getcolors() is None  # more than 256 colours: the photograph is in it
+    assert (np.abs(np.asarray(drawn) - np.array([200, 120, 40])).max(axis=2) < 10).sum() > 1000  # its left half
 
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (2000, 128), (128, 2000)])
@@ -138,8 +141,8 @@ def test_a_large_jpeg_that_is_damaged_says_so(tmp_path, small_limits):
 
 
 @pytest.mark.slow
-def test_the_largest_jpeg_there_can_be_takes_little_memory(tmp_path):
+def test_the_largest_jpeg_there_can_be_is_read(tmp_path):
     (tmp_path / "a.jpg").write_bytes(large_jpeg(65500, 65500))
     shapes, peak = read_alone(tmp_path / "a.jpg")
     print(f"{peak} MiB")
-    assert shapes == ["(224, 224, 3)"] * 4 and peak < 1500
+    assert shapes == ["(224, 224, 3)"] * 4 and peak < 1400  # a view holds up to five copies of 256 MiB
