@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -12,14 +12,16 @@ from typing import NamedTuple
 from jclip import bounded
 from jclip.paths import expand, literal
 
+from . import folders, layout, listing
 from .errors import TaskError
+from .folders import UNKNOWN
+from .listing import natural_key
+from .names import NOT_IN_NAMES, composed, spelled
+
+__all__ = ["UNKNOWN", "Photo", "Task", "natural_key", "photographs", "read_classes", "read_task", "read_test"]
 
 MAX_LIST_BYTES = 256 << 20  # the contest's list has 7 million bytes
 MAX_LINE = 4096  # characters of a line in a list
-# Characters that would break the lines of result.txt. File names that are not UTF-8 contain surrogates.
-NOT_IN_NAMES = re.compile("[\0-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
-UNKNOWN = -1  # the label of a photograph whose class is not known
 CLASS_LISTS = {"A": "classes.txt", "B": "classes_b.txt"}  # file name by contest split
 
 
@@ -49,7 +51,9 @@ def read_task(folder: Path, split: str = "B") -> Task:
 
     Contest lists: classes_b.txt (split A: classes.txt) with lines "Animal_Bear 0", train.txt with lines
     "TrainSet/Animal/Bear/1.jpg 0", photographs in TestSetB (TestSetA). Plain folders: train/CLASS/* and test/*.
-    Test photographs in a folder named like a class get the label of that class. A class may have no photographs.
+    Test photographs in a folder named like a class get the label of that class; accents may be written in another way
+    (NFC, NFD), and upper and lower case may differ. A class may have no photographs: it is in the class list, or an
+    empty folder in train.
 
     Parameters
     ----------
@@ -72,8 +76,14 @@ def read_task(folder: Path, split: str = "B") -> Task:
         classes = read_classes(class_list)
         return Task(classes, _read_list(folder / "train.txt", folder, len(classes)), read_test(folder, classes, split))
     if (folder / "train").is_dir():
-        return _read_folders(folder)
+        classes, train = folders.read_train(folder / "train")
+        test = folders.read_test(folder / "test", classes)
+        folders.check_test_folders(folder / "test", classes)
+        return Task(classes, _photos(folder, train), _photos(folder / "test", test))
     found = f"holds {', '.join(sorted(os.listdir(folder))[:5]) or 'nothing'}" if folder.is_dir() else "does not exist"
+    below = layout.task_below(folder, (class_list.name, "train"))
+    if below:
+        raise TaskError(f"{folder} {found}; the data seem to lie in {below}: name it with --data {below}")
     raise TaskError(
         f"{folder} {found}; expected {class_list.name}, train.txt and TestSet{split}/, or folders train/CLASS/* and "
         "test/*; name the data folder with --data"
@@ -101,7 +111,8 @@ def read_test(folder: Path, classes: Sequence[str], split: str = "B") -> tuple[P
         If there is no test photograph, one is badly named, or its folder is named like none of the classes.
     """
     folder = expand(folder)
-    return _test_photos(folder / (f"TestSet{split}" if (folder / CLASS_LISTS[split]).is_file() else "test"), classes)
+    test = folder / (f"TestSet{split}" if (folder / CLASS_LISTS[split]).is_file() else "test")
+    return _photos(test, folders.read_test(test, classes))
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -113,14 +124,14 @@ def read_classes(path: Path) -> tuple[str, ...]:
         Unless the names are distinct and the labels are 0 to C - 1, in any order.
     """
     names: dict[int, str] = {}
-    seen: set[str] = set()
+    seen: dict[str, str] = {}  # name in NFC -> name
     for where, name, label in _lines(path):
         if label in names:
             raise TaskError(f"{where}: label {label} is {names[label]!r} already; give every class a label of its own")
-        if name in seen:
-            raise TaskError(f"{where}: class {name!r} stands twice; name every class once")
+        if composed(name) in seen:
+            raise TaskError(f"{where}: class {spelled(name)!r} stands twice; name every class once")
         names[label] = name
-        seen.add(name)
+        seen[composed(name)] = name
     if not names:
         raise TaskError(f"{path}: empty; expected one line per class, such as 'Animal_Bear 0'")
     missing = next((label for label in range(len(names)) if label not in names), None)
@@ -141,10 +152,7 @@ def photographs(path: Path) -> list[Path]:
     """
     path = expand(path)
     if path.is_dir():
-        names = _images_below(path)
-        if not names:
-            raise TaskError(f"{path}: no photographs in it ({', '.join(sorted(SUFFIXES))})")
-        return [literal(path / name) for name in names]
+        return [literal(path / name) for name in folders.photographs_in(path)]
     if not path.is_file():
         raise TaskError(f"{path}: no such photograph or folder")
     return [path]
@@ -174,42 +182,8 @@ def text_lines(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path}:{number}", line.strip()
 
 
-def natural_key(text: str) -> list:
-    """Return a sort key that orders numbers by value: image_2 before image_10."""
-    parts = re.split(r"([0-9]+)", text)
-    # compare first the number of digits, then the text: int() would limit the number of digits
-    numbers = [part.lstrip("0") for part in parts]
-    return [(len(number), number, part) if i % 2 else (0, part) for i, (part, number) in enumerate(zip(parts, numbers))]
-
-
-def _read_folders(folder: Path) -> Task:
-    names = {name for part in ("train", "test") for name in _folders_in(folder / part)}
-    classes = tuple(sorted(names, key=natural_key))
-    if not classes:
-        raise TaskError(f"{folder / 'train'}: no folders in it; expected one folder per class, with its photographs")
-    train = []
-    for label, name in enumerate(classes):
-        class_folder = folder / "train" / name
-        photos = _images_below(class_folder) if class_folder.is_dir() else []
-        if not photos and class_folder.is_dir() and any(not file.startswith(".") for file in os.listdir(class_folder)):
-            raise TaskError(
-                f"{class_folder}: none of its files is a photograph ({', '.join(sorted(SUFFIXES))}); convert them, or "
-                "leave the folder empty for a class that is known by its name alone"
-            )
-        train += [_photo(folder, f"train/{name}/{photo}", label) for photo in photos]
-    return Task(classes, tuple(train), _test_photos(folder / "test", classes))
-
-
-def _folders_in(folder: Path) -> list[str]:
-    """Return the names of the non-hidden folders in a folder."""
-    folders = (
-        [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-        if folder.is_dir()
-        else []
-    )
-    for path in folders:
-        _check_name(path.name, path)
-    return [path.name for path in folders]
+def _photos(folder: Path, labelled: Iterable[tuple[str, int]]) -> tuple[Photo, ...]:
+    return tuple(Photo(folder, name, label) for name, label in labelled)
 
 
 def _read_list(path: Path, folder: Path, n_classes: int) -> tuple[Photo, ...]:
@@ -241,26 +215,86 @@ def _read_list(path: Path, folder: Path, n_classes: int) -> tuple[Photo, ...]:
             f"{where}: {name} stands in line {line} already, with label {label}; {len(repeated)} of "
             f"{len(repeated) + len(photos)} lines repeat a photograph; remove them"
         )
-    _check_present(path, folder, photos, first_line)
-    return tuple(photos)
+    return _present(path, folder, photos, first_line)
 
 
-def _check_present(path: Path, folder: Path, photos: list[Photo], first_line: dict[str, tuple[str, int]]) -> None:
-    """Raise TaskError unless all photographs of a list exist; each folder is listed only once, for speed."""
-    files: dict[str, set[str]] = {}
-    missing = []
-    for photo in photos:
-        parent, _, name = photo.name.rpartition("/")
-        if parent not in files:
-            files[parent] = _files_in(folder / parent)
-        if name not in files[parent]:
-            missing.append(photo.name)
+def _present(
+    path: Path, folder: Path, photos: list[Photo], first_line: dict[str, tuple[str, int]]
+) -> tuple[Photo, ...]:
+    """Return the photographs of a list with the names that they have on the disk; raise TaskError unless all exist.
+
+    The names may differ in how accents are written: an editor composes them (NFC), macOS takes them apart (NFD).
+    """
+    disk = _Disk(folder)
+    found = [photo._replace(name=disk.find(photo.name)) for photo in photos]
+    missing = [photo.name for photo, on_disk in zip(photos, found) if on_disk.name is None]
     if missing:
         some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise TaskError(
             f"{first_line[missing[0]][0]}: {len(missing)} of {len(photos)} photographs are not in {folder}: {some}; "
             "put them there, or name the right folder with --data, or remove their lines from the list"
         )
+    lines: dict[str, str] = {}  # name on the disk -> line
+    for photo, on_disk in zip(photos, found):
+        line = first_line[photo.name][0]
+        if lines.setdefault(on_disk.name, line) != line:
+            raise TaskError(
+                f"{line}: {spelled(photo.name)} is the photograph of {lines[on_disk.name]}, with its accents written "
+                "in another way; remove one of the lines"
+            )
+    return tuple(found)
+
+
+class _Disk:
+    """The files below a folder, found by name; each folder is listed only once, for speed."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._files: dict[str, _Names] = {}
+        self._folders: dict[str, _Names] = {}
+        self._paths = {"": ""}  # folder in the list -> on the disk
+
+    def find(self, name: str) -> str | None:
+        """Return the name on the disk, or None if there is no such file."""
+        parent, _, file = name.rpartition("/")
+        real = self._real(parent)
+        if real not in self._files:
+            self._files[real] = _Names(_files_in(self._folder / real))
+        found = self._files[real].find(file)
+        return found and _joined(real, found)
+
+    def _real(self, parent: str) -> str:
+        """Return the name of a folder on the disk, or as it is if there is none."""
+        if parent not in self._paths:
+            self._paths[parent] = parent
+            above, _, name = parent.rpartition("/")
+            if not os.path.isdir(self._folder / parent):
+                real = self._real(above)
+                if real not in self._folders:
+                    self._folders[real] = _Names(set(listing.folders_in(self._folder / real)))
+                found = self._folders[real].find(name)
+                if found:
+                    self._paths[parent] = _joined(real, found)
+        return self._paths[parent]
+
+
+def _joined(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+class _Names:
+    """The names in a folder, found in any form of accents."""
+
+    def __init__(self, names: set[str]):
+        self._names = names
+        self._composed: dict[str, str] | None = None
+
+    def find(self, name: str) -> str | None:
+        if name in self._names:
+            return name
+        if self._composed is None:
+            self._composed = {composed(other): other for other in sorted(self._names)}
+        return self._composed.get(composed(name))
 
 
 def _files_in(folder: Path) -> set[str]:
@@ -273,70 +307,11 @@ def _files_in(folder: Path) -> set[str]:
         return set()
 
 
-def _test_photos(folder: Path, classes: Sequence[str]) -> tuple[Photo, ...]:
-    if not folder.is_dir():
-        raise TaskError(f"no folder {folder}; expected the test photographs there; name the data folder with --data")
-    labels = {name: label for label, name in enumerate(classes)}
-    photos = []
-    for name in _images_below(folder):
-        label = labels.get(name.split("/")[0]) if "/" in name else UNKNOWN
-        if label is None:
-            raise TaskError(
-                f"{folder / name}: its folder is none of the {len(classes)} classes; put unlabelled photographs into "
-                f"{folder} itself"
-            )
-        photos.append(_photo(folder, name, label))
-    if not photos:
-        raise TaskError(f"{folder}: no photographs in it ({', '.join(sorted(SUFFIXES))})")
-    return tuple(photos)
-
-
-def _photo(folder: Path, name: str, label: int) -> Photo:
-    _check_name(name, folder / name)
-    return Photo(folder, name, label)
-
-
-def _images_below(folder: Path) -> list[str]:
-    """Return the names of all photographs in and below a folder, with forward slashes, in natural order.
-
-    Links are followed; hidden files and folders are skipped.
-    """
-    names: list[str] = []
-    pending = [(str(folder), "", frozenset())]  # (folder, prefix of the names in it, identities of its parent folders)
-    while pending:
-        here, prefix, above = pending.pop()
-        status = os.stat(here)
-        identity = status.st_dev, status.st_ino
-        if identity in above:
-            raise TaskError(f"{here}: a link that leads back to one of its parent folders; remove it")
-        with os.scandir(here) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):  # .ipynb_checkpoints, .thumbnails
-                    continue
-                if _is_folder(entry):
-                    pending.append((entry.path, f"{prefix}{entry.name}/", above | {identity}))
-                elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-                    names.append(prefix + entry.name)
-    return sorted(names, key=natural_key)
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself; the error is reported when it is read
-        return False
-
-
 def _is_file(entry: os.DirEntry) -> bool:
     try:
         return entry.is_file()
     except OSError:  # a link to itself, as above
         return True
-
-
-def _check_name(name: str, path: Path) -> None:
-    if NOT_IN_NAMES.search(name):
-        raise TaskError(f"{path}: a name with control characters, a line break or not in UTF-8; rename it")
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str, int]]:

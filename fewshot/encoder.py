@@ -5,22 +5,20 @@ Unreadable photographs are returned, not raised.
 
 from __future__ import annotations
 
+import logging
 import os
-import stat
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import PIL
-from PIL import Image, UnidentifiedImageError
 
 import augment
 import jclip
-from jclip import features, preprocess, runtime, tokenizer, weights
-from jclip.errors import ClipError, Unreadable
+from jclip import bounded, features, levels, opening, preprocess, runtime, tokenizer, weights
+from jclip.errors import ClipError
 from jclip.features import Encoded
 from jclip.paths import expand
 from jclip.progress import Progress, track
@@ -30,12 +28,16 @@ from .data import UNKNOWN, Photo
 from .errors import TaskError
 from .store import Store, make_key
 
+logger = logging.getLogger("fewshot")
+
 MAX_SEQUENTIAL = 64  # up to this many photographs are read without extra processes, which take longer to start
 # Maximum number of reading processes by device. On a CPU, reading takes a twentieth of the time of encoding; a GPU is
 # faster than its readers.
 MAX_READERS = {"cpu": 2, "cuda": 16}
 # Increase it when a change of preprocess, augment, tokenizer or model changes the row of a photograph or sentence.
 FEATURES_VERSION = 2
+# The same for greyscale photographs of more than 8 bits alone (jclip/levels.py).
+LEVELS_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Encoder:
     store: Store | None = None
     strict: bool = False
     precision: str = "float32"
+    _remarks: set[str] = field(default_factory=set, repr=False, compare=False)  # what has been logged
 
     @classmethod
     def load(
@@ -253,7 +256,20 @@ class Encoder:
             # later.
             stamp = os.urandom(8).hex()
         random_inputs = [seed, number] if number else None  # view 0 does not depend on the seed
-        return self._key("photo", self.batch_size, PIL.__version__, view, random_inputs, photo_set, photo.name, stamp)
+        inputs = self.batch_size, PIL.__version__, view, random_inputs, photo_set, photo.name, stamp
+        return self._key("photo", *inputs, *self._reader(photo.path))
+
+    def _reader(self, path: Path) -> list:
+        """Return what a photograph's key needs beside Pillow's version; nothing for nearly all photographs."""
+        if path.suffix.lower() in opening.HEIF_SUFFIXES:
+            return ["pillow-heif", opening.register_heif()]
+        if not opening.is_deep(path):
+            return []
+        if "levels" not in self._remarks:
+            self._remarks.add("levels")
+            remark = f"{path}: more than 8 bits of grey; they are scaled to 8, as those of every such photograph"
+            logger.info(bounded.one_line(remark))
+        return ["levels", LEVELS_VERSION]
 
     def _check_failure(self, photo: Photo, cause: str) -> str:
         if self.strict:
@@ -316,25 +332,9 @@ class PixelReader:
     seed: int
 
     def __call__(self, item: tuple[Photo, int]) -> np.ndarray:
-        """Return uint8 pixels (resolution, resolution, 3), or raise Unreadable with the cause.
-
-        Pillow may raise any exception for a damaged file.
-        """
+        """Return uint8 pixels (resolution, resolution, 3), or raise Unreadable with the cause."""
         photo, number = item
         rng = augment.view_rng(self.seed, photo.name, number)
-        try:
-            status = os.stat(photo.path)
-            if not stat.S_ISREG(status.st_mode):
-                raise Unreadable("not a file")  # reading a pipe would block forever
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about defects that Pillow can handle
-                with Image.open(photo.path) as image:
-                    return preprocess.crop(augment.VIEWS[self.views[number]](image, rng), self.resolution)
-        except UnidentifiedImageError:
-            raise Unreadable("not an image" if status.st_size else "empty") from None
-        except OSError as error:
-            raise Unreadable(error.strerror or str(error)) from None
-        except Unreadable:
-            raise
-        except Exception as error:
-            raise Unreadable(f"{type(error).__name__}: {error}") from None
+        with opening.opened(photo.path, self.resolution) as image:
+            view = augment.VIEWS[self.views[number]](levels.eight_bits(image), rng)
+            return preprocess.crop(view, self.resolution)

@@ -7,6 +7,8 @@ import math
 import numpy as np
 from PIL import Image
 
+from . import levels
+
 # of the RGB channels in 0..1; openai/CLIP clip/clip.py, _transform
 MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])
 STD = np.float32([0.26862954, 0.26130258, 0.27577711])
@@ -39,7 +41,8 @@ def crop(image: Image.Image, resolution: int) -> np.ndarray:
     """Resize, crop and convert an image to RGB: the steps of `pixels` before the normalisation.
 
     As in OpenAI's code, the conversion to RGB comes last, the resized long side is rounded down, and the corner of the
-    crop is rounded to the nearest pixel. EXIF orientation is ignored.
+    crop is rounded to the nearest pixel. EXIF orientation is ignored. Unlike there, greyscale of more than 8 bits is
+    scaled to 8 bits first (`levels.eight_bits`).
 
     Parameters
     ----------
@@ -50,6 +53,7 @@ def crop(image: Image.Image, resolution: int) -> np.ndarray:
     -------
     array, uint8 (resolution, resolution, 3)
     """
+    image = levels.eight_bits(image)
     short, long = sorted(image.size)
     resize_and_crop = (
         _crop_then_resize if short != resolution and long > MAX_ASPECT_RATIO * short else _resize_then_crop

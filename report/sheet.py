@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +12,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fewshot.artifacts import Adapter
+from fewshot.errors import TaskError
 from fewshot.files import atomic_write
 from fewshot.prompts import display_names
+from jclip import levels, opening
+from jclip.errors import Unreadable
 
 from .metrics import top_classes
 
@@ -79,7 +81,7 @@ def write(
 
     Raises
     ------
-    OSError
+    TaskError
         If a photograph cannot be read.
     """
     names = display_names(adapter)
@@ -99,7 +101,7 @@ def contact_sheet(shown: Sequence[SheetPhoto]) -> Image.Image:
 
     Raises
     ------
-    OSError
+    TaskError
         If a photograph cannot be read.
     """
     lines = max(len(photo.guesses) for photo in shown)
@@ -159,11 +161,14 @@ def _mark(draw: ImageDraw.ImageDraw, left: int, top: int, colour) -> None:
 
 def _read_scaled(path: Path) -> Image.Image:
     """Read a photograph and scale it to fit the box PHOTO."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about large photographs or damaged metadata
-        with Image.open(path) as image:
+    try:
+        with opening.opened(path, max(PHOTO)) as image:
             image.draft("RGB", PHOTO)  # decodes a large JPEG at a reduced size
-            image = image.convert("RGB")
+            image = levels.eight_bits(image).convert("RGB")
+    except Unreadable as error:
+        raise TaskError(
+            f"{path}: cannot be read as a photograph ({error}); put it back, or leave out --sheet"
+        ) from None
     scale = min(PHOTO[0] / image.width, PHOTO[1] / image.height)
     return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.BICUBIC)
 

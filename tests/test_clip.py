@@ -71,7 +71,7 @@ def test_an_over_long_text_is_refused_unless_truncated():
         tokenize("word " * 100)
 
 
-@pytest.mark.parametrize("number", range(13))
+@pytest.mark.parametrize("number", range(12))  # the 13th, of 16 bits, is white in torchvision's: see test_levels.py
 def test_preprocessing_is_torchvisions(number):
     golden = np.load(GOLDEN / "preprocess.npz")
     actual = pixels(Image.open(io.BytesIO(golden[f"file_{number}"].tobytes())), 64)

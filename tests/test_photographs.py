@@ -94,7 +94,7 @@ BAD = {
     "cut.jpg": (JPEG[:400], "(?i)truncated"),
     "empty.jpg": (b"", "^empty$"),
     "text.jpg": (b"no picture at all", "^not an image$"),
-    "bomb.png": (decompression_bomb(), "exceeds limit"),
+    "bomb.png": (decompression_bomb(), "100000 x 100000 .* above the limit of 179; only a JPEG may be larger"),
     "head.png": (GOOD["alpha.png"][:60], "."),
     "headless.jpg": (JPEG[20:], "not an image"),
 }
@@ -119,7 +119,7 @@ def read(path, number=0):
 
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
-@pytest.mark.parametrize("name", GOOD)
+@pytest.mark.parametrize("name", [name for name in GOOD if name != "deep.png"])  # see test_levels.py
 def test_odd_photographs_are_read_as_openais_pipeline_sees_them(zoo, name):
     """Pillow resizes the whole photograph, crops, then converts to RGB; nothing applies the EXIF orientation."""
     with Image.open(zoo / name) as image:

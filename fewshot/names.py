@@ -1,0 +1,78 @@
+"""Names of classes and files: which are allowed, and which look the same to a reader."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import TaskError
+
+# Characters that would break the lines of result.txt. File names that are not UTF-8 contain surrogates.
+NOT_IN_NAMES = re.compile("[\0-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
+
+
+def check_name(name: str, path: Path) -> None:
+    """Raise TaskError if a name cannot stand in result.txt; the message names the path."""
+    if NOT_IN_NAMES.search(name):
+        raise TaskError(f"{path}: a name with control characters, a line break or not in UTF-8; rename it")
+
+
+def composed(name: str) -> str:
+    """Return a name with composed accents (NFC). macOS writes é as two characters, other systems and editors as one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def folded(name: str) -> str:
+    """Return a name with composed accents and without upper case."""
+    return composed(composed(name).casefold())
+
+
+def alike(names: Sequence[str]) -> tuple[str, str] | None:
+    """Return the first two names that are the same but for accents and case, or None."""
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(folded(name), name)
+        if other != name:
+            return other, name
+    return None
+
+
+def spelled(name: str) -> str:
+    """Return a name for a message; where accents are written as characters of their own, it says so."""
+    return name if composed(name) == name else f"{name} (with accents as separate characters)"
+
+
+class Labels:
+    """Finds the class that a folder's name means.
+
+    Parameters
+    ----------
+    classes : sequence of str
+        The class names in the order of labels.
+    """
+
+    def __init__(self, classes: Sequence[str]):
+        self._exact = {name: label for label, name in enumerate(classes)}
+        self._folded: dict[str, list[str]] = {}
+        for name in classes:
+            self._folded.setdefault(folded(name), []).append(name)
+
+    def get(self, name: str) -> int | None:
+        """Return the label of the class of this name, else of the one that differs in accents or case only, or None.
+
+        Raises
+        ------
+        TaskError
+            If several classes differ from the name in accents or case only.
+        """
+        if name in self._exact:
+            return self._exact[name]
+        same = self._folded.get(folded(name), [])
+        if len(same) > 1:
+            raise TaskError(
+                f"the folder {spelled(name)} may mean the classes {' or '.join(map(spelled, same))}; name it exactly "
+                "like one of them"
+            )
+        return self._exact[same[0]] if same else None
