@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from . import home
 from .errors import ClipError
 from .weights import sha256
 
@@ -42,10 +43,15 @@ def official(name: str, folder: Path = CACHE) -> Path:
     Raises
     ------
     ClipError
-        If the file cannot be downloaded, or another file has its name.
+        If the file cannot be downloaded, another file has its name, or the folder cannot be made.
     """
     digest, file_name = OFFICIAL[name]
-    return download(f"{HOST}/{digest}/{file_name}", digest, Path(folder).expanduser() / file_name)
+    folder = home.expanded(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise home.not_writable(folder, error) from None
+    return download(f"{HOST}/{digest}/{file_name}", digest, folder / file_name)
 
 
 def download(url: str, digest: str, target: Path) -> Path:
