@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
 from . import home
 from .errors import ClipError
 
-FORBIDDEN = "\"'$`\\\n"  # Jittor writes its folder into shell commands, between double quotes
+# Jittor writes its folder into shell commands, between double quotes, and into lists of the linker.
+FORBIDDEN = "\"'$`\\\n,:"
 
 
 def variables() -> dict[str, str]:
@@ -44,11 +46,12 @@ def folder() -> Path:
     """
     users_home = Path(variables().get("HOME") or home.expanded("~"))
     chosen = Path(os.path.abspath(os.environ.get("JITTOR_HOME") or _noted(users_home)), ".cache/jittor")
-    if any(character in FORBIDDEN for character in str(chosen)):
-        raise ClipError(
-            f"Jittor cannot compile in {chosen}, because of a quote, $, `, a backslash or a line break in its name; "
-            "set HOME to a folder without them, e.g. HOME=/tmp/me"
-        )
+    for character in FORBIDDEN:
+        if character in str(chosen):
+            raise ClipError(
+                f"Jittor cannot compile in {chosen}, because of the {character!r} in its name; set HOME (and "
+                "JITTOR_HOME, if you use it) to a folder without such a character, e.g. HOME=/tmp/me"
+            )
     return chosen
 
 
@@ -85,6 +88,10 @@ def has_core(nvcc: str) -> bool:
     return False
 
 
-def has_onednn() -> bool:
-    """Return whether Jittor has installed oneDNN, or is not to use it."""
-    return os.environ.get("use_mkl", "1") != "1" or any(folder().glob("mkl/*/lib/libmkldnn.so"))
+def fails_once() -> bool:
+    """Return whether Jittor's next import will fail, and the one after it succeed.
+
+    Where it installs oneDNN, it runs an example in a folder whose name it does not quote, such as one with a space.
+    """
+    is_to_install = os.environ.get("use_mkl", "1") == "1" and not any(folder().glob("mkl/*/lib/libmkldnn.so"))
+    return is_to_install and shlex.quote(str(folder())) != str(folder())

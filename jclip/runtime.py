@@ -42,7 +42,7 @@ DEFAULTS = {
     # 16 threads share state without locks, and have crashed; without them the first run takes longer
     "use_parallel_op_compiler": "0",
 }
-NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
 _lock = threading.RLock()  # held by the one thread that imports Jittor or chooses the device
 _build_problem = ""  # why Jittor's core could not be compiled with CUDA, in this process
 _log = logging.getLogger("jclip")
@@ -115,8 +115,8 @@ def _import_jittor():
         if _is_generated(os.environ.get("nvcc_path", "")):
             _check_jittor_starts(Path(os.environ["nvcc_path"]))
         _log_if_not_compiled(os.environ.get("nvcc_path", ""))
-        if " " in str(jittor_cache.folder()) and not jittor_cache.has_onednn():
-            _import_in_child()  # it installs oneDNN, then fails at an example; the import after that succeeds
+        if jittor_cache.fails_once():
+            _import_in_child()
     try:
         import jittor as jt  # through _ImportGuard; waits for a thread that is importing it
     except SystemExit:  # Jittor exits after it has rebuilt a part of itself

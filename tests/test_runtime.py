@@ -3,29 +3,14 @@
 import functools
 import os
 import stat
-import subprocess
 import sys
 
 import pytest
-from conftest import PROJECT
+from conftest import python
 
 from jclip import jittor_cache, runtime
 
 SHOW_LOG = "import logging; logging.basicConfig(level=logging.INFO, format='%(message)s')\n"
-
-
-def python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={
-            **{k: v for k, v in os.environ.items() if k not in ("nvcc_path", "use_mpi", "use_parallel_op_compiler")},
-            **environment,
-        },
-    )
 
 
 @pytest.fixture
