@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import home
 from .errors import ClipError
 
 CACHE = Path("~/.cache/jclip/cuda")  # has a folder <hash of its content>/ for each CUDA
@@ -275,7 +276,10 @@ def make(toolkit: Toolkit, gpu: Gpu) -> Path:
     """
     files = _folder_content(toolkit, gpu)
     key = hashlib.sha256(repr(sorted((name, str(value)) for name, value in files.items())).encode()).hexdigest()[:16]
-    folder = CACHE.expanduser() / key
+    try:
+        folder = home.expanded(CACHE) / key
+    except ClipError as error:
+        raise NoCuda(str(error)) from None
     if folder.is_dir():
         return folder
     try:
@@ -288,7 +292,7 @@ def make(toolkit: Toolkit, gpu: Gpu) -> Path:
                 if not folder.is_dir():  # if it is, another process has just made the same folder
                     raise
     except OSError as error:
-        raise NoCuda(f"cannot write {folder} ({error.strerror or error})") from None
+        raise NoCuda(str(home.not_writable(folder, error))) from None
     return folder
 
 

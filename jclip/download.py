@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from . import home
 from .errors import ClipError
-from .paths import expand
 from .progress import Progress
 from .weights import sha256
 
@@ -44,10 +44,15 @@ def official(name: str, folder: Path = CACHE) -> Path:
     Raises
     ------
     ClipError
-        If the file cannot be downloaded, or another file has its name.
+        If the file cannot be downloaded, another file has its name, or the folder cannot be made.
     """
     digest, file_name = OFFICIAL[name]
-    return download(f"{HOST}/{digest}/{file_name}", digest, expand(folder) / file_name)
+    folder = home.expanded(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise home.not_writable(folder, error) from None
+    return download(f"{HOST}/{digest}/{file_name}", digest, folder / file_name)
 
 
 def download(url: str, digest: str, target: Path) -> Path:

@@ -2,6 +2,9 @@
 
 The pixels go through shared memory that holds two batches, so what is read ahead never grows, and what passes between
 the processes is so little that none waits for the lock of another.
+
+The processes do not run the caller's script, as those of multiprocessing do: its work would be done twice, unless all
+of it stands below `if __name__ == "__main__"`.
 """
 
 from __future__ import annotations
@@ -9,19 +12,23 @@ from __future__ import annotations
 import errno
 import math
 import os
+import pickle
 import signal
+import sys
 import threading
+import types
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
-from multiprocessing import connection, get_context, parent_process
+from itertools import chain, islice
+from multiprocessing import connection, context, current_process, parent_process
 from multiprocessing.shared_memory import SharedMemory
 from typing import Callable, NamedTuple
 
 import numpy as np
 
+from . import pillow
 from .errors import ClipError, Unreadable
 
 NICENESS = 19  # of the reading processes: what they take from one computing thread delays all of them
@@ -42,8 +49,9 @@ def batches(items: Iterable, read: Callable, resolution: int, batch_size: int, w
     items : iterable
         Whatever `read` understands.
     read : callable
-        Turns an item into a uint8 array (resolution, resolution, 3), or raises Unreadable. It is sent to the reading
-        processes, so it must be a function of a module, or an object of a class of one.
+        Turns an item into a uint8 array (resolution, resolution, 3), or raises Unreadable. The reading processes need
+        a function of a module, or an object of a class of one; where `read` or the items are the script's own, the
+        caller's process reads.
     resolution : int
         Side of the images in pixels.
     batch_size : int
@@ -64,7 +72,9 @@ def batches(items: Iterable, read: Callable, resolution: int, batch_size: int, w
         Whatever `read` raises, except Unreadable.
     """
     items = iter(items)
-    if workers:
+    first = list(islice(items, batch_size))
+    items = chain(first, items)
+    if workers and _can_be_sent(read, first):
         yield from _read_ahead(items, read, (2, batch_size, resolution, resolution, 3), workers)
         return
     while chosen := list(islice(items, batch_size)):
@@ -72,10 +82,20 @@ def batches(items: Iterable, read: Callable, resolution: int, batch_size: int, w
         yield Batch(pixels, _fill(pixels, chosen, read))
 
 
+def _can_be_sent(*values) -> bool:
+    """Return whether processes that know nothing of the caller's script can work with these values."""
+    if current_process().daemon:  # such a process may not start others
+        return False
+    try:
+        return b"__main__" not in pickle.dumps((pillow.settings(), *values))
+    except Exception:  # whatever the caller's objects raise
+        return False
+
+
 def _read_ahead(items: Iterator, read: Callable, shape: tuple[int, ...], workers: int) -> Iterator[Batch]:
     memory = _shared_memory(shape)
     try:
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (memory.name, shape, read))
+        pool = ProcessPoolExecutor(workers, _Context(), _start, (memory.name, shape, read, pillow.settings()))
         try:
             yield from _alternate(pool, items, np.ndarray(shape, np.uint8, memory.buf), workers)
         except BrokenProcessPool:
@@ -143,15 +163,36 @@ def _fill(pixels: np.ndarray, items: list, read: Callable) -> dict[int, str]:
     return failures
 
 
+class _Process(context.SpawnProcess):
+    """A process that does not run the caller's script, whose place multiprocessing learns from sys.modules."""
+
+    _lock = threading.Lock()
+
+    @staticmethod
+    def _Popen(process):
+        with _Process._lock:
+            script = sys.modules["__main__"]
+            sys.modules["__main__"] = types.ModuleType("__main__")
+            try:
+                return context.SpawnProcess._Popen(process)
+            finally:
+                sys.modules["__main__"] = script
+
+
+class _Context(context.SpawnContext):
+    Process = _Process
+
+
 # ---- in a reading process ----
 
 
-def _start(name: str, shape: tuple, read: Callable) -> None:
+def _start(name: str, shape: tuple, read: Callable, settings: pillow.Settings) -> None:
     global _memory, _halves, _reader
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, "nice"):  # not on Windows
         os.nice(NICENESS)
+    pillow.apply(settings)
     _memory = SharedMemory(name)
     _halves, _reader = np.ndarray(shape, np.uint8, _memory.buf), read
 

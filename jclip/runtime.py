@@ -3,17 +3,21 @@
 Jittor reads its settings from environment variables when it is imported. `prepare` sets them when `jclip` is imported,
 and `use` imports Jittor. If the caller imported Jittor before jclip, Jittor keeps the settings it has.
 
+Any thread may import Jittor, and may end afterwards; two may do so at once.
+
 Which device is used, and that Jittor has to compile itself, is logged at level INFO by the logger "jclip".
 """
 
 from __future__ import annotations
 
+import atexit
+import errno
+import importlib.machinery
 import importlib.util
 import logging
 import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -24,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import cuda
+from . import cuda, home, jittor_cache, no_grad, signals
 from .errors import ClipError
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -38,6 +42,8 @@ DEFAULTS = {
     # 16 threads share state without locks, and have crashed; without them the first run takes longer
     "use_parallel_op_compiler": "0",
 }
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
+_lock = threading.RLock()  # held by the one thread that imports Jittor or chooses the device
 _build_problem = ""  # why Jittor's core could not be compiled with CUDA, in this process
 _log = logging.getLogger("jclip")
 
@@ -48,6 +54,8 @@ def prepare() -> None:
     Variables that the user has set, such as `nvcc_path=/opt/cuda/bin/nvcc` or `use_mpi=1`, are left alone. Does nothing
     if Jittor is already imported, or in a child process that inherited the variables.
     """
+    if _ImportGuard not in sys.meta_path:
+        sys.meta_path.insert(0, _ImportGuard)
     is_prepared_child = multiprocessing.parent_process() and {"nvcc_path", "FIX_TORCH_ERROR"} <= os.environ.keys()
     if "jittor" in sys.modules or is_prepared_child:
         return
@@ -63,7 +71,7 @@ def prepare() -> None:
 
 def _is_generated(nvcc: str) -> bool:
     """Return whether `nvcc` lies in a folder that `cuda.make` made; a child process inherits such a path."""
-    return cuda.CACHE.expanduser() in Path(nvcc).parents
+    return os.path.expanduser(cuda.CACHE) in map(str, Path(nvcc).parents)
 
 
 def _disable_cuda() -> None:
@@ -87,36 +95,79 @@ def _cuda_setup() -> tuple[dict[str, str], str]:
         return {}, str(problem)
 
 
-@cache
 def jittor():
     """Import Jittor and return the module.
 
     Raises
     ------
     ClipError
-        If Jittor or a C++ compiler is not installed, or the import fails.
+        If Jittor or a C++ compiler is not installed, Jittor's cache cannot be written, or the import fails.
     """
-    if "jittor" in sys.modules:
-        _restore_signal_handlers()
-        return sys.modules["jittor"]
-    prepare()
-    _check_installation()
-    if _is_generated(os.environ.get("nvcc_path", "")):
-        _check_jittor_starts(Path(os.environ["nvcc_path"]))
-    nvcc = os.environ.get("nvcc_path", "")
-    _log_if_not_compiled(nvcc)
-    # numpy keeps these after their first use, which would warn once Jittor treats denormal numbers as zero
-    np.finfo(np.float32), np.finfo(np.float64)
+    with _lock:
+        return _import_jittor()
+
+
+@cache
+def _import_jittor():
+    if "jittor" not in sys.modules:
+        prepare()
+        _check_installation()
+        if _is_generated(os.environ.get("nvcc_path", "")):
+            _check_jittor_starts(Path(os.environ["nvcc_path"]))
+        _log_if_not_compiled(os.environ.get("nvcc_path", ""))
+        if jittor_cache.fails_once():
+            _import_in_child()
     try:
-        with _import_variables(nvcc), _interrupts_exit():
-            import jittor as jt
+        import jittor as jt  # through _ImportGuard; waits for a thread that is importing it
     except SystemExit:  # Jittor exits after it has rebuilt a part of itself
         sys.modules.pop("jittor", None)
         raise ClipError("Jittor has rebuilt its core for this machine; run the same command again") from None
     except Exception as error:
+        if isinstance(error, OSError) and error.filename and error.errno in NOT_WRITABLE:
+            raise home.not_writable(error.filename, error) from None
         raise ClipError(f"Jittor cannot be imported: {_last_line(error)}") from error
-    _restore_signal_handlers()
+    _undo_what_ends_the_process()  # again, because the caller may have imported Jittor before jclip
+    no_grad.share_between_threads(jt)
     return jt
+
+
+class _ImportGuard:
+    """Finds the module jittor such that every `import jittor`, also the caller's own, goes through _GuardedLoader."""
+
+    @staticmethod
+    def find_spec(name: str, path=None, target=None):
+        if name != "jittor":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec and spec.loader and spec.origin:
+            spec.loader = _GuardedLoader(name, spec.origin)
+        return spec
+
+
+class _GuardedLoader(importlib.machinery.SourceFileLoader):
+    """Imports Jittor without what would end this process later."""
+
+    def exec_module(self, module) -> None:
+        # numpy keeps these after their first use, which would warn once Jittor treats denormal numbers as zero
+        np.finfo(np.float32), np.finfo(np.float64)
+        with _import_variables(os.environ.get("nvcc_path", "")), signals.interrupts_exit():
+            try:
+                super().exec_module(module)
+            finally:
+                _undo_what_ends_the_process()
+
+
+def _undo_what_ends_the_process() -> None:
+    """Restore Python's signal handlers, and end the pool of processes with which Jittor has compiled its core, if any.
+
+    These processes are killed together with the thread that has forked them. Jittor forks others where it needs them.
+    """
+    signals.restore()
+    utils = sys.modules.get("jittor_utils")
+    if hasattr(utils, "p"):
+        atexit.unregister(utils.pool_cleanup)
+        utils.pool_cleanup()
+        utils.pool_size = 0
 
 
 def _check_installation() -> None:
@@ -131,7 +182,7 @@ def _check_installation() -> None:
 
 def _log_if_not_compiled(nvcc: str) -> None:
     """Log that Jittor is about to compile its core for `nvcc`, unless it has done so already."""
-    if not _core_is_compiled(nvcc):
+    if not jittor_cache.has_core(nvcc):
         minutes = "up to 10" if nvcc else "about 3"  # on 2 cores; CUDA on 16 cores takes 1
         _log.info("Jittor compiles its core on its first use: %s minutes, once.", minutes)
 
@@ -152,7 +203,7 @@ def _check_jittor_starts(nvcc: Path) -> None:
         )
         _disable_cuda()
         return
-    if started.exists() and _core_is_compiled(str(nvcc)):
+    if started.exists() and jittor_cache.has_core(str(nvcc)):
         return
     _log_if_not_compiled(str(nvcc))
     output = _import_in_child()
@@ -173,6 +224,7 @@ def _import_in_child() -> str | None:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            env={**os.environ, **jittor_cache.variables()},
         )
         if done.returncode == 0 and "has_cuda 1" in done.stdout:
             return None
@@ -216,19 +268,20 @@ def use(device: str = "auto", precision: str = "float32") -> str:
         _require_cuda()
     if device == "cpu" and precision == "half":
         raise ClipError("--precision half needs CUDA; run with --precision float32")
-    jt = jittor()
-    if device == "cuda" and not jt.has_cuda:
-        _require_cuda()
-        raise ClipError(
-            "--device cuda was asked for, but this Jittor was started without CUDA; "
-            "unset nvcc_path or run with --device cpu"
-        )
-    if precision == "half":
-        _check_half(jt.has_cuda)
-    chosen = "cuda" if device != "cpu" and jt.has_cuda else "cpu"
-    jt.flags.use_cuda = int(chosen == "cuda")
-    _log_device(chosen, device, precision)
-    return chosen
+    with _lock:
+        jt = jittor()
+        if device == "cuda" and not jt.has_cuda:
+            _require_cuda()
+            raise ClipError(
+                "--device cuda was asked for, but this Jittor was started without CUDA; "
+                "unset nvcc_path or run with --device cpu"
+            )
+        if precision == "half":
+            _check_half(jt.has_cuda)
+        chosen = "cuda" if device != "cpu" and jt.has_cuda else "cpu"
+        jt.flags.use_cuda = int(chosen == "cuda")
+        _log_device(chosen, device, precision)
+        return chosen
 
 
 def _require_cuda() -> None:
@@ -270,79 +323,28 @@ def _log_device(chosen: str, requested: str, precision: str) -> None:
     _log.info("Jittor %s computes on %s", jt.__version__, where)
 
 
-def _core_is_compiled(nvcc: str) -> bool:
-    """Return whether Jittor's cache has a core compiled with this `nvcc`, or for the CPU if `nvcc` is "".
-
-    The cache has nested folders for the versions of Jittor, g++ and Python, the operating system, the CPU, the install
-    path and the cache's name (several levels if it is a git branch with slashes); with CUDA one more, such as
-    cu13.0.88_sm_90. Beside the core, a .key file holds the command that linked it, which names the folder of CUDA.
-    """
-    folder = Path(shutil.which(nvcc) or nvcc).parent.parent
-    for depth in range(7, 11):
-        for command in Path.home().glob(".cache/jittor/" + "*/" * depth + "jittor_core*.so.key"):
-            text = command.read_text(errors="replace")
-            if f'"{folder}/lib64"' in text if nvcc else "-DHAS_CUDA" not in text:
-                return True
-    return False
-
-
 @contextmanager
 def _import_variables(nvcc: str) -> Iterator[None]:
-    """Set environment variables that only the import of Jittor is to see, unless the user has set them.
+    """Set environment variables that only the import of Jittor is to see.
 
     Under Jupyter, which Jittor recognises by JPY_PARENT_PID, it installs no handler of its own for Ctrl-C. A pool of
     processes is forked at every import, though only compiling its core needs them; if this process is killed in that
     moment, they stay, with its files open. The variable that prevents this also turns use_parallel_op_compiler off.
     """
     variables = {"JPY_PARENT_PID": str(os.getpid())}
-    if _core_is_compiled(nvcc) and os.environ.get("use_parallel_op_compiler") == "0":
+    if jittor_cache.has_core(nvcc) and os.environ.get("use_parallel_op_compiler") == "0":
         variables["DISABLE_MULTIPROCESSING"] = "1"
-    added = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(added)
+    variables = {name: value for name, value in variables.items() if name not in os.environ}
+    variables.update(jittor_cache.variables())
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        for name in added:
+        for name, value in before.items():
             os.environ.pop(name, None)
-
-
-@contextmanager
-def _interrupts_exit() -> Iterator[None]:
-    """End the process with exit code 130 if Ctrl-C comes while the block imports Jittor.
-
-    After a KeyboardInterrupt in the middle of the import, the process may hang. A handler of the caller's own stays.
-    """
-    process = os.getpid()
-
-    def stop(number, frame):
-        if os.getpid() == process:  # Jittor's compiler processes inherit the handler
-            os.write(2, b"\nstopped\n")
-        os._exit(130)
-
-    in_main_thread = threading.current_thread() is threading.main_thread()  # other threads may not set handlers
-    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _restore_signal_handlers() -> None:
-    """Undo Jittor's signal handlers, which end the process on Ctrl-C and whenever a child process is killed.
-
-    Jittor installs them in C++, so Python still knows the handlers of before.
-    """
-    try:
-        for name, default in (("SIGINT", signal.default_int_handler), ("SIGCHLD", signal.SIG_DFL)):
-            if hasattr(signal, name):  # Windows has no SIGCHLD
-                number = getattr(signal, name)
-                before = signal.getsignal(number)
-                signal.signal(number, default if before is None else before)
-    except ValueError:
-        pass  # only the main thread may set handlers; if another thread imports Jittor, its handlers stay
+            if value is not None:
+                os.environ[name] = value
 
 
 def _last_line(error: Exception) -> str:

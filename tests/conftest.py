@@ -40,6 +40,21 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason=runtime.cuda_problem()))
 
 
+def python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run `python -c code` in the project's folder, with these environment variables beside those of this process."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={
+            **{k: v for k, v in os.environ.items() if k not in ("nvcc_path", "use_mpi", "use_parallel_op_compiler")},
+            **environment,
+        },
+    )
+
+
 @pytest.fixture
 def run():
     """Give run(script, *arguments, cwd=…), which runs `python script arguments…` and returns a CompletedProcess."""

@@ -417,7 +417,9 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     toolkit(tmp_path / "cuda", 13)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
     files(tmp_path, "home")
-    with pytest.raises(cuda.NoCuda, match=r"^cannot write .*home/\.cache/jclip/cuda/\w+ \(Not a directory\)$"):
+    with pytest.raises(
+        cuda.NoCuda, match=r"^cannot write .*home/\.cache/jclip/cuda/\w+ \(Not a directory\); set HOME to a folder"
+    ):
         made()
 
 

@@ -3,29 +3,14 @@
 import functools
 import os
 import stat
-import subprocess
 import sys
 
 import pytest
-from conftest import PROJECT
+from conftest import python
 
-from jclip import runtime
+from jclip import jittor_cache, runtime
 
 SHOW_LOG = "import logging; logging.basicConfig(level=logging.INFO, format='%(message)s')\n"
-
-
-def python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={
-            **{k: v for k, v in os.environ.items() if k not in ("nvcc_path", "use_mpi", "use_parallel_op_compiler")},
-            **environment,
-        },
-    )
 
 
 @pytest.fixture
@@ -202,15 +187,15 @@ def test_a_compiled_core_is_recognised_by_its_link_command(tmp_path, monkeypatch
     core = tmp_path / ".cache/jittor/jt/g++/py/os/cpu/7b6b/a/branch"
     command = "jittor_core.cpython-311-x86_64-linux-gnu.so.key"
     nvcc = "/cache/key/bin/nvcc"
-    assert not runtime._core_is_compiled("") and not runtime._core_is_compiled(nvcc)
+    assert not jittor_cache.has_core("") and not jittor_cache.has_core(nvcc)
     (core / "cu13.0.88_sm_90").mkdir(parents=True)
     (core / "cu13.0.88_sm_90" / command).write_text(
         'g++ -DHAS_CUDA -I"/cache/key/include" -lcudart -L"/cache/key/lib64"'
     )
-    assert not runtime._core_is_compiled("") and runtime._core_is_compiled(nvcc)
-    assert not runtime._core_is_compiled("/cache/other key/bin/nvcc")
+    assert not jittor_cache.has_core("") and jittor_cache.has_core(nvcc)
+    assert not jittor_cache.has_core("/cache/other key/bin/nvcc")
     (core / command).write_text("g++")
-    assert runtime._core_is_compiled("")
+    assert jittor_cache.has_core("")
 
 
 @pytest.fixture

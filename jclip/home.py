@@ -1,0 +1,31 @@
+"""The user's home folder, in which Jittor, CUDA's folder and official weights are kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .errors import ClipError
+
+REMEDY = "set HOME to a folder that can be written, e.g. HOME=/tmp/me"
+
+
+def expanded(path: Path | str) -> Path:
+    """Return a path with its leading ~ replaced by the home folder.
+
+    Raises
+    ------
+    ClipError
+        If there is no home folder: HOME is not set, and the system does not know the user.
+    """
+    try:
+        return Path(path).expanduser()
+    except (RuntimeError, KeyError):  # KeyError before Python 3.10
+        raise ClipError(
+            f"no home folder: HOME is not set, and the system has none for user {os.getuid()}; {REMEDY}"
+        ) from None
+
+
+def not_writable(path: Path | str, error: OSError) -> ClipError:
+    """Return the ClipError that says that a file or folder below the home folder cannot be written."""
+    return ClipError(f"cannot write {path} ({error.strerror or error}); {REMEDY}")

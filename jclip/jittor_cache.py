@@ -1,0 +1,97 @@
+"""The folder in which Jittor keeps what it has compiled: where it is, whether it can be used, what is in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from pathlib import Path
+
+from . import home
+from .errors import ClipError
+
+# Jittor writes its folder into shell commands, between double quotes, and into lists of the linker.
+FORBIDDEN = "\"'$`\\\n,:"
+
+
+def variables() -> dict[str, str]:
+    """Return the environment variables with which Jittor finds a folder that it can write, beside those that are set.
+
+    Jittor makes .cache/jittor in HOME, even if JITTOR_HOME names another folder. Where it cannot, JITTOR_HOME serves
+    for both.
+
+    Raises
+    ------
+    ClipError
+        If no folder can be written.
+    """
+    try:
+        _make_cache(home.expanded("~"))
+        return {}
+    except ClipError:
+        if not os.environ.get("JITTOR_HOME"):
+            raise
+        _make_cache(Path(os.environ["JITTOR_HOME"]))
+        return {"HOME": os.environ["JITTOR_HOME"]}
+
+
+def folder() -> Path:
+    """Return the folder in which Jittor keeps what it has compiled.
+
+    Raises
+    ------
+    ClipError
+        If no folder can be written, or the folder's name has characters that Jittor cannot handle.
+    """
+    users_home = Path(variables().get("HOME") or home.expanded("~"))
+    chosen = Path(os.path.abspath(os.environ.get("JITTOR_HOME") or _noted(users_home)), ".cache/jittor")
+    for character in FORBIDDEN:
+        if character in str(chosen):
+            raise ClipError(
+                f"Jittor cannot compile in {chosen}, because of the {character!r} in its name; set HOME (and "
+                "JITTOR_HOME, if you use it) to a folder without such a character, e.g. HOME=/tmp/me"
+            )
+    return chosen
+
+
+def _noted(users_home: Path) -> Path:
+    """Return the last JITTOR_HOME that Jittor has been given, which it notes in HOME, or HOME itself."""
+    try:
+        return Path(json.loads((users_home / ".cache/jittor/config.json").read_text())["JITTOR_HOME"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return users_home
+
+
+def _make_cache(folder: Path) -> None:
+    """Make the folder that Jittor makes in HOME; raise ClipError if that fails."""
+    folder = folder / ".cache/jittor"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise home.not_writable(folder, error) from None
+
+
+def has_core(nvcc: str) -> bool:
+    """Return whether the cache has a core compiled with this `nvcc`, or for the CPU if `nvcc` is "".
+
+    The cache has nested folders for the versions of Jittor, g++ and Python, the operating system, the CPU, the install
+    path and the cache's name (several levels if it is a git branch with slashes); with CUDA one more, such as
+    cu13.0.88_sm_90. Beside the core, a .key file holds the command that linked it, which names the folder of CUDA.
+    """
+    cuda = Path(shutil.which(nvcc) or nvcc).parent.parent
+    for depth in range(7, 11):
+        for command in folder().glob("*/" * depth + "jittor_core*.so.key"):
+            text = command.read_text(errors="replace")
+            if f'"{cuda}/lib64"' in text if nvcc else "-DHAS_CUDA" not in text:
+                return True
+    return False
+
+
+def fails_once() -> bool:
+    """Return whether Jittor's next import will fail, and the one after it succeed.
+
+    Where it installs oneDNN, it runs an example in a folder whose name it does not quote, such as one with a space.
+    """
+    is_to_install = os.environ.get("use_mkl", "1") == "1" and not any(folder().glob("mkl/*/lib/libmkldnn.so"))
+    return is_to_install and shlex.quote(str(folder())) != str(folder())
