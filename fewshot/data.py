@@ -226,8 +226,8 @@ def _present(
     The names may differ in how accents are written: an editor composes them (NFC), macOS takes them apart (NFD).
     """
     disk = _Disk(folder)
-    found = [photo._replace(name=disk.find(photo.name)) for photo in photos]
-    missing = [photo.name for photo, on_disk in zip(photos, found) if on_disk.name is None]
+    names = [disk.find(photo.name) for photo in photos]
+    missing = [photo.name for photo, name in zip(photos, names) if name is None]
     if missing:
         some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise TaskError(
@@ -235,14 +235,14 @@ def _present(
             "put them there, or name the right folder with --data, or remove their lines from the list"
         )
     lines: dict[str, str] = {}  # name on the disk -> line
-    for photo, on_disk in zip(photos, found):
+    for photo, name in zip(photos, names):
         line = first_line[photo.name][0]
-        if lines.setdefault(on_disk.name, line) != line:
+        if lines.setdefault(name, line) != line:
             raise TaskError(
-                f"{line}: {spelled(photo.name)} is the photograph of {lines[on_disk.name]}, with its accents written "
-                "in another way; remove one of the lines"
+                f"{line}: {spelled(photo.name)} is the photograph of {lines[name]}, with its accents written in "
+                "another way; remove one of the lines"
             )
-    return tuple(found)
+    return tuple(photo._replace(name=name) for photo, name in zip(photos, names))
 
 
 class _Disk:
@@ -261,21 +261,26 @@ class _Disk:
         if real not in self._files:
             self._files[real] = _Names(_files_in(self._folder / real))
         found = self._files[real].find(file)
+        if found == file and real == parent:
+            return name  # the same object, to save memory
         return found and _joined(real, found)
 
     def _real(self, parent: str) -> str:
         """Return the name of a folder on the disk, or as it is if there is none."""
         if parent not in self._paths:
-            self._paths[parent] = parent
-            above, _, name = parent.rpartition("/")
-            if not os.path.isdir(self._folder / parent):
-                real = self._real(above)
-                if real not in self._folders:
-                    self._folders[real] = _Names(set(listing.folders_in(self._folder / real)))
-                found = self._folders[real].find(name)
-                if found:
-                    self._paths[parent] = _joined(real, found)
+            self._paths[parent] = parent if os.path.isdir(self._folder / parent) else self._composed_path(parent)
         return self._paths[parent]
+
+    def _composed_path(self, parent: str) -> str:
+        real = ""
+        for name in parent.split("/"):
+            if real not in self._folders:
+                self._folders[real] = _Names(set(listing.folders_in(self._folder / real)))
+            found = self._folders[real].find(name)
+            if not found:
+                return parent
+            real = _joined(real, found)
+        return real
 
 
 def _joined(folder: str, name: str) -> str:

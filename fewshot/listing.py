@@ -119,7 +119,7 @@ def remedies(folder: Path, names: Sequence[str]) -> list[str]:
 
 def folders_in(folder: Path) -> list[str]:
     """Return the names of the folders in a folder, litter folders left out; none if it is no folder."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # also where the name is too long
         return []
     with os.scandir(folder) as entries:
         return [entry.name for entry in entries if _is_folder(entry) and not is_litter_folder(entry.name)]

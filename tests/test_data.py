@@ -142,6 +142,8 @@ def test_lists_of_other_editors(contest, line_end):
         ),
         ("train.txt", "TrainSet/Animal/Bear 0\n", "1 of 1 photographs are not in"),  # a folder is no photograph
         ("train.txt", f"{'x' * 300}.jpg 0\n", "1 of 1 photographs are not in"),
+        ("train.txt", f"{'é' * 300}/1.jpg 0\n", "1 of 1 photographs are not in"),
+        ("train.txt", f"{'é/' * 2000}1.jpg 0\n", "1 of 1 photographs are not in"),
         ("train.txt", f"{'x' * 5000} 0\n", "train.txt:1: .*expected a name"),
         ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\n".encode("utf-16"), "train.txt:1: not UTF-8 .*save it as UTF-8"),
         ("train.txt", "TrainSet/Animal/Bear/1.jpg 0\n".encode("utf-16-le"), "train.txt:1: .*UTF-16"),

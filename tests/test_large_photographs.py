@@ -24,6 +24,8 @@ def large_jpeg(width: int, height: int) -> bytes:
     parts = encode(Image.fromarray(stripes), "JPEG", restart_marker_rows=1)
     head, scan = parts[: parts.index(b"\xff\xda") + 14], parts[parts.index(b"\xff\xda") + 14 : -2]
     frame = head.index(b"\xff\xc0") + 5  # of the height
+    if b"\xff\xd0" not in scan:
+        pytest.skip("this Pillow writes no restart markers")
     row = scan[: scan.index(b"\xff\xd0")]
     rows = b"".join(row + bytes([0xFF, 0xD0 + i % 8]) for i in range(-(-height // 16) - 1)) + row
     return head[:frame] + height.to_bytes(2, "big") + head[frame + 2 :] + rows + b"\xff\xd9"
