@@ -2,9 +2,9 @@
 
 Jittor's generated kernels make one pass over memory for each elementary operation, and on the CPU use one core. The
 kernels of kernels.h (CPU) and kernels.cuh (CUDA) make one pass for the whole operation, on all cores. They are used
-under `jittor.no_grad()` only, because they have no gradients; attention on the CPU does have one and is always used. On
-CUDA a whole block of the transformer is one operator, because Jittor takes longer to start an operator than the GPU to
-compute it.
+under `jittor.no_grad()` only, because they have no gradients: Jittor would take them for zero without a word. Attention
+on the CPU does have one and is always used. On CUDA a whole block of the transformer is one operator, because Jittor
+takes longer to start an operator than the GPU to compute it.
 
 Letters in shapes: n sequences, l positions, w width, h heads. Arrays are float32. On CUDA, the inputs and results of
 matrix products may be float16; sums are float32 all the same.
@@ -16,6 +16,8 @@ from pathlib import Path
 
 import jittor as jt
 import numpy as np
+
+from .errors import ClipError
 
 EPSILON = 1e-5  # of every layer norm in CLIP, torch.nn.LayerNorm's default
 # Jittor hashes included files and compiles again if one has changed.
@@ -151,7 +153,8 @@ def residual(x, branch, bias):
 def attention(qkv, bias, heads: int, causal: bool):
     """Compute scaled dot-product attention within each sequence (Vaswani et al., arXiv:1706.03762, section 3.2).
 
-    The CPU kernel has a first derivative only. `plain_attention`, which CUDA uses where gradients are wanted, has all.
+    The CPU kernel has a first derivative only; a second one raises ClipError. `plain_attention`, which CUDA uses where
+    gradients are wanted, has all.
 
     Parameters
     ----------
@@ -173,11 +176,45 @@ def attention(qkv, bias, heads: int, causal: bool):
         return _run(shape, str(qkv.dtype), f"attention<{w3 // 3 // heads}>(in0_p, in1_p, out0_p, {sizes})", qkv, bias)
     if jt.flags.use_cuda:
         return plain_attention(qkv, bias, heads, causal)
-    gradient = None
-    if device is None:  # the kernel's gradient is that of the sum qkv + bias, and Jittor derives both from it
-        qkv, bias = qkv + bias, jt.zeros(bias.shape).stop_grad()
-        gradient = f"attention_gradient(in0_p, dout_p, out0_p, {sizes})"
-    return _run(shape, "float32", f"attention(in0_p, in1_p, out0_p, {sizes})", qkv, bias, gradient=gradient)
+    if device is None:
+        return _Attention(heads, causal)(qkv + bias)
+    return _run(shape, "float32", f"attention(in0_p, in1_p, out0_p, {sizes})", qkv, bias)
+
+
+class _Attention(jt.Function):
+    """The CPU kernel of attention, where gradients are wanted; it takes the sum of qkv and bias.
+
+    __call__ gives `execute` copies of its inputs, from which no gradient of a gradient leads back; `grad` needs the
+    inputs themselves.
+    """
+
+    def __init__(self, heads: int, causal: bool):
+        self.heads, self.causal = heads, causal
+        self.sizes = f"in0_shape0, in0_shape1, in0_shape2 / 3, {heads}, {int(causal)}"
+
+    def __call__(self, *inputs):
+        self.inputs = inputs
+        return super().__call__(*inputs)
+
+    def execute(self, qkv):
+        n, l, w3 = qkv.shape
+        return _run((n, l, w3 // 3), "float32", f"attention(in0_p, in1_p, out0_p, {self.sizes})", qkv, jt.zeros((w3,)))
+
+    def grad(self, slope):
+        return _AttentionGradient(self.heads, self.causal)(*self.inputs, slope)
+
+
+class _AttentionGradient(_Attention):
+    """The kernel of the gradient of attention."""
+
+    def execute(self, qkv, slope):
+        return _run(qkv.shape, "float32", f"attention_gradient(in0_p, in1_p, out0_p, {self.sizes})", qkv, slope)
+
+    def grad(self, slope):
+        raise ClipError(
+            "a gradient of a gradient was asked for, and attention on the CPU has only a first derivative; put "
+            "jclip.kernels.plain_attention, which has all, in the place of jclip.kernels.attention"
+        )
 
 
 def plain_attention(qkv, bias, heads: int, causal: bool):
@@ -227,7 +264,7 @@ def _device() -> str | None:
     return None if not jt.flags.no_grad else "cuda" if jt.flags.use_cuda else "cpu"
 
 
-def _run(shape, dtype, call: str, *inputs, gradient: str | None = None):
+def _run(shape, dtype, call: str, *inputs):
     """Return the Var that a function of kernels.h or kernels.cuh fills, or several Vars if `shape` is a list.
 
     Parameters
@@ -236,16 +273,7 @@ def _run(shape, dtype, call: str, *inputs, gradient: str | None = None):
     call : str
         The C++ call. in0_p, out0_p, in0_shape0, … are Jittor's names for data and shapes of inputs and results.
     inputs : Vars
-    gradient : str or None
-        The call that computes the gradient of the first input, on the CPU.
     """
     if jt.flags.use_cuda:
         return jt.code(shape, dtype, list(inputs), cuda_header=CUDA_SOURCE, cuda_src=f"clip::{call}; clip::check();")
-    return jt.code(
-        shape,
-        dtype,
-        list(inputs),
-        cpu_header=CPU_SOURCE,
-        cpu_src=f"clip::{call};",
-        cpu_grad_src=[f"clip::{gradient};"] if gradient else [],
-    )
+    return jt.code(shape, dtype, list(inputs), cpu_header=CPU_SOURCE, cpu_src=f"clip::{call};")

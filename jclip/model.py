@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import jittor as jt
 import numpy as np
-from jittor import nn
 
-from . import kernels
+from . import kernels, runtime
 from .architecture import Architecture, architecture_of, expected_shapes
 from .errors import ClipError
+from .module import Module, Sequential
 
 DTYPES = {"float32": "float32", "half": "float16"}  # precision -> dtype of the matrix products
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(Module):
     """Layer norm over the last axis."""
 
     def __init__(self, width: int, dtype: str):
@@ -28,11 +28,11 @@ class LayerNorm(nn.Module):
         self.bias = jt.zeros((width,))
         self.dtype = dtype
 
-    def execute(self, x):  # float32 -> dtype
-        return kernels.layer_norm(x, self.weight, self.bias, self.dtype)
+    def execute(self, x):  # -> dtype
+        return kernels.layer_norm(x.float32(), self.weight, self.bias, self.dtype)
 
 
-class Linear(nn.Module):
+class Linear(Module):
     """A linear layer that multiplies only; the kernel after it adds the bias."""
 
     def __init__(self, inputs: int, outputs: int, dtype: str):
@@ -43,14 +43,33 @@ class Linear(nn.Module):
         return _matmul(x, self.weight)
 
 
-class Weight(nn.Module):
-    """A weight without a computation: the token embedding or the patch embedding."""
+class Embedding(Module):
+    """The vectors of token ids."""
 
-    def __init__(self, *shape: int, dtype: str = "float32"):
-        self.weight = jt.zeros(shape, dtype)
+    def __init__(self, ids: int, width: int):
+        self.weight = jt.zeros((ids, width))
+
+    def execute(self, ids):  # (n, l) -> (n, l, w)
+        return self.weight[jt.array(check_ids(ids, self.weight.shape[0], "token_embedding"))]
 
 
-class Attention(nn.Module):
+class PatchEmbedding(Module):
+    """A convolution without bias, whose stride is the side of its kernel."""
+
+    def __init__(self, width: int, patch_size: int, dtype: str):
+        self.weight = jt.zeros((width, 3, patch_size, patch_size), dtype)
+
+    def execute(self, x):  # (n, 3, side, side) -> (n, w, grid, grid)
+        grid = x.shape[-1] // self.weight.shape[-1]
+        return self.tokens(x.float32()).transpose(1, 2).reshape(x.shape[0], -1, grid, grid)
+
+    def tokens(self, x):
+        """Return the result as (n, grid², w)."""
+        kernel = self.weight.reshape(self.weight.shape[0], -1)  # (w, 3·patch_size²)
+        return _matmul(kernels.patches(x, self.weight.shape[-1], str(kernel.dtype)), kernel)
+
+
+class Attention(Module):
     """Multi-head self-attention without its output projection, which the block applies."""
 
     def __init__(self, width: int, heads: int, causal: bool, dtype: str):
@@ -63,7 +82,7 @@ class Attention(nn.Module):
         return kernels.attention(_matmul(x, self.in_proj_weight), self.in_proj_bias, self.heads, self.causal)
 
 
-class MLP(nn.Module):
+class MLP(Module):
     """The two layers of a block's feed-forward part, without the last bias."""
 
     def __init__(self, width: int, dtype: str):
@@ -74,7 +93,7 @@ class MLP(nn.Module):
         return self.c_proj(kernels.quick_gelu(self.c_fc(x), self.c_fc.bias))
 
 
-class ResidualAttentionBlock(nn.Module):
+class ResidualAttentionBlock(Module):
     """x + attention of its layer norm, then the same with the MLP."""
 
     def __init__(self, width: int, heads: int, causal: bool, dtype: str):
@@ -127,13 +146,46 @@ class ResidualAttentionBlock(nn.Module):
         )
 
 
-class Transformer(nn.Module):
-    """A stack of blocks, of which one row of each sequence is the result."""
+class Transformer(Module):
+    """A stack of blocks.
+
+    Attributes
+    ----------
+    width, layers : int
+    resblocks : the blocks; each takes and returns (n, l, w)
+    """
 
     def __init__(self, width: int, layers: int, heads: int, causal: bool, dtype: str):
-        self.resblocks = nn.Sequential(*[ResidualAttentionBlock(width, heads, causal, dtype) for _ in range(layers)])
+        self.width, self.layers = width, layers
+        self.resblocks = Sequential(*[ResidualAttentionBlock(width, heads, causal, dtype) for _ in range(layers)])
 
-    def execute(self, x, rows):
+    def execute(self, x):
+        """Compute all blocks at all positions; positions come first, as in OpenAI's code.
+
+        Parameters
+        ----------
+        x : Var, (l, n, w)
+
+        Returns
+        -------
+        Var, float32 (l, n, w)
+
+        Raises
+        ------
+        ClipError
+            If the shape is another.
+        """
+        if len(x.shape) != 3 or x.shape[2] != self.width:
+            raise ClipError(
+                f"transformer: expected (positions, sequences, {self.width}), found {tuple(x.shape)}; positions come "
+                "first, as in OpenAI's code"
+            )
+        x = x.float32().transpose(0, 1)
+        for block in self.resblocks:
+            x = block(x)
+        return x.transpose(0, 1)
+
+    def at_rows(self, x, rows):
         """Compute all blocks, the last one only at `rows`.
 
         Parameters
@@ -152,13 +204,12 @@ class Transformer(nn.Module):
         return last(x, rows)
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Module):
     """The image tower."""
 
     def __init__(self, a: Architecture, dtype: str):
         self.input_resolution, self.output_dim = a.image_resolution, a.embed_dim
-        self.patch_size = a.patch_size
-        self.conv1 = Weight(a.vision_width, 3, a.patch_size, a.patch_size, dtype=dtype)
+        self.conv1 = PatchEmbedding(a.vision_width, a.patch_size, dtype)
         self.class_embedding = jt.zeros((a.vision_width,))
         self.positional_embedding = jt.zeros(((a.image_resolution // a.patch_size) ** 2 + 1, a.vision_width))
         self.ln_pre = LayerNorm(a.vision_width, "float32")
@@ -167,16 +218,15 @@ class VisionTransformer(nn.Module):
         self.proj = jt.zeros((a.vision_width, a.embed_dim), dtype)
 
     def execute(self, x):  # (n, 3, resolution, resolution)
-        kernel = self.conv1.weight.reshape(self.conv1.weight.shape[0], -1)  # (w, 3·patch_size²)
-        x = _matmul(kernels.patches(x, self.patch_size, str(kernel.dtype)), kernel)  # the convolution; (n, l - 1, w)
+        x = self.conv1.tokens(x.float32())  # (n, l - 1, w)
         x = kernels.tokens(x, self.class_embedding, self.positional_embedding)  # (n, l, w)
         # the row of each class token, computed on the device: copying an array to it would wait for the device
         class_rows = jt.index((x.shape[0],), 0) * x.shape[1]
-        x = self.transformer(self.ln_pre(x), class_rows)  # (n, w)
+        x = self.transformer.at_rows(self.ln_pre(x), class_rows)  # (n, w)
         return _matmul(self.ln_post(x), self.proj, transposed=False).float32()  # (n, d)
 
 
-class CLIP(nn.Module):
+class CLIP(Module):
     """Both towers; `jclip.load` makes one with weights, `CLIP(architecture)` one with zeros.
 
     Parameters
@@ -195,16 +245,81 @@ class CLIP(nn.Module):
         self.context_length, self.vocab_size = a.context_length, a.vocab_size
         self.visual = VisionTransformer(a, dtype)
         self.transformer = Transformer(a.text_width, a.text_layers, a.text_heads, True, dtype)
-        self.token_embedding = Weight(a.vocab_size, a.text_width)
+        self.token_embedding = Embedding(a.vocab_size, a.text_width)
         self.positional_embedding = jt.zeros((a.context_length, a.text_width))
         self.ln_final = LayerNorm(a.text_width, dtype)
         self.text_projection = jt.zeros((a.text_width, a.embed_dim), dtype)
         self.logit_scale = jt.zeros((1,))
 
     @property
-    def dtype(self) -> str:
-        """The dtype of the matrix products."""
-        return str(self.visual.conv1.weight.dtype)
+    def dtype(self):
+        """The dtype of the matrix products; it equals jt.float32 and "float32", or jt.float16 and "float16"."""
+        return self.visual.conv1.weight.dtype
+
+    def float(self):
+        """Make the matrix products float32, and return the model."""
+        for parameter in self.parameters():
+            if parameter.dtype != "float32":
+                parameter.assign(parameter.float32())
+        for module in self.modules():
+            if isinstance(module, LayerNorm):
+                module.dtype = "float32"
+        return self
+
+    float32 = float
+
+    def half(self):
+        """Return the model if its products are float16; a model gets them when it is loaded.
+
+        Raises ClipError if they are float32.
+        """
+        if self.dtype != "float16":
+            raise ClipError(
+                "this model computes in float32; load it with jclip.load(…, precision='half'), which needs CUDA"
+            )
+        return self
+
+    float16 = half
+
+    def bfloat16(self):
+        """Raise ClipError; there are no such products."""
+        raise ClipError(f"{self.dtype} is what this model computes in; expected float() or half()")
+
+    float64 = double = bfloat16
+
+    def to(self, device=None, dtype=None):
+        """Compute on another device, or in another dtype as `float` and `half` do, and return the model.
+
+        Jittor has one device for everything, so this moves all that is computed from now on.
+
+        Parameters
+        ----------
+        device : device of `jclip.load`, or a dtype
+        dtype : jt.float32, "float32", jt.float16, "float16" or None
+
+        Raises
+        ------
+        ClipError
+            If the device or dtype cannot be used.
+        """
+        if device is not None and runtime.is_device(device):
+            runtime.use(device, next(name for name, dtype_ in DTYPES.items() if self.dtype == dtype_))
+        elif device is not None:
+            device, dtype = None, device
+        if dtype is not None:
+            name = getattr(dtype, "__name__", str(dtype)).rpartition(".")[2]
+            if name not in DTYPES.values():
+                raise ClipError(f"to: unknown device or dtype {name!r}; expected a device, float32 or float16")
+            self.float() if name == "float32" else self.half()
+        return self
+
+    def cpu(self):
+        """Compute on the CPU from now on, and return the model."""
+        return self.to("cpu")
+
+    def cuda(self, device="cuda"):
+        """Compute on CUDA from now on, and return the model."""
+        return self.to("cuda" if device is None else device)
 
     def encode_image(self, image):
         """Compute image features, which are not normalised.
@@ -229,7 +344,7 @@ class CLIP(nn.Module):
                 f"encode_image: expected images of shape (n, 3, {side}, {side}), found {tuple(image.shape)}; "
                 "use preprocess(image).unsqueeze(0)"
             )
-        return self.visual(jt.array(image).float32())
+        return self.visual(jt.array(image))
 
     def encode_text(self, text):
         """Compute text features, which are not normalised.
@@ -257,7 +372,7 @@ class CLIP(nn.Module):
         x = self.token_embedding.weight[jt.array(tokens[:, :l])] + self.positional_embedding[:l]  # (n, l, w)
         end_rows = jt.array((np.arange(n) * l + end).astype(np.int32))
         end_rows.sync()  # copied now; in the middle of the tower, copying would wait for the device
-        x = self.transformer(x, end_rows)  # (n, w)
+        x = self.transformer.at_rows(x, end_rows)  # (n, w)
         return _matmul(self.ln_final(x), self.text_projection, transposed=False).float32()  # (n, d)
 
     def _check_tokens(self, text) -> np.ndarray:
@@ -273,12 +388,7 @@ class CLIP(nn.Module):
                 f"encode_text: expected token ids of shape (n, up to {self.context_length}), "
                 f"found {tokens.dtype} {tokens.shape}; use jclip.tokenize"
             )
-        if tokens.min() < 0 or tokens.max() >= self.vocab_size:
-            raise ClipError(
-                f"encode_text: token ids reach from {tokens.min()} to {tokens.max()}, "
-                f"but these weights know 0 to {self.vocab_size - 1}"
-            )
-        return tokens.astype(np.int32)
+        return check_ids(tokens, self.vocab_size, "encode_text")
 
     def execute(self, image, text):
         """Compute the logits of n images and m texts: exp(logit_scale) times their cosine similarities.
@@ -295,6 +405,21 @@ class CLIP(nn.Module):
         images, texts = _unit(self.encode_image(image)), _unit(self.encode_text(text))
         logits_per_image = self.logit_scale.exp() * jt.matmul(images, texts.transpose(0, 1))
         return logits_per_image, logits_per_image.transpose(0, 1)
+
+
+def check_ids(ids, vocab_size: int, caller: str) -> np.ndarray:
+    """Return token ids as an int32 array; raise ClipError, which names `caller`, if one is not in the vocabulary.
+
+    Jittor takes a row that does not exist for zeros.
+    """
+    ids = ids.numpy() if isinstance(ids, jt.Var) else np.asarray(ids)
+    if ids.dtype.kind not in "iu":
+        raise ClipError(f"{caller}: expected token ids, found {ids.dtype} {ids.shape}; use jclip.tokenize")
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        raise ClipError(
+            f"{caller}: token ids reach from {ids.min()} to {ids.max()}, but these weights know 0 to {vocab_size - 1}"
+        )
+    return ids.astype(np.int32)
 
 
 def build_model(state: dict, precision: str = "float32") -> CLIP:

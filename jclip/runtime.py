@@ -248,7 +248,7 @@ def use(device: str = "auto", precision: str = "float32") -> str:
     Parameters
     ----------
     device : "auto", "cpu" or "cuda"
-        "auto" takes CUDA where it works.
+        "auto" takes CUDA where it works; other spellings of `device_name` are understood.
     precision : "float32" or "half"
         What the caller computes in; "half" needs CUDA.
 
@@ -261,6 +261,7 @@ def use(device: str = "auto", precision: str = "float32") -> str:
     ClipError
         If the device or precision is unknown or not available, or Jittor cannot be imported.
     """
+    device = device_name(device)
     for name, value, choices in (("device", device, DEVICES), ("precision", precision, PRECISIONS)):
         if value not in choices:
             raise ClipError(f"unknown {name} {value!r}; expected one of {', '.join(choices)}")
@@ -282,6 +283,27 @@ def use(device: str = "auto", precision: str = "float32") -> str:
         jt.flags.use_cuda = int(chosen == "cuda")
         _log_device(chosen, device, precision)
         return chosen
+
+
+def is_device(value) -> bool:
+    """Return whether a value spells a device, existing or not, rather than a dtype."""
+    return type(value) is int or str(value).partition(":")[0] in (*DEVICES, "gpu", "mps", "xpu")
+
+
+def device_name(device) -> str:
+    """Return "cpu" or "cuda" for the spellings of PyTorch: "cuda:0", 0, torch.device("cuda"); others are left.
+
+    Raises ClipError for another GPU than the first, the only one that Jittor uses.
+    """
+    if device is None:
+        return "auto"
+    kind, _, index = str(f"cuda:{device}" if type(device) is int else device).partition(":")
+    if kind == "cuda" and index not in ("", "0"):
+        raise ClipError(
+            f"device {kind}:{index}: only the first GPU is used; set the environment variable CUDA_VISIBLE_DEVICES="
+            f"{index} before Python starts, and give cuda"
+        )
+    return kind if index in ("", "0") and kind in DEVICES else str(device)
 
 
 def _require_cuda() -> None:

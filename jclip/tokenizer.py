@@ -102,7 +102,7 @@ class BytePairEncoder:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             merges = [tuple(line.split()) for line in file.read().split("\n")[1 : MERGES + 1]]
         self.rank = {pair: rank for rank, pair in enumerate(merges)}
-        letters = list(_byte_letters().values())
+        letters = list(byte_letters().values())
         symbols = (
             letters + [letter + END_OF_WORD for letter in letters] + ["".join(pair) for pair in merges] + [START, END]
         )
@@ -125,7 +125,7 @@ class BytePairEncoder:
         """
         if piece in (START, END):
             return [self.ids[piece]]
-        letters = _byte_letters()
+        letters = byte_letters()
         word = [letters[byte] for byte in piece.encode("utf-8")]
         word[-1] += END_OF_WORD
         while len(word) > 1:
@@ -147,7 +147,7 @@ def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 @cache
-def _byte_letters() -> dict[int, str]:
+def byte_letters() -> dict[int, str]:
     """Return GPT-2's letter for each byte: printable Latin-1 bytes are themselves, the others letters from U+0100 on.
 
     The order of the dict, printable bytes first, is that of the first 256 token ids.

@@ -173,7 +173,7 @@ def test_images_of_another_size_are_refused(jt, model):
 
 
 def test_gradients_reach_every_parameter(jt, stages):
-    """The towers can be trained; Jittor's eval() stops all gradients, so train() must be called first."""
+    """The towers can be trained."""
     model = jclip.load(GOLDEN / "clip_weights.npz", "cpu")[0]
     model.train()
     per_image, _ = model(jt.array(stages["image"]), jt.array(stages["tokens"].astype(np.int32)))

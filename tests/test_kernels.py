@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jclip import runtime
+from jclip.errors import ClipError
 
 WIDTHS = [(3, 5, 64), (2, 7, 48), (1, 1, 1), (2, 3, 17), (1, 33, 130)]  # multiples of the vector width, and others
 
@@ -139,3 +140,17 @@ def test_attention_with_very_different_scores_does_not_overflow(jt, kernels):
         kernels.plain_attention(jt.array(qkv), jt.array(bias), 1, False).numpy(),
     ):
         np.testing.assert_allclose(actual, attention(qkv, 1, False), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("target", ["qkv", "bias", "slope"])
+def test_a_gradient_of_the_gradient_of_attention_is_refused(jt, kernels, target):
+    """Jittor would take it for zero."""
+    inputs = {
+        "qkv": jt.array(normal((1, 3, 12))),
+        "bias": jt.array(normal((12,))),
+        "slope": jt.array(normal((1, 3, 4), seed=1)),
+    }
+    mixed = kernels.attention(inputs["qkv"], inputs["bias"], 1, False)
+    gradient = jt.grad((mixed * inputs["slope"]).sum(), inputs["qkv"])
+    with pytest.raises(ClipError, match="a gradient of a gradient"):
+        jt.grad(gradient.sqr().sum(), inputs[target])
