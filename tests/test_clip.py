@@ -311,7 +311,7 @@ def test_readers_start_where_there_is_no_niceness(monkeypatch):  # Windows
     monkeypatch.setattr(reading.signal, "signal", lambda *_: None)
     for name in ("_memory", "_halves", "_reader"):
         monkeypatch.setattr(reading, name, None, raising=False)
-    reading._start("name", (2, 1, 1, 2, 3), Drawer())
+    reading._start("name", (2, 1, 1, 2, 3), Drawer(), pillow.settings())
     assert reading._halves.shape == (2, 1, 1, 2, 3)
 
 
