@@ -22,7 +22,7 @@ from conftest import GOLDEN, PROJECT
 from PIL import Image
 
 import jclip
-from jclip import features, reading, runtime, weights
+from jclip import features, pillow, reading, runtime, weights
 from jclip.errors import Unreadable
 from jclip.preprocess import normalised, pixels
 from jclip.tokenizer import clean, tokenize
