@@ -17,11 +17,15 @@ from pathlib import Path
 import jittor as jt
 import numpy as np
 
+from . import no_grad
+
 EPSILON = 1e-5  # of every layer norm in CLIP, torch.nn.LayerNorm's default
 # Jittor hashes included files and compiles again if one has changed.
 CPU_SOURCE, CUDA_SOURCE = (
     f'#include "{Path(__file__).with_name(name).resolve()}"\n' for name in ("kernels.h", "kernels.cuh")
 )
+
+no_grad.share_between_threads(jt)  # a block decides which code computes
 
 
 def normalise(rgb: np.ndarray, levels: np.ndarray):

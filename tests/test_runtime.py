@@ -45,8 +45,8 @@ def test_a_library_user_sees_no_log_unless_they_ask():
 
 
 def test_a_command_shows_each_choice_of_device_in_one_line_of_stderr():
-    code = "from fewshot.cli import script; from jclip import runtime\n"
-    code += "for device in ('cpu', 'auto', 'cpu'):\n    script(lambda argv: print(runtime.use(device)))()\n"
+    code = "from fewshot.cli import command; from jclip import runtime\n"
+    code += "for device in ('cpu', 'auto', 'cpu'):\n    command(lambda argv: print(runtime.use(device)))()\n"
     done = python(code, nvcc_path="")
     assert done.stdout.split() == ["cpu"] * 3, done.stderr
     cpu, auto = (line for line in done.stderr.splitlines() if "compiles its core" not in line)
