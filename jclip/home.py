@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .errors import ClipError
 
-REMEDY = "set HOME to a folder that can be written, e.g. HOME=/tmp/me"
+REMEDY = "set {0} to a folder that can be written, e.g. {0}=/tmp/me"  # {0}: HOME, or another variable
 
 
 def expanded(path: Path | str) -> Path:
@@ -22,10 +22,10 @@ def expanded(path: Path | str) -> Path:
         return Path(path).expanduser()
     except (RuntimeError, KeyError):  # KeyError before Python 3.10
         raise ClipError(
-            f"no home folder: HOME is not set, and the system has none for user {os.getuid()}; {REMEDY}"
+            f"no home folder: HOME is not set, and the system has none for user {os.getuid()}; {REMEDY.format('HOME')}"
         ) from None
 
 
-def not_writable(path: Path | str, error: OSError) -> ClipError:
-    """Return the ClipError that says that a file or folder below the home folder cannot be written."""
-    return ClipError(f"cannot write {path} ({error.strerror or error}); {REMEDY}")
+def not_writable(path: Path | str, error: OSError, variable: str = "HOME") -> ClipError:
+    """Return the ClipError that says that a file or folder below that of `variable` cannot be written."""
+    return ClipError(f"cannot write {path} ({error.strerror or error}); {REMEDY.format(variable)}")

@@ -11,8 +11,8 @@ from pathlib import Path
 from . import home
 from .errors import ClipError
 
-# Jittor writes its folder into shell commands, between double quotes, and into lists of the linker.
-FORBIDDEN = "\"'$`\\\n,:"
+# Jittor writes its folder into shell commands, some without quotes, and into lists of the linker. Spaces it can handle.
+FORBIDDEN = "\"'$`\\\n\t,:()&;<>|"
 
 
 def variables() -> dict[str, str]:
@@ -32,7 +32,7 @@ def variables() -> dict[str, str]:
     except ClipError:
         if not os.environ.get("JITTOR_HOME"):
             raise
-        _make_cache(Path(os.environ["JITTOR_HOME"]))
+        _make_cache(Path(os.environ["JITTOR_HOME"]), "JITTOR_HOME")
         return {"HOME": os.environ["JITTOR_HOME"]}
 
 
@@ -45,13 +45,15 @@ def folder() -> Path:
         If no folder can be written, or the folder's name has characters that Jittor cannot handle.
     """
     users_home = Path(variables().get("HOME") or home.expanded("~"))
-    chosen = Path(os.path.abspath(os.environ.get("JITTOR_HOME") or _noted(users_home)), ".cache/jittor")
+    jittor_home = Path(os.path.abspath(os.environ.get("JITTOR_HOME") or _noted(users_home)))
+    chosen = jittor_home / ".cache/jittor"
     for character in FORBIDDEN:
         if character in str(chosen):
             raise ClipError(
                 f"Jittor cannot compile in {chosen}, because of the {character!r} in its name; set HOME (and "
                 "JITTOR_HOME, if you use it) to a folder without such a character, e.g. HOME=/tmp/me"
             )
+    _make_cache(jittor_home, "HOME" if jittor_home == users_home else "JITTOR_HOME")
     return chosen
 
 
@@ -63,13 +65,16 @@ def _noted(users_home: Path) -> Path:
         return users_home
 
 
-def _make_cache(folder: Path) -> None:
-    """Make the folder that Jittor makes in HOME; raise ClipError if that fails."""
+def _make_cache(folder: Path, variable: str = "HOME") -> None:
+    """Make Jittor's folder in that of `variable`; raise ClipError if that fails, or if it is of another user."""
     folder = folder / ".cache/jittor"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        locks = list(folder.glob("*/" * 6 + "jittor.lock"))  # one for each combination of versions, as in `has_core`
+        if locks and not any(os.access(lock, os.W_OK) for lock in locks):
+            open(locks[0], "a").close()  # says why
     except OSError as error:
-        raise home.not_writable(folder, error) from None
+        raise home.not_writable(folder, error, variable) from None
 
 
 def has_core(nvcc: str) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 import jittor as jt
 import numpy as np
 
+from . import no_grad
 from .errors import ClipError
 
 EPSILON = 1e-5  # of every layer norm in CLIP, torch.nn.LayerNorm's default
@@ -24,6 +25,8 @@ EPSILON = 1e-5  # of every layer norm in CLIP, torch.nn.LayerNorm's default
 CPU_SOURCE, CUDA_SOURCE = (
     f'#include "{Path(__file__).with_name(name).resolve()}"\n' for name in ("kernels.h", "kernels.cuh")
 )
+
+no_grad.share_between_threads(jt)  # a block decides which code computes
 
 
 def normalise(rgb: np.ndarray, levels: np.ndarray):

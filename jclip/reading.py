@@ -95,7 +95,7 @@ def _can_be_sent(*values) -> bool:
 def _read_ahead(items: Iterator, read: Callable, shape: tuple[int, ...], workers: int) -> Iterator[Batch]:
     memory = _shared_memory(shape)
     try:
-        pool = ProcessPoolExecutor(workers, _Context(), _start, (memory.name, shape, read, pillow.settings()))
+        pool = ProcessPoolExecutor(workers, _Context(), _start_with, (memory.name, shape, read, pillow.settings()))
         try:
             yield from _alternate(pool, items, np.ndarray(shape, np.uint8, memory.buf), workers)
         except BrokenProcessPool:
@@ -186,13 +186,17 @@ class _Context(context.SpawnContext):
 # ---- in a reading process ----
 
 
-def _start(name: str, shape: tuple, read: Callable, settings: pillow.Settings) -> None:
+def _start_with(name: str, shape: tuple, read: Callable, settings: pillow.Settings) -> None:
+    pillow.apply(settings)
+    _start(name, shape, read)
+
+
+def _start(name: str, shape: tuple, read: Callable) -> None:
     global _memory, _halves, _reader
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, "nice"):  # not on Windows
         os.nice(NICENESS)
-    pillow.apply(settings)
     _memory = SharedMemory(name)
     _halves, _reader = np.ndarray(shape, np.uint8, _memory.buf), read
 

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import cuda, home, jittor_cache, no_grad, signals
+from . import cuda, home, jittor_cache, signals
 from .errors import ClipError
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -127,7 +127,6 @@ def _import_jittor():
             raise home.not_writable(error.filename, error) from None
         raise ClipError(f"Jittor cannot be imported: {_last_line(error)}") from error
     _undo_what_ends_the_process()  # again, because the caller may have imported Jittor before jclip
-    no_grad.share_between_threads(jt)
     return jt
 
 

@@ -78,6 +78,11 @@ def test_jittor_home_serves_where_home_cannot_be_written(setup):
     assert done.stdout.split() == ["cpu", "None" if setup else "/dev/null/home"], done.stderr
 
 
+def test_a_jittor_home_that_cannot_be_written_is_what_the_message_names(tmp_path):
+    done = python(USE, HOME=str(tmp_path), JITTOR_HOME="/dev/null/home")
+    assert "; set JITTOR_HOME to a folder that can be written, e.g. JITTOR_HOME=" in done.stderr.splitlines()[-1]
+
+
 def test_the_compiled_core_is_found_where_jittor_home_is(tmp_path):
     """Without that, every import would announce a compilation."""
     for environment in ({"JITTOR_HOME": REAL_HOME}, {}):  # Jittor notes the first one in HOME
@@ -87,11 +92,11 @@ def test_the_compiled_core_is_found_where_jittor_home_is(tmp_path):
 
 def test_an_empty_home_is_the_root_folder(monkeypatch):
     monkeypatch.setenv("HOME", "")
-    monkeypatch.setattr(jittor_cache, "_make_cache", lambda home: None)
+    monkeypatch.setattr(jittor_cache, "_make_cache", lambda *_: None)
     assert jittor_cache.folder() in (Path("/.cache/jittor"), Path.cwd() / ".cache/jittor")  # Python 3.9: the latter
 
 
-@pytest.mark.parametrize("character", "\"'$`\\,:\n")
+@pytest.mark.parametrize("character", jittor_cache.FORBIDDEN)
 def test_a_name_that_jittor_cannot_quote_is_one_line(tmp_path, monkeypatch, character):
     monkeypatch.setenv("HOME", str(tmp_path / f"a{character}b"))
     with pytest.raises(ClipError, match="Jittor cannot compile in .* in its name; set HOME .*, e.g. HOME=/tmp/me"):
@@ -99,7 +104,7 @@ def test_a_name_that_jittor_cannot_quote_is_one_line(tmp_path, monkeypatch, char
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["a b", "é 日本", "a (b) & c;d"])
+@pytest.mark.parametrize("name", ["a b", "é 日本"])
 def test_other_awkward_names_work(tmp_path, name):
     (tmp_path / name).mkdir()
     done = python(

@@ -163,6 +163,7 @@ NO_GRAD = """
 import threading
 from jclip import runtime
 jt = runtime.jittor()
+import jclip.model
 entered, left = threading.Event(), threading.Event()
 
 def other():
@@ -191,6 +192,7 @@ def test_no_grad_blocks_of_one_thread_are_jittors():
     done = python("""
 from jclip import runtime
 jt = runtime.jittor()
+import jclip.model
 seen = []
 def note():
     seen.append(int(jt.flags.no_grad))
