@@ -1,7 +1,8 @@
 """CLIP weights of any usual format -> Jittor's .pkl, checked; or OpenAI's official file, downloaded first.
 
-SOURCE is a file (OpenAI's .pt archive, a torch state dict, Hugging Face's or open_clip's .safetensors, .pkl, .npz) or
-an official name: ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px. PyTorch is not needed, and nothing in the file is run.
+SOURCE is a file (OpenAI's .pt archive, a torch checkpoint, Hugging Face's or open_clip's .safetensors, .pkl, .npz), a
+folder of Hugging Face, or an official name: ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px. PyTorch is not needed, and
+nothing in the file is run.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from jclip.paths import expand, literal
 
 def parse(argv) -> argparse.Namespace:
     p = cli.parser(__doc__)
-    p.add_argument("source", type=expand, metavar="SOURCE", help="a file or an official name such as ViT-B/32")
+    p.add_argument(
+        "source", type=expand, metavar="SOURCE", help="a file, a folder or an official name such as ViT-B/32"
+    )
     p.add_argument(
         "-o", "--out", type=expand, metavar="FILE", help="what to write (default: SOURCE's name with .pkl, here)"
     )
@@ -31,7 +34,8 @@ def parse(argv) -> argparse.Namespace:
 def main(argv=None):
     a = parse(argv)
     source = jclip.weights_file(a.source)
-    out = a.out or literal(Path(source.name).with_suffix(".pkl"))
+    name = f"{source.resolve().name}.pkl" if source.is_dir() else source.name
+    out = a.out or literal(Path(name).with_suffix(".pkl"))
     if not a.out and out.exists() and out.samefile(source):  # the float32 copy would replace the original
         raise jclip.ClipError(f"{source} would be written over itself; name another file with -o")
     state = weights.read(source)

@@ -96,9 +96,7 @@ def _shape(state: dict[str, np.ndarray], name: str, ndim: int) -> tuple[int, ...
     """Return the shape of a tensor; raise ClipError if it is missing or does not have `ndim` dimensions."""
     if name not in state or state[name].ndim != ndim:
         actual = f"of shape {state[name].shape}" if name in state else "missing"
-        raise ClipError(
-            f"{name} is {actual}, expected {ndim} dimension{'s' * (ndim > 1)}: no CLIP with a vision transformer"
-        )
+        raise ClipError(f"{name} is {actual}, expected {ndim} dimension{'s' * (ndim > 1)}")
     return state[name].shape
 
 

@@ -61,12 +61,12 @@ def load(name, device: str = "auto", jit: bool = False, download_root: str | Non
 
 
 def weights_file(name_or_path, download_root: str | None = None) -> Path:
-    """Return the weights file that `load` reads for the same arguments, downloading it if necessary.
+    """Return the weights file or folder that `load` reads for the same arguments, downloading it if necessary.
 
     Parameters
     ----------
     name_or_path : str or Path
-        An existing file, which is returned as it is, or a name from `available_models()`.
+        An existing file or folder, which is returned as it is, or a name from `available_models()`.
     download_root : str, Path or None
         The folder of official files; None means ~/.cache/clip.
 
@@ -80,14 +80,16 @@ def weights_file(name_or_path, download_root: str | None = None) -> Path:
         If there is neither such a file nor such a model, or the download fails.
     """
     from . import download
+    from .weights.foreign import unfinished
 
     path = expand(name_or_path)
-    if path.is_file():
+    is_official = path.as_posix() in download.OFFICIAL
+    if path.is_file() or (path.is_dir() and not is_official):
         return path
-    if path.as_posix() not in download.OFFICIAL:
+    if not is_official:
         raise ClipError(
-            f"no weights at {path}; expected a file or one of {', '.join(available_models())}. "
-            "To make one: python convert_weights.py ViT-B/32"
+            f"no weights at {path}{unfinished(path)}; expected a file, a folder or one of "
+            f"{', '.join(available_models())}. To make one: python convert_weights.py ViT-B/32"
         )
     return download.official(path.as_posix(), download_root or download.CACHE)
 

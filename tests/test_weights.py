@@ -270,6 +270,57 @@ def test_a_config_of_other_weights_or_of_the_same_model_is_accepted(weights_besi
     assert set(weights.read(weights_beside_config(name, config, content))) == set(np.load(FILES / "expected.npz"))
 
 
+def remarks(caplog, path):
+    """Return the messages about the activation that reading a file logs."""
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        weights.read(path)
+    return [record.getMessage() for record in caplog.records if "QuickGELU" in record.getMessage()]
+
+
+@pytest.mark.parametrize(
+    "name, content, config",
+    [
+        ("vit_b_32-laion2b_e16.pt", "nested.pth", {}),
+        ("model.safetensors", "hugging_face.safetensors", {}),
+        ("open_clip_model.safetensors", "open_clip.safetensors", {}),
+        ("model.pkl", "hugging_face.safetensors", {}),  # Hugging Face's names, whatever the suffix
+        # a config of other weights
+        ("model.safetensors", "hugging_face.safetensors", {HUGGING_FACE: '{"vision_config": {"hidden_size": 1280}}'}),
+        ("model.safetensors", "hugging_face.safetensors", {HUGGING_FACE: "not JSON"}),
+    ],
+)
+def test_weights_whose_activation_is_not_known_get_one_remark(tmp_path, caplog, name, content, config):
+    (tmp_path / name).write_bytes((FILES / content).read_bytes())
+    for name_of_config, text in config.items():
+        (tmp_path / name_of_config).write_text(text)
+    (remark,) = remarks(caplog, tmp_path / name)
+    assert str(tmp_path / name) in remark and "\n" not in remark
+    assert "QuickGELU is assumed" in remark and "open_clip" in remark and "plain GELU" in remark
+
+
+@pytest.mark.parametrize(
+    "name, content, config",
+    [
+        ("ViT-B-32.pt", "release.pt", {}),
+        ("ViT-B-32.pkl", "jclip.pkl", {}),
+        ("clip.npz", "expected.npz", {}),
+        ("model.safetensors", "hugging_face.safetensors", {HUGGING_FACE: '{"vision_config": {"hidden_size": 64}}'}),
+        (
+            "open_clip_model.safetensors",
+            "open_clip.safetensors",
+            {OPEN_CLIP: '{"model_cfg": {"quick_gelu": true, "text_cfg": {"width": 64, "heads": 1}}}'},
+        ),
+    ],
+)
+def test_other_weights_get_no_remark(tmp_path, caplog, name, content, config):
+    (tmp_path / name).write_bytes((FILES / content).read_bytes())
+    for name_of_config, text in config.items():
+        (tmp_path / name_of_config).write_text(text)
+    assert remarks(caplog, tmp_path / name) == []
+    assert remarks(caplog, PROJECT / "demo/clip.npz") == []
+
+
 class Call:
     """An object that is pickled as a call of a function."""
 
@@ -352,6 +403,16 @@ def test_a_tensor_beyond_its_storage_is_refused(offset, size, stride):
 
 def test_a_strided_tensor_is_read_as_in_torch():
     np.testing.assert_array_equal(unpickle._tensor(np.arange(10.0), 1, (2, 3), (1, 2)), [[1, 3, 5], [2, 4, 6]])
+
+
+def test_safetensors_are_not_taken_for_a_pickle(tmp_path, expected):
+    """The first byte of both may be 0x80: that of a pickle always, that of safetensors by the header's length."""
+    content = (FILES / "open_clip.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    padded = content[8 : 8 + length] + b" " * (-(length - 0x80) % 256)
+    (tmp_path / "w.safetensors").write_bytes(len(padded).to_bytes(8, "little") + padded + content[8 + length :])
+    assert (tmp_path / "w.safetensors").read_bytes()[:1] == b"\x80"
+    assert set(weights.read(tmp_path / "w.safetensors")) == set(expected)
 
 
 @pytest.mark.parametrize("name", FORMATS)

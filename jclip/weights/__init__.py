@@ -1,7 +1,8 @@
 """Reads CLIP's weights from any of the usual formats into OpenAI's state dict.
 
-formats.py recognises the format by the file's content, layouts.py maps names to OpenAI's, such as
-visual.transformer.resblocks.0.attn.in_proj_weight, and the result must be complete and have the right shapes.
+folders.py finds the files, formats.py recognises the format by a file's content, checkpoints.py finds the CLIP in it,
+layouts.py maps names to OpenAI's, such as visual.transformer.resblocks.0.attn.in_proj_weight, and the result must be
+complete and have the right shapes.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ import numpy as np
 from ..architecture import architecture_of, expected_shapes
 from ..errors import ClipError
 from ..paths import expand
-from . import configs, formats, layouts, unpickle
+from . import checkpoints, configs, folders, foreign, formats, layouts, unpickle
 
 MAX_LISTED = 8  # names in an error message before "and n more"
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """Read the weights of one CLIP model from a file; nothing in the file is executed.
+    """Read the weights of one CLIP model from a file or folder; nothing in a file is executed.
 
-    Formats are OpenAI's TorchScript archive, torch state dicts (zip or older format; plain or nested), safetensors of
-    Hugging Face and open_clip, Jittor's .pkl, and .npz.
+    Formats are OpenAI's TorchScript archive, torch state dicts (zip or older format; plain, nested or beside others),
+    safetensors of Hugging Face and open_clip, Jittor's .pkl, and .npz; folders are those of Hugging Face and open_clip.
 
     Parameters
     ----------
@@ -44,27 +45,59 @@ def read(path: Path) -> dict[str, np.ndarray]:
         Hugging Face or open_clip beside the file.
     """
     path = expand(path)
-    if not path.is_file():
-        raise ClipError(f"no weights at {path}; make them with: python convert_weights.py ViT-B/32")
-    try:
-        state = formats.read_tensors(path)
-    except unpickle.DAMAGE as error:
-        reason = str(error) or type(error).__name__
-        raise ClipError(f"{path}: damaged, or no weights of a known format ({reason})") from None
+    files, index = folders.find(path)
+    state = _tensors(path, files, index)
     if layouts.is_resnet(state):
         raise ClipError(
             f"{path}: a CLIP with a ResNet image tower; jclip has OpenAI's vision transformers only (ViT-B/32, "
             "ViT-B/16, ViT-L/14, ViT-L/14@336px)"
         )
-    config_files = configs.candidates(path, state)
+    config_files = configs.candidates(files[0], state)
+    names = list(state)
     try:
         state = layouts.openai_names(state)
         sizes = architecture_of(state)
     except (ValueError, ClipError) as error:
-        raise ClipError(f"{path}: {error}") from None
+        raise ClipError(f"{path}: {error}{_lacking(state, names)}") from None
     _check(path, state, expected_shapes(sizes))
     configs.check(config_files, path, sizes)
     return state
+
+
+def _tensors(path: Path, files: list[Path], index: Path | None) -> dict[str, np.ndarray]:
+    """Return the tensors of the CLIP in the files, by the names in them."""
+    contents = {}
+    for file in files:
+        try:
+            contents[file.name] = formats.read_content(file)
+        except unpickle.DAMAGE as error:
+            raise _damaged(file, error) from None
+    try:
+        content = folders.merged(index, contents) if index else contents.popitem()[1]
+        state = checkpoints.tensors(content, path)
+        formats.check_names_and_size(state, sum(file.stat().st_size for file in files))
+    except ClipError:
+        raise
+    except unpickle.DAMAGE as error:
+        raise _damaged(path, error) from None
+    return state
+
+
+def _damaged(path: Path, error: Exception) -> ClipError:
+    what = foreign.describe(path) or "damaged, or no weights of a known format"
+    return ClipError(f"{path}: {what} ({str(error) or type(error).__name__})")
+
+
+def _lacking(state: dict[str, np.ndarray], names: list[str]) -> str:
+    """Return what a model that is no CLIP lacks, for the end of a message, with the names in the file."""
+    has_text = any(name.startswith(("transformer.", "token_embedding.")) for name in state)
+    if not any(name.startswith("visual.transformer.") for name in state):
+        lacking = "no CLIP with a vision transformer"
+    elif not has_text:
+        lacking = "an image tower without a text tower"
+    else:
+        return ""
+    return f": {lacking}; its tensors are named {_join(names)}" if names else f": {lacking}"
 
 
 def write(state: dict[str, np.ndarray], file: BinaryIO) -> None:
@@ -91,14 +124,31 @@ def write(state: dict[str, np.ndarray], file: BinaryIO) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal, as the command sha256sum prints it.
+    """Return the SHA-256 of weights in hexadecimal: of the file that `read` reads, as the command sha256sum prints it.
+
+    Where `read` reads several files, the shards of Hugging Face, it is the SHA-256 of the lines that sha256sum prints
+    for them in the order of their names: `cd FOLDER && sha256sum model-*.safetensors | sha256sum`.
 
     Parameters
     ----------
     path : str or Path
+        A file or a folder, as for `read`.
+
+    Raises
+    ------
+    ClipError
+        If there are no weights.
     """
+    files, index = folders.find(expand(path))
+    if index is None:
+        return _file_sha256(files[0])
+    lines = "".join(f"{_file_sha256(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with open(expand(path), "rb") as file:
+    with open(path, "rb") as file:
         for part in iter(lambda: file.read(1 << 20), b""):
             digest.update(part)
     return digest.hexdigest()

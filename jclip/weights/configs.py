@@ -5,6 +5,7 @@ They say which activation and how many attention heads a model has, which the we
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from .. import bounded
@@ -20,7 +21,13 @@ SIZES = {  # section of a config -> its name of a size -> the name in Architectu
     "vision_cfg": {"width": "vision_width", "layers": "vision_layers", "patch_size": "patch_size"},
     "text_cfg": {"width": "text_width", "layers": "text_layers"},
 }
+UNKNOWN_ACTIVATION = (
+    "weights do not show their activation, and no config is beside them; OpenAI's QuickGELU is assumed. Most models "
+    "that open_clip trained (LAION-2B, DataComp) use plain GELU, with which these features would be wrong"
+)
 OPEN_CLIP_TEXT = {"width": 512, "heads": 8}  # open_clip's defaults
+
+_log = logging.getLogger("jclip")
 
 
 def candidates(path: Path, state: dict) -> list[Path]:
@@ -46,6 +53,8 @@ def candidates(path: Path, state: dict) -> list[Path]:
 def check(configs: list[Path], path: Path, sizes: Architecture) -> None:
     """Check that no config asks for an activation or attention heads that jclip does not compute.
 
+    If weights may have a config and none is there, it is logged that their activation is not known.
+
     Parameters
     ----------
     configs : list of Path, from `candidates`; missing and damaged files are ignored
@@ -57,17 +66,22 @@ def check(configs: list[Path], path: Path, sizes: Architecture) -> None:
     ClipError
         If a config does.
     """
+    is_known = not configs
     for config in filter(Path.is_file, configs):
         try:
             content = bounded.json_value(bounded.content(config, bounded.JSON_BYTES).decode("utf-8"))
         except ValueError:
             continue
-        problem = _unsupported(content) if isinstance(content, dict) and _has_sizes(content, sizes) else None
-        if problem:
+        if not isinstance(content, dict) or not _has_sizes(content, sizes):
+            continue
+        is_known = True
+        if problem := _unsupported(content):
             raise ClipError(
                 f"{path}: {config.name} says {problem}; jclip computes OpenAI's models only (QuickGELU, heads of width "
                 f"{HEAD_WIDTH})"
             )
+    if not is_known:
+        _log.warning("%s", bounded.one_line(f"{path}: {UNKNOWN_ACTIVATION}"))
 
 
 def _has_sizes(config: dict, sizes: Architecture) -> bool:

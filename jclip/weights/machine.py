@@ -122,12 +122,12 @@ class Machine:
     def push_global(self, module: str, name: str) -> None:
         """Push what `resolve` returns for module.name; nothing is imported."""
         value = self.resolve(text(module), text(name))
-        self.push(_Function(value) if callable(value) else value)
+        self.push(Function(value) if callable(value) else value)
 
     def call(self) -> None:
         """Call a function with a tuple of arguments and push the result."""
         function, arguments = self.pop(2)
-        if type(function) is not _Function or type(arguments) is not tuple:
+        if type(function) is not Function or type(arguments) is not tuple:
             raise pickle.UnpicklingError("it calls what is no function")
         self.count_elements(arguments)
         self.push(function.function(*arguments))
@@ -166,18 +166,39 @@ class Machine:
     def set_items(self, pairs: list) -> None:
         """Add keys and values, which alternate in `pairs`, to the dict on top of the stack."""
         target = self.stack[-1]
+        if type(target) is Ignored:
+            return
         if type(target) is not dict or len(pairs) % 2:
             raise pickle.UnpicklingError("items for what is no dict")
         target.update((key(name), value) for name, value in zip(pairs[::2], pairs[1::2]))
 
+    def add_items(self, values: list) -> None:
+        """Add values to the set on top of the stack, which is ignored."""
+        if type(self.stack[-1]) is not Ignored:
+            raise pickle.UnpicklingError("items for what is no set")
+
     def extend(self, values: list) -> None:
         """Add values to the list on top of the stack."""
+        if type(self.stack[-1]) is Ignored:
+            return
         if type(self.stack[-1]) is not list:
             raise pickle.UnpicklingError("items for what is no list")
         self.stack[-1].extend(values)
 
 
-class _Function:
+class Ignored:
+    """Replaces an object that is not needed; it takes any arguments, state and items, and keeps none."""
+
+    __slots__ = ()
+
+    def __init__(self, *_):
+        pass
+
+    def set_state(self, state):
+        pass
+
+
+class Function:
     """A function on the stack: a pickle can call it, but not read or change it."""
 
     __slots__ = ("function",)
@@ -186,8 +207,8 @@ class _Function:
         self.function = function
 
 
-# All instructions of protocols 2 to 5 that build data. Left out: instances (INST, OBJ, NEWOBJ_EX), extensions, sets,
-# numbers in text, LONG4.
+# All instructions of protocols 2 to 5 that build data; sets, which weights do not need, are ignored. Left out:
+# instances (INST, OBJ, NEWOBJ_EX), extensions, numbers in text, LONG4.
 INSTRUCTIONS: dict[bytes, Callable[[Machine], object]] = {
     pickle.PROTO: lambda m: m.read(1),
     pickle.FRAME: lambda m: m.read(8),  # a hint of how much to read ahead
@@ -220,6 +241,9 @@ INSTRUCTIONS: dict[bytes, Callable[[Machine], object]] = {
     pickle.EMPTY_DICT: lambda m: m.push({}),
     pickle.SETITEM: lambda m: m.set_items(m.pop(2)),
     pickle.SETITEMS: lambda m: m.set_items(m.pop_to_mark()),
+    pickle.EMPTY_SET: lambda m: m.push(Ignored()),
+    pickle.ADDITEMS: lambda m: m.add_items(m.pop_to_mark()),
+    pickle.FROZENSET: lambda m: (m.pop_to_mark(), m.push(Ignored())),
     pickle.BINGET: lambda m: m.push(m.memo[m.read_number("<B")]),
     pickle.LONG_BINGET: lambda m: m.push(m.memo[m.read_number("<I")]),
     pickle.BINPUT: lambda m: m.memoize(m.read_number("<B")),

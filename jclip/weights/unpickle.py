@@ -1,8 +1,9 @@
 """Reads pickles and torch archives without executing anything that they hold, and without PyTorch.
 
 A pickle names the functions that rebuild its objects. A table, ALLOWED_GLOBALS, has a harmless replacement for each
-name that weights need; a file with any other name is refused, and no name ever gives the original function. machine.py
-executes the rest of a pickle. PyTorch's torch/_weights_only_unpickler.py has the same shape.
+name that weights need, and standins.py one that does nothing for what is often saved beside them. A file with any other
+name is refused, and no name ever gives the original function. machine.py executes the rest of a pickle. PyTorch's
+torch/_weights_only_unpickler.py has the same shape.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import pickle
+import re
 import struct
 import zipfile
 from functools import partial
@@ -19,11 +21,12 @@ from typing import BinaryIO, Callable
 import numpy as np
 
 from .. import bounded
-from . import machine
-from .machine import Allowance, Machine
+from . import machine, standins
+from .machine import Allowance, Ignored, Machine
 
 JITTOR_MAGIC = b"HCAJSLHD"  # the last bytes of every file of jt.save, after the SHA-1 of the pickle
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of torch.save before its zip format; torch/serialization.py
+NAME_LENGTH = 200  # of a tensor
 MAX_DIMENSIONS = 32  # of an array in numpy before version 2
 DTYPES = {  # torch's type of a storage -> dtype
     "HalfStorage": "<f2",
@@ -143,6 +146,23 @@ class ModuleStub:
     def set_state(self, state):
         self.attributes = dict(state)
 
+    def tensors(self, prefix: str = "", seen: set[int] | None = None) -> dict[str, np.ndarray]:
+        """Return the tensors of the module and its submodules by their dotted names.
+
+        A module that is reached in several ways is read once; `seen` has the ids of those that were.
+        """
+        if len(prefix) > NAME_LENGTH:
+            raise ValueError("modules nested deeper than any model's")
+        seen = {id(self)} if seen is None else seen
+        tensors: dict[str, np.ndarray] = {}
+        for name, value in self.attributes.items():
+            if isinstance(value, np.ndarray):
+                tensors[f"{prefix}{name}"] = value
+            elif isinstance(value, ModuleStub) and id(value) not in seen:
+                seen.add(id(value))
+                tensors.update(value.tensors(f"{prefix}{name}.", seen))
+        return tensors
+
 
 def _tensor(storage: np.ndarray, offset: int, size, stride, *_):
     """Replace torch._utils._rebuild_tensor_v2: return a strided view of a storage."""
@@ -162,15 +182,15 @@ def _tensor(storage: np.ndarray, offset: int, size, stride, *_):
 
 
 class _Dtype:
-    """Replaces numpy.dtype; the byte order comes with the state."""
+    """Replaces numpy.dtype; the byte order comes with the state. Text, dates and objects have no dtype here."""
 
     def __init__(self, code, *_):
-        if machine.text(code).lstrip("<=|") not in ("f2", "f4", "f8", "i8", "i4", "i2", "i1", "u1", "b1"):
-            raise pickle.UnpicklingError(f"an array of dtype {code!r}")
-        self.dtype = np.dtype(code)
+        is_number = re.fullmatch(r"[<=|]?(?:f[248]|[iu][1248]|b1|c8|c16)", machine.text(code))
+        self.dtype = np.dtype(code) if is_number else None
 
     def set_state(self, state):
-        self.dtype = self.dtype.newbyteorder(machine.text(state[1]))
+        if self.dtype is not None:
+            self.dtype = self.dtype.newbyteorder(machine.text(state[1]))
 
 
 class _Array:
@@ -189,8 +209,10 @@ def to_array(value):
     return value.array if isinstance(value, _Array) else value
 
 
-def _from_buffer(content, dtype: _Dtype, shape, order="C") -> np.ndarray:
-    """Replace numpy's _frombuffer."""
+def _from_buffer(content, dtype: _Dtype, shape, order="C"):
+    """Replace numpy's _frombuffer: return an array, or Ignored if its elements are no numbers."""
+    if dtype.dtype is None:
+        return Ignored()
     return np.frombuffer(content, dtype.dtype).reshape(_sizes(shape), order=order)
 
 
@@ -206,6 +228,28 @@ def _first(value, *_):
     return value
 
 
+def _default_dict(*_) -> dict:
+    """Replace collections.defaultdict, whose items follow."""
+    return {}
+
+
+def _counter(*counts) -> dict:
+    """Replace collections.Counter, which gets its items as a dict."""
+    return counts[0] if counts and type(counts[0]) is dict else {}
+
+
+def _deque(*_) -> list:
+    """Replace collections.deque, whose items follow."""
+    return []
+
+
+def _tensor_of_type(rebuild, _type, arguments, _state):
+    """Replace torch._tensor._rebuild_from_type_v2: rebuild a tensor that has attributes, without them."""
+    if type(rebuild) is not machine.Function or type(arguments) is not tuple:
+        raise pickle.UnpicklingError("it calls what is no function")
+    return rebuild.function(*arguments)
+
+
 def _ordered_dict(*pairs) -> dict:
     """Replace collections.OrderedDict, whose items follow as those of a dict, or as one list of pairs."""
     return {machine.key(name): value for name, value in (pairs[0] if pairs else ())}
@@ -213,6 +257,9 @@ def _ordered_dict(*pairs) -> dict:
 
 ALLOWED_GLOBALS = {  # (module, name) in a pickle -> the replacement
     ("collections", "OrderedDict"): _ordered_dict,
+    ("collections", "defaultdict"): _default_dict,
+    ("collections", "Counter"): _counter,
+    ("collections", "deque"): _deque,
     ("numpy", "dtype"): _Dtype,
     ("numpy", "ndarray"): _first,
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
@@ -225,7 +272,11 @@ ALLOWED_GLOBALS = {  # (module, name) in a pickle -> the replacement
     ("jittor.jittor_core", "Var"): _first,
     ("jittor_core", "Var"): _first,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch", "Size"): _first,
+    ("torch._tensor", "_rebuild_from_type_v2"): _tensor_of_type,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _first,
+    ("torch._utils", "_rebuild_parameter_with_state"): _first,
     **{("torch", name): name for name in DTYPES},
     **{
         ("torch.jit._pickle", name): _first
@@ -254,10 +305,11 @@ def _resolver(allowance: Allowance) -> Callable:
     def resolve(module: str, name: str, allowed: dict = all_allowed):
         if module == "__torch__" or module.startswith("__torch__."):
             return ModuleStub
-        replacement = allowed.get((module, name))
+        replacement = allowed.get((module, name)) or standins.find(module, name)
         if replacement is None:
             raise pickle.UnpicklingError(
-                f"it names {module}.{name}, which weights have no use for; refused, nothing was run"
+                f"it names {module}.{name}, which weights have no use for; refused, nothing was run. If the file is "
+                "your own, save model.state_dict() alone"
             )
         return replacement
 
