@@ -22,7 +22,7 @@ from conftest import GOLDEN, PROJECT
 from PIL import Image
 
 import jclip
-from jclip import features, pillow, reading, runtime, weights
+from jclip import features, reading, runtime, weights
 from jclip.errors import Unreadable
 from jclip.preprocess import normalised, pixels
 from jclip.tokenizer import clean, tokenize
@@ -311,7 +311,7 @@ def test_readers_start_where_there_is_no_niceness(monkeypatch):  # Windows
     monkeypatch.setattr(reading.signal, "signal", lambda *_: None)
     for name in ("_memory", "_halves", "_reader"):
         monkeypatch.setattr(reading, name, None, raising=False)
-    reading._start("name", (2, 1, 1, 2, 3), Drawer(), pillow.settings())
+    reading._start("name", (2, 1, 1, 2, 3), Drawer())
     assert reading._halves.shape == (2, 1, 1, 2, 3)
 
 
