@@ -47,7 +47,7 @@ class Task:
 
 
 def read_task(folder: Path, split: str = "B") -> Task:
-    """List the classes and photographs of a data folder; no photograph is opened.
+    """List the classes and photographs of a data folder; only files of unknown suffixes are opened.
 
     Contest lists: classes_b.txt (split A: classes.txt) with lines "Animal_Bear 0", train.txt with lines
     "TrainSet/Animal/Bear/1.jpg 0", photographs in TestSetB (TestSetA). Plain folders: train/CLASS/* and test/*.
@@ -124,14 +124,14 @@ def read_classes(path: Path) -> tuple[str, ...]:
         Unless the names are distinct and the labels are 0 to C - 1, in any order.
     """
     names: dict[int, str] = {}
-    seen: dict[str, str] = {}  # name in NFC -> name
+    seen: set[str] = set()  # with composed accents
     for where, name, label in _lines(path):
         if label in names:
             raise TaskError(f"{where}: label {label} is {names[label]!r} already; give every class a label of its own")
         if composed(name) in seen:
             raise TaskError(f"{where}: class {spelled(name)!r} stands twice; name every class once")
         names[label] = name
-        seen[composed(name)] = name
+        seen.add(composed(name))
     if not names:
         raise TaskError(f"{path}: empty; expected one line per class, such as 'Animal_Bear 0'")
     missing = next((label for label in range(len(names)) if label not in names), None)
@@ -221,7 +221,7 @@ def _read_list(path: Path, folder: Path, n_classes: int) -> tuple[Photo, ...]:
 def _present(
     path: Path, folder: Path, photos: list[Photo], first_line: dict[str, tuple[str, int]]
 ) -> tuple[Photo, ...]:
-    """Return the photographs of a list with the names that they have on the disk; raise TaskError unless all exist.
+    """Return the photographs of a list with their names on the disk; raise TaskError unless all exist.
 
     The names may differ in how accents are written: an editor composes them (NFC), macOS takes them apart (NFD).
     """

@@ -54,13 +54,14 @@ def read_train(train: Path) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
     for name in layout.check_levels(train, listings):
         _warn(f"{train / name}: holds only folders of photographs; all of these are taken as class {name!r}")
     _check_classes_without_photographs(train, listings)
-    _report_others(train, [f"{name}/{other}" for name, found in listings.items() for other in found.others])
-    loose = listing.read(train, below=False).photos
-    if loose:
+    beside = listing.read(train, below=False)
+    if beside.photos:
         _warn(
-            f"{train}: {len(loose)} photographs lie beside the class folders and are left out: "
-            f"{', '.join(preview(loose))}; move them into the folders of their classes"
+            f"{train}: {len(beside.photos)} photographs lie beside the class folders and are left out: "
+            f"{', '.join(preview(beside.photos))}; move them into the folders of their classes"
         )
+    others = [f"{name}/{other}" for name, found in listings.items() for other in found.others]
+    _report_others(train, beside.others + others)
     photos = [
         (f"{train.name}/{name}/{photo}", label) for label, name in enumerate(classes) for photo in listings[name].photos
     ]

@@ -93,9 +93,12 @@ def register_heif() -> str | None:
 def missing_support(path: Path | str) -> str | None:
     """Return what must be installed to read a file that Pillow cannot identify, or None if it is no photograph."""
     header = b""
-    if os.path.isfile(path):
-        with open(path, "rb") as file:
-            header = file.read(12)
+    try:
+        if os.path.isfile(path):  # opening a pipe would wait for ever
+            with open(path, "rb") as file:
+                header = file.read(12)
+    except OSError:  # no permission: the suffix has to do
+        pass
     remedy = BRANDS.get(header[8:]) if header[4:8] == b"ftyp" else None
     if remedy is None and os.path.splitext(path)[1].lower() in HEIF_SUFFIXES:
         remedy = HEIF_REMEDY

@@ -241,10 +241,11 @@ def test_class_folders_a_level_too_deep_in_test_are_named(tmp_path, below):
 
 
 def test_photographs_beside_the_class_folders_are_counted(task, caplog):
-    make(task, "train/loose 10.jpg", "train/loose 2.png")
+    make(task, "train/loose 10.jpg", "train/loose 2.png", "train/labels.csv", "train/Red/notes.csv")
     with caplog.at_level(logging.WARNING, "fewshot"):
         assert len(data.read_task(task).train) == 3
     assert "2 photographs lie beside the class folders and are left out: loose 2.png, loose 10.jpg" in caplog.text
+    assert "2 files are no photographs that can be read and are left out: 2 .csv" in caplog.text
 
 
 def test_a_folder_that_cannot_be_searched_hides_no_message(tmp_path, monkeypatch):
