@@ -46,7 +46,7 @@ SHARED = {
         type=Path,
         default=Path("ViT-B-32.pkl"),
         metavar="FILE",
-        help="CLIP weights, or an official name such as ViT-B/16 (default: ViT-B-32.pkl)",
+        help="CLIP weights, a file or folder, or an official name such as ViT-B/16 (default: ViT-B-32.pkl)",
     ),
     "--output": dict(
         type=Path,
