@@ -44,7 +44,7 @@ def folder() -> Path:
     ClipError
         If no folder can be written, or the folder's name has characters that Jittor cannot handle.
     """
-    users_home = Path(variables().get("HOME") or home.expanded("~"))
+    users_home = Path(os.path.abspath(variables().get("HOME") or home.expanded("~")))
     jittor_home = Path(os.path.abspath(os.environ.get("JITTOR_HOME") or _noted(users_home)))
     chosen = jittor_home / ".cache/jittor"
     for character in FORBIDDEN:

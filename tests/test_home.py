@@ -104,8 +104,9 @@ def test_a_name_that_jittor_cannot_quote_is_one_line(tmp_path, monkeypatch, char
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["a b", "é 日本"])
-def test_other_awkward_names_work(tmp_path, name):
+def test_spaces_and_letters_of_other_languages_work(tmp_path):
+    """One name has both, since Jittor compiles its core for each."""
+    name = "é 日本"
     (tmp_path / name).mkdir()
     done = python(
         f"""
