@@ -81,7 +81,7 @@ def check(configs: list[Path], path: Path, sizes: Architecture) -> None:
                 f"{HEAD_WIDTH})"
             )
     if not is_known:
-        _log.warning("%s", bounded.one_line(f"{path}: {UNKNOWN_ACTIVATION}"))
+        _log.info("%s", bounded.one_line(f"{path}: {UNKNOWN_ACTIVATION}"))
 
 
 def _has_sizes(config: dict, sizes: Architecture) -> bool:
