@@ -53,7 +53,7 @@ def candidates(path: Path, state: dict) -> list[Path]:
 def check(configs: list[Path], path: Path, sizes: Architecture) -> None:
     """Check that no config asks for an activation or attention heads that jclip does not compute.
 
-    If weights may have a config and none is there, it is logged that their activation is not known.
+    If weights may have a config and none of a CLIP is there, it is logged that their activation is not known.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def check(configs: list[Path], path: Path, sizes: Architecture) -> None:
             continue
         if not isinstance(content, dict) or not _has_sizes(content, sizes):
             continue
-        is_known = True
+        is_known = is_known or any(section in content for section in (*SIZES, "model_cfg"))
         if problem := _unsupported(content):
             raise ClipError(
                 f"{path}: {config.name} says {problem}; jclip computes OpenAI's models only (QuickGELU, heads of width "
