@@ -288,6 +288,7 @@ def remarks(caplog, path):
         # a config of other weights
         ("model.safetensors", "hugging_face.safetensors", {HUGGING_FACE: '{"vision_config": {"hidden_size": 1280}}'}),
         ("model.safetensors", "hugging_face.safetensors", {HUGGING_FACE: "not JSON"}),
+        ("model.safetensors", "hugging_face.safetensors", {HUGGING_FACE: '{"lr": 0.1, "width": 64}'}),
     ],
 )
 def test_weights_whose_activation_is_not_known_get_one_remark(tmp_path, caplog, name, content, config):

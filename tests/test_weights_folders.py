@@ -72,6 +72,7 @@ def file_sha256(path):
 
 @pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
 def test_a_folder_with_one_file_is_that_file(folder, state, expected, kind, caplog):
+    caplog.set_level("INFO")
     save(folder / kind, state)
     for path in (folder, folder / kind, str(folder)):
         check(path, expected)

@@ -61,7 +61,7 @@ def tensors(content, path: Path) -> dict[str, np.ndarray]:
     clips.sort(key=lambda found: _rank(found[0]))
     if len(clips) > 1:
         names = _named([".".join(keys) or "the file itself" for keys, _ in clips])
-        _warn(path, f"there are {len(clips)} CLIPs in it, under {names}; the first is read")
+        _report(path, f"there are {len(clips)} CLIPs in it, under {names}; the first is read")
     return _without_prefix(clips[0][1], path)
 
 
@@ -124,7 +124,7 @@ def _without_prefix(state: dict[str, np.ndarray], path: Path) -> dict[str, np.nd
     others = [name for name in state if not name.startswith(prefix)]
     if others:
         are = "others are" if len(others) > 1 else "other is"
-        _warn(path, f"the tensors under {prefix[:-1]!r} are read; {len(others)} {are} not: {_named(others)}")
+        _report(path, f"the tensors under {prefix[:-1]!r} are read; {len(others)} {are} not: {_named(others)}")
     plain: dict[str, np.ndarray] = {}
     for name, value in state.items():
         if name.startswith(prefix):
@@ -151,5 +151,5 @@ def _named(names: list[str]) -> str:
     return ", ".join(names[:MAX_NAMED]) + ", …" * (len(names) > MAX_NAMED)
 
 
-def _warn(path: Path, message: str) -> None:
-    _log.warning("%s", bounded.one_line(f"{path}: {message}"))
+def _report(path: Path, message: str) -> None:
+    _log.info("%s", bounded.one_line(f"{path}: {message}"))

@@ -53,7 +53,7 @@ def candidates(path: Path, state: dict) -> list[Path]:
 def check(configs: list[Path], path: Path, sizes: Architecture) -> None:
     """Check that no config asks for an activation or attention heads that jclip does not compute.
 
-    If weights may have a config and none is there, it is logged that their activation is not known.
+    If weights may have a config and none of a CLIP is there, it is logged that their activation is not known.
 
     Parameters
     ----------
@@ -74,14 +74,14 @@ def check(configs: list[Path], path: Path, sizes: Architecture) -> None:
             continue
         if not isinstance(content, dict) or not _has_sizes(content, sizes):
             continue
-        is_known = True
+        is_known = is_known or any(section in content for section in (*SIZES, "model_cfg"))
         if problem := _unsupported(content):
             raise ClipError(
                 f"{path}: {config.name} says {problem}; jclip computes OpenAI's models only (QuickGELU, heads of width "
                 f"{HEAD_WIDTH})"
             )
     if not is_known:
-        _log.warning("%s", bounded.one_line(f"{path}: {UNKNOWN_ACTIVATION}"))
+        _log.info("%s", bounded.one_line(f"{path}: {UNKNOWN_ACTIVATION}"))
 
 
 def _has_sizes(config: dict, sizes: Architecture) -> bool:
