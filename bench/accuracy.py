@@ -31,7 +31,7 @@ DRAWING = ("tip-f", "taskres", "clap")  # methods that depend on the seed
 HIDING = ("zero-shot", "tip", "tip-f", "gda", "blend")
 HIDDEN_SEED = 5
 FEW_METHODS = ("zero-shot", "tip", "gda", "blend")  # fast ones, for many small tasks
-SMALL_CLASSES, SMALL_DRAWS = 24, 30  # classes of a small task, and how many of them are drawn
+SMALL_CLASSES, SMALL_DRAWS = 24, 20  # classes of a small task, and how many of them are drawn
 
 
 class Task(NamedTuple):
