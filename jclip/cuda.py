@@ -25,6 +25,7 @@ from pathlib import Path
 
 from . import home
 from .errors import ClipError
+from .paths import expand
 
 CACHE = Path("~/.cache/jclip/cuda")  # has a folder <hash of its content>/ for each CUDA
 TOOLKITS = ("/usr/local/cuda", "/opt/cuda", "/usr/local/cuda-*", "/usr")  # patterns of the folders of toolkits
@@ -277,7 +278,7 @@ def make(toolkit: Toolkit, gpu: Gpu) -> Path:
     files = _folder_content(toolkit, gpu)
     key = hashlib.sha256(repr(sorted((name, str(value)) for name, value in files.items())).encode()).hexdigest()[:16]
     try:
-        folder = home.expanded(CACHE) / key
+        folder = expand(CACHE) / key
     except ClipError as error:
         raise NoCuda(str(error)) from None
     if folder.is_dir():
@@ -377,6 +378,7 @@ def _pip_folders() -> list[Path]:
     CUDA_PACKAGES is separated like PATH.
     """
     packages = os.environ.get("CUDA_PACKAGES", "").split(os.pathsep)
+    # not `expand`, whose errors would end `import jclip`
     listed = [Path(os.path.expanduser(folder)) for folder in packages if folder]
     folders = dict.fromkeys([*listed, *(Path(path, "nvidia") for path in sys.path)])
     return [folder for folder in folders if folder.is_dir()]

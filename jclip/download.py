@@ -13,6 +13,7 @@ from pathlib import Path
 
 from . import home
 from .errors import ClipError
+from .paths import expand
 from .progress import Progress
 from .weights import sha256
 
@@ -47,7 +48,7 @@ def official(name: str, folder: Path = CACHE) -> Path:
         If the file cannot be downloaded, another file has its name, or the folder cannot be made.
     """
     digest, file_name = OFFICIAL[name]
-    folder = home.expanded(folder)
+    folder = expand(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

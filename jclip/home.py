@@ -1,4 +1,4 @@
-"""The user's home folder, in which Jittor, CUDA's folder and official weights are kept."""
+"""What is wrong with the user's home folder, in which Jittor, CUDA's folder and official weights are kept."""
 
 from __future__ import annotations
 
@@ -10,20 +10,11 @@ from .errors import ClipError
 REMEDY = "set {0} to a folder that can be written, e.g. {0}=/tmp/me"  # {0}: HOME, or another variable
 
 
-def expanded(path: Path | str) -> Path:
-    """Return a path with its leading ~ replaced by the home folder.
-
-    Raises
-    ------
-    ClipError
-        If there is no home folder: HOME is not set, and the system does not know the user.
-    """
-    try:
-        return Path(path).expanduser()
-    except (RuntimeError, KeyError):  # KeyError before Python 3.10
-        raise ClipError(
-            f"no home folder: HOME is not set, and the system has none for user {os.getuid()}; {REMEDY.format('HOME')}"
-        ) from None
+def missing() -> ClipError:
+    """Return the ClipError that says that there is no home folder: HOME is not set, and the system does not know it."""
+    return ClipError(
+        f"no home folder: HOME is not set, and the system has none for user {os.getuid()}; {REMEDY.format('HOME')}"
+    )
 
 
 def not_writable(path: Path | str, error: OSError, variable: str = "HOME") -> ClipError:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from . import home
 from .errors import ClipError
+from .paths import expand
 
 # Jittor writes its folder into shell commands, some without quotes, and into lists of the linker. Spaces it can handle.
 FORBIDDEN = "\"'$`\\\n\t,:()&;<>|"
@@ -27,7 +28,7 @@ def variables() -> dict[str, str]:
         If no folder can be written.
     """
     try:
-        _make_cache(home.expanded("~"))
+        _make_cache(expand("~"))
         return {}
     except ClipError:
         if not os.environ.get("JITTOR_HOME"):
@@ -44,7 +45,7 @@ def folder() -> Path:
     ClipError
         If no folder can be written, or the folder's name has characters that Jittor cannot handle.
     """
-    users_home = Path(os.path.abspath(variables().get("HOME") or home.expanded("~")))
+    users_home = Path(os.path.abspath(variables().get("HOME") or expand("~")))
     jittor_home = Path(os.path.abspath(os.environ.get("JITTOR_HOME") or _noted(users_home)))
     chosen = jittor_home / ".cache/jittor"
     for character in FORBIDDEN:

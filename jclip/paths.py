@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from . import home
 from .errors import ClipError
 
 
@@ -26,12 +27,14 @@ def expand(path: str | os.PathLike) -> Path:
     Raises
     ------
     ClipError
-        If there is neither such a home folder nor such a file.
+        If there is neither such a home folder nor such a file, or the user has no home folder.
     """
     text = os.fspath(path)
     expanded = os.path.expanduser(text) if text.startswith("~") else text
+    user = text.partition("/")[0]
+    if user == "~" and expanded.startswith("~"):
+        raise home.missing()
     if expanded.startswith("~") and not os.path.lexists(expanded):
-        user = Path(text).parts[0]
         raise ClipError(
             f"{text}: there is no home folder {user}; name the path in full, or write ./{text} for a name that begins "
             "with ~"
