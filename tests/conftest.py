@@ -23,9 +23,11 @@ SHARED = PROJECT.parent / "shared"
 CLASSES = ["Animal_Bear", "Animal_Bee", "Food-101_hot_dog", "Stanford-Cars_Volvo_C30", "no group", "Thu-dog_Pomeranian"]
 SHOTLESS = 3  # the label of the one class without a training photograph
 
-# Tests started in the background ignore Ctrl-C, and the processes that they stop with it would inherit that.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Tests started in the background ignore Ctrl-C and Ctrl-\, and the processes that they stop so would inherit that.
+for name, handler in {"SIGINT": signal.default_int_handler, "SIGQUIT": signal.SIG_DFL}.items():
+    number = getattr(signal, name, None)  # Windows has no SIGQUIT
+    if number and signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 def pytest_addoption(parser):
