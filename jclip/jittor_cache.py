@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 import os
+import platform
+import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
-from . import home
+from . import compat, home
 from .errors import ClipError
 from .paths import expand
 
@@ -71,27 +76,71 @@ def _make_cache(folder: Path, variable: str = "HOME") -> None:
     folder = folder / ".cache/jittor"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        locks = list(folder.glob("*/" * 6 + "jittor.lock"))  # one for each combination of versions, as in `has_core`
+        locks = list(folder.glob("*/" * 6 + "jittor.lock"))  # one for each combination of versions
         if locks and not any(os.access(lock, os.W_OK) for lock in locks):
             open(locks[0], "a").close()  # says why
     except OSError as error:
         raise home.not_writable(folder, error, variable) from None
 
 
-def has_core(nvcc: str) -> bool:
-    """Return whether the cache has a core compiled with this `nvcc`, or for the CPU if `nvcc` is "".
+def compiler_flags() -> str:
+    """Return the value that the environment variable cc_flags needs while Jittor is imported, or "".
 
-    The cache has nested folders for the versions of Jittor, g++ and Python, the operating system, the CPU, the install
-    path and the cache's name (several levels if it is a git branch with slashes); with CUDA one more, such as
-    cu13.0.88_sm_90. Beside the core, a .key file holds the command that linked it, which names the folder of CUDA.
+    Raises
+    ------
+    ClipError
+        If numpy 2 needs a header that cannot be written.
+    """
+    users = os.environ.get("cc_flags", "")
+    return " ".join([*filter(None, [users]), *(f for f in compat.compiler_flags(folder()) if f not in users)])
+
+
+def has_core(nvcc: str) -> bool:
+    """Return whether the cache has a core that was compiled as it would be now: with `nvcc`, for the CPU if that is "".
+
+    With CUDA it lies in one more folder, such as cu13.0.88_sm_90. Beside it, a .key file holds the command that linked
+    it, which names the compiler's flags and the folder of CUDA.
     """
     cuda = Path(shutil.which(nvcc) or nvcc).parent.parent
-    for depth in range(7, 11):
-        for command in folder().glob("*/" * depth + "jittor_core*.so.key"):
+    flags = shlex.split(compiler_flags())
+    for below in ("", "*/"):
+        for command in folder().glob(f"{_core_folders()}/{below}jittor_core*.so.key"):
             text = command.read_text(errors="replace")
-            if f'"{cuda}/lib64"' in text if nvcc else "-DHAS_CUDA" not in text:
+            is_for_nvcc = f'"{cuda}/lib64"' in text if nvcc else "-DHAS_CUDA" not in text
+            if is_for_nvcc and all(flag in text.replace('"', "") for flag in flags):
                 return True
     return False
+
+
+def count_objects(since: float) -> int:
+    """Return the number of source files of Jittor that were compiled after a time, in seconds of `time.time`."""
+    objects = folder().glob(f"{_core_folders()}/**/obj_files/*.o")
+    return sum(file.stat().st_mtime >= since for file in objects)
+
+
+def _core_folders() -> str:
+    """Return a pattern of the folders in which this Jittor keeps its core, relative to `folder`.
+
+    They are nested: the versions of Jittor, the compiler and Python, the operating system, the CPU, the installation of
+    Jittor, and the variable cache_name, in its absence the git branch of the folder in which Jittor is installed.
+    """
+    spec = importlib.util.find_spec("jittor_utils")
+    origin = spec.origin if spec else ""
+    installation = hashlib.md5(origin.encode()).hexdigest()[:4]
+    name = os.environ.get("cache_name") or _branch(Path(origin).parent)
+    version = compat.compiler_version(compat.compiler())
+    return f"jt*/*{version}/py{platform.python_version()}/*/*/{installation}/{name}"
+
+
+def _branch(directory: Path) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "branch"], cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+    except OSError:  # there is no git
+        return "default"
+    branches = [line[2:] for line in done.stdout.splitlines() if line.startswith("* ")]
+    return re.sub(r"[ (){}]", "_", branches[0]) if branches else "default"
 
 
 def fails_once() -> bool:

@@ -10,29 +10,24 @@ Which device is used, and that Jittor has to compile itself, is logged at level 
 
 from __future__ import annotations
 
-import atexit
 import errno
-import importlib.machinery
 import importlib.util
 import logging
 import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-
-from . import cuda, home, jittor_cache, signals
+from . import compat, compiling, cuda, home, importing, jittor_cache
 from .errors import ClipError
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "half")
+INSTALL = "pip install -r requirements.txt && pip install --no-deps -r requirements-jittor.txt"
+PREPARED_BY = "JCLIP_PREPARED_BY"  # variable of a child process: the id of the process that has prepared it
 HALF_CAPABILITY = 80  # 10 x compute capability from which tensor cores have the instructions that kernels.cuh uses
 DEFAULTS = {
     "log_silent": "1",
@@ -54,10 +49,9 @@ def prepare() -> None:
     Variables that the user has set, such as `nvcc_path=/opt/cuda/bin/nvcc` or `use_mpi=1`, are left alone. Does nothing
     if Jittor is already imported, or in a child process that inherited the variables.
     """
-    if _ImportGuard not in sys.meta_path:
-        sys.meta_path.insert(0, _ImportGuard)
-    is_prepared_child = multiprocessing.parent_process() and {"nvcc_path", "FIX_TORCH_ERROR"} <= os.environ.keys()
-    if "jittor" in sys.modules or is_prepared_child:
+    importing.install()
+    is_child = multiprocessing.parent_process() and {"nvcc_path", "FIX_TORCH_ERROR"} <= os.environ.keys()
+    if "jittor" in sys.modules or is_child or os.environ.get(PREPARED_BY) == str(os.getppid()):
         return
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -109,16 +103,17 @@ def jittor():
 
 @cache
 def _import_jittor():
+    advice = "import jclip before jittor"
     if "jittor" not in sys.modules:
         prepare()
         _check_installation()
+        advice = f"delete {jittor_cache.folder()} and run: {INSTALL}"
         if _is_generated(os.environ.get("nvcc_path", "")):
             _check_jittor_starts(Path(os.environ["nvcc_path"]))
-        _log_if_not_compiled(os.environ.get("nvcc_path", ""))
         if jittor_cache.fails_once():
-            _import_in_child()
+            _import_in_child("")
     try:
-        import jittor as jt  # through _ImportGuard; waits for a thread that is importing it
+        import jittor as jt  # as importing.py finds it; waits for a thread that is importing it
     except SystemExit:  # Jittor exits after it has rebuilt a part of itself
         sys.modules.pop("jittor", None)
         raise ClipError("Jittor has rebuilt its core for this machine; run the same command again") from None
@@ -126,64 +121,19 @@ def _import_jittor():
         if isinstance(error, OSError) and error.filename and error.errno in NOT_WRITABLE:
             raise home.not_writable(error.filename, error) from None
         raise ClipError(f"Jittor cannot be imported: {_last_line(error)}") from error
-    _undo_what_ends_the_process()  # again, because the caller may have imported Jittor before jclip
+    importing.undo_what_ends_the_process()  # again, because the caller may have imported Jittor before jclip
+    compat.check_arrays(jt, advice)
     return jt
-
-
-class _ImportGuard:
-    """Finds the module jittor such that every `import jittor`, also the caller's own, goes through _GuardedLoader."""
-
-    @staticmethod
-    def find_spec(name: str, path=None, target=None):
-        if name != "jittor":
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec and spec.loader and spec.origin:
-            spec.loader = _GuardedLoader(name, spec.origin)
-        return spec
-
-
-class _GuardedLoader(importlib.machinery.SourceFileLoader):
-    """Imports Jittor without what would end this process later."""
-
-    def exec_module(self, module) -> None:
-        # numpy keeps these after their first use, which would warn once Jittor treats denormal numbers as zero
-        np.finfo(np.float32), np.finfo(np.float64)
-        with _import_variables(os.environ.get("nvcc_path", "")), signals.interrupts_exit():
-            try:
-                super().exec_module(module)
-            finally:
-                _undo_what_ends_the_process()
-
-
-def _undo_what_ends_the_process() -> None:
-    """Restore Python's signal handlers, and end the pool of processes with which Jittor has compiled its core, if any.
-
-    These processes are killed together with the thread that has forked them. Jittor forks others where it needs them.
-    """
-    signals.restore()
-    utils = sys.modules.get("jittor_utils")
-    if hasattr(utils, "p"):
-        atexit.unregister(utils.pool_cleanup)
-        utils.pool_cleanup()
-        utils.pool_size = 0
 
 
 def _check_installation() -> None:
     """Raise ClipError if Jittor or a C++ compiler is missing."""
     if not importlib.util.find_spec("jittor"):
-        raise ClipError("Jittor is not installed; run: pip install -r requirements.txt")
-    if not (os.environ.get("cc_path") or shutil.which("g++") or shutil.which("clang++")):
+        raise ClipError(f"Jittor is not installed; run: {INSTALL}")
+    if not compat.compiler():
         raise ClipError(
             "g++ is missing, with which Jittor compiles itself; install it (Debian, Ubuntu: apt install g++)"
         )
-
-
-def _log_if_not_compiled(nvcc: str) -> None:
-    """Log that Jittor is about to compile its core for `nvcc`, unless it has done so already."""
-    if not jittor_cache.has_core(nvcc):
-        minutes = "up to 10" if nvcc else "about 3"  # on 2 cores; CUDA on 16 cores takes 1
-        _log.info("Jittor compiles its core on its first use: %s minutes, once.", minutes)
 
 
 def _check_jittor_starts(nvcc: Path) -> None:
@@ -204,8 +154,7 @@ def _check_jittor_starts(nvcc: Path) -> None:
         return
     if started.exists() and jittor_cache.has_core(str(nvcc)):
         return
-    _log_if_not_compiled(str(nvcc))
-    output = _import_in_child()
+    output = _import_in_child(str(nvcc))
     if output is None:
         _write_result(started, "")
         return
@@ -214,21 +163,24 @@ def _check_jittor_starts(nvcc: Path) -> None:
     _disable_cuda()
 
 
-def _import_in_child() -> str | None:
-    """Import Jittor in a child process; return None if it starts with CUDA, else what it printed."""
-    for _ in range(3):  # it may exit with code 0 after compiling a part of itself, and then has to be started again
-        done = subprocess.run(
-            [sys.executable, "-c", "import jittor; print('has_cuda', jittor.has_cuda)"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env={**os.environ, **jittor_cache.variables()},
-        )
-        if done.returncode == 0 and "has_cuda 1" in done.stdout:
-            return None
-        if done.returncode:
-            break
+def _import_in_child(nvcc: str) -> str | None:
+    """Import Jittor for `nvcc` in a child process; return None if it starts with CUDA, else what it printed."""
+    project = str(Path(__file__).parents[1])
+    code = f"import sys; sys.path.insert(0, {project!r}); import jclip, jittor; print('has_cuda', jittor.has_cuda)"
+    with compiling.shown(nvcc, jittor_cache.has_core(nvcc)):
+        for _ in range(3):  # it may exit with code 0 after compiling a part of itself, and then has to be started again
+            done = subprocess.run(
+                [sys.executable, "-c", code],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                env={**os.environ, PREPARED_BY: str(os.getpid())},
+            )
+            if done.returncode == 0 and "has_cuda 1" in done.stdout:
+                return None
+            if done.returncode:
+                break
     return done.stdout
 
 
@@ -342,30 +294,6 @@ def _log_device(chosen: str, requested: str, precision: str) -> None:
         where = f"the CPU ({cores} core{'s' * (cores != 1)})"
         where += f"; no CUDA: {_why_no_cuda()}" if requested == "auto" else ""
     _log.info("Jittor %s computes on %s", jt.__version__, where)
-
-
-@contextmanager
-def _import_variables(nvcc: str) -> Iterator[None]:
-    """Set environment variables that only the import of Jittor is to see.
-
-    Under Jupyter, which Jittor recognises by JPY_PARENT_PID, it installs no handler of its own for Ctrl-C. A pool of
-    processes is forked at every import, though only compiling its core needs them; if this process is killed in that
-    moment, they stay, with its files open. The variable that prevents this also turns use_parallel_op_compiler off.
-    """
-    variables = {"JPY_PARENT_PID": str(os.getpid())}
-    if jittor_cache.has_core(nvcc) and os.environ.get("use_parallel_op_compiler") == "0":
-        variables["DISABLE_MULTIPROCESSING"] = "1"
-    variables = {name: value for name, value in variables.items() if name not in os.environ}
-    variables.update(jittor_cache.variables())
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 
 def _last_line(error: Exception) -> str:

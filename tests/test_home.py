@@ -110,13 +110,21 @@ def test_spaces_and_letters_of_other_languages_work(tmp_path):
     (tmp_path / name).mkdir()
     done = python(
         f"""
-import jclip, numpy as np
+import logging, jclip, numpy as np
+from jclip import compiling, jittor_cache, progress
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+progress.INTERVAL = 10
 model, _ = jclip.load({str(PROJECT / "demo/clip.npz")!r}, device="cpu")
+print(compiling.N_FILES["cpu"] - jittor_cache.count_objects(since=0))
 print(model.encode_image(np.zeros((2, 3, 48, 48), np.float32)).shape)
 """,
         HOME=str(tmp_path / name),
+        nvcc_path="",
     )
-    assert done.stdout.splitlines()[-1] == "[2,96,]", done.stderr
+    assert done.stdout.splitlines()[-2:] == ["0", "[2,96,]"], done.stderr
+    first, *lines = done.stderr.splitlines()
+    assert first == "Jittor compiles its core on its first use: about 3 minutes, once."
+    assert sum(line.startswith("compiling Jittor: ") for line in lines) >= 4
 
 
 def test_official_weights_and_cudas_folder_need_a_home_too(monkeypatch, tmp_path):

@@ -1,9 +1,11 @@
 """Jittor is imported and the device chosen on machines with and without CUDA, most tests in a process of its own."""
 
+import fnmatch
 import functools
 import os
 import stat
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import python
@@ -182,20 +184,59 @@ def test_half_precision_needs_the_tensor_cores_of_its_kernels():
     )
 
 
-def test_a_compiled_core_is_recognised_by_its_link_command(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    core = tmp_path / ".cache/jittor/jt/g++/py/os/cpu/7b6b/a/branch"
-    command = "jittor_core.cpython-311-x86_64-linux-gnu.so.key"
-    nvcc = "/cache/key/bin/nvcc"
-    assert not jittor_cache.has_core("") and not jittor_cache.has_core(nvcc)
-    (core / "cu13.0.88_sm_90").mkdir(parents=True)
-    (core / "cu13.0.88_sm_90" / command).write_text(
-        'g++ -DHAS_CUDA -I"/cache/key/include" -lcudart -L"/cache/key/lib64"'
+def core_folder(home, **environment) -> Path:
+    """Make the folder below `home` in which Jittor would keep its core, by the pattern that jittor_cache has of it."""
+    done = python("from jclip import jittor_cache; print(jittor_cache._core_folders())", **environment)
+    folder = Path(home, ".cache/jittor", done.stdout.strip().replace("*", "x"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def test_jittor_keeps_its_core_where_it_is_looked_for():
+    done = python(
+        "from jclip import jittor_cache, runtime\nruntime.use('cpu')\nimport jittor as jt\n"
+        "print(jt.flags.cache_path)\nprint(jittor_cache.folder())\nprint(jittor_cache._core_folders())",
+        nvcc_path="",
     )
+    path, folder, pattern = done.stdout.splitlines()
+    assert fnmatch.fnmatch(path, f"{folder}/{pattern}"), done.stderr
+
+
+KEY = "jittor_core.cpython-311-x86_64-linux-gnu.so.key"
+
+
+def test_a_compiled_core_is_recognised_by_its_link_command(tmp_path, monkeypatch):
+    core = core_folder(tmp_path, cache_name="a/branch") / "cu13.0.88_sm_90"
+    nvcc = "/cache/key/bin/nvcc"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("cache_name", "a/branch")
+    assert not jittor_cache.has_core("") and not jittor_cache.has_core(nvcc)
+    core.mkdir()
+    (core / KEY).write_text('g++ -DHAS_CUDA -I"/cache/key/include" -lcudart -L"/cache/key/lib64"')
     assert not jittor_cache.has_core("") and jittor_cache.has_core(nvcc)
     assert not jittor_cache.has_core("/cache/other key/bin/nvcc")
-    (core / command).write_text("g++")
+    (core.parent / KEY).write_text("g++")
     assert jittor_cache.has_core("")
+
+
+@pytest.mark.parametrize("other", ["cc_flags", "cache_name", "compiler", "python"])
+def test_a_core_compiled_otherwise_is_none(tmp_path, monkeypatch, other):
+    """Jittor will compile again, for minutes, which is to be announced."""
+    core = core_folder(tmp_path, cache_name="main", cc_flags="")
+    (core / KEY).write_text('g++ -I"/a folder"')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("cache_name", "main")
+    monkeypatch.setenv("cc_flags", '-I"/a folder"')
+    assert jittor_cache.has_core("")
+    compiler = tmp_path / "g++"
+    compiler.write_text("#!/bin/sh\necho 'g++ (Debian 11.2.0-1) 11.2.0'\n")
+    compiler.chmod(0o755)
+    if other == "python":
+        monkeypatch.setattr("platform.python_version", lambda: "3.9.1")
+    else:
+        variables = {"cc_flags": "-I/another", "cache_name": "branch", "compiler": str(compiler)}
+        monkeypatch.setenv("cc_path" if other == "compiler" else other, variables[other])
+    assert not jittor_cache.has_core("")
 
 
 @pytest.fixture
@@ -207,10 +248,12 @@ def unstartable(tmp_path):
     (tmp_path / "site/jittor/__init__.py").write_text(
         "import os, types\nif os.environ['nvcc_path']:\n    os.abort()\n"
         "__version__, has_cuda, flags = '1.3.11.0', 0, types.SimpleNamespace(use_cuda=0)\n"
+        "array = lambda values: types.SimpleNamespace(numpy=lambda: values)\n"
     )
-    core = tmp_path / ".cache/jittor/jt/g++/py/os/cpu/7b6b/jclip_cuda/cu13.0.88_sm_90/jittor_core.so.key"
-    core.parent.mkdir(parents=True)  # its core was compiled; it is the import that fails
-    core.write_text(f'g++ -DHAS_CUDA -L"{nvcc.parents[1]}/lib64"')
+    core = core_folder(tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    (core / KEY).write_text(  # its core was compiled; it is the import that fails
+        f'g++ -DHAS_CUDA -L"{nvcc.parents[1]}/lib64"'
+    )
     return {"HOME": str(tmp_path), "PYTHONPATH": str(tmp_path / "site"), "NVCC": str(nvcc)}
 
 
