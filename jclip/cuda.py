@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import home
+from . import compat, home
 from .errors import ClipError
 from .paths import expand
 
@@ -75,6 +75,10 @@ CASE_STANDARD = '\n  -std=c++14) set -- "$@" -std=c++17 ;;'
 # Jittor asks for machine code only, and for none newer than sm_90. From PTX, the driver compiles for a newer GPU.
 # Untested on a real Blackwell GPU; only the output of nvcc with these flags was checked.
 CASE_PTX = '\n  -arch=compute_*) set -- "$@" "$argument" "-code=${argument#-arch=}" ;;'
+# What compat.py gives to g++ 15, as nvcc spells it. Untested with g++ 15 and a GPU.
+CASES_GCC15 = '''
+  -includecstdint) set -- "$@" -include cstdint ;;
+  -Wno-template-body) set -- "$@" -Xcompiler "$argument" ;;'''
 
 # Functions of Jittor's helper_cuda.h read fields of cudaDeviceProp that CUDA 13 has removed; nothing calls them.
 # If the user sets use_cutt=1, cuTT uses the two clock rates (kHz) to estimate which of its kernels is fastest.
@@ -470,6 +474,7 @@ def _folder_content(toolkit: Toolkit, gpu: Gpu) -> dict[str, Path | str]:
     """Return the files of the folder for Jittor by name: a Path is the target of a link, a str the text of a file."""
     is_13 = toolkit.version[0] >= 13
     cases = (CASE_STANDARD if is_13 else "") + (CASE_PTX if _needs_ptx(toolkit.version, gpu) else "")
+    cases += CASES_GCC15 if compat.gcc_flags() else ""
     files: dict[str, Path | str] = {
         "bin/nvcc": NVCC.format(nvcc=shlex.quote(str(toolkit.nvcc)), cases=cases),
         "made_from": f"nvcc {'.'.join(map(str, toolkit.version))}\nsm_{gpu.capability}\n",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import PROJECT
 
-from jclip import cuda
+from jclip import compat, cuda
 
 H100 = cuda.Gpu("NVIDIA H100 80GB HBM3", 90, (13, 0))
 RELEASES = {11: "11.8.89", 12: "12.4.131", 13: "13.0.88"}
@@ -337,6 +337,19 @@ def test_the_wrapper_asks_for_another_standard_with_cuda_13_alone(tmp_path, monk
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "a folder"))
     arguments = ["-x", "cu", "-DX=-std=c++14", "-arch=compute_90", "-code=sm_90", "a file.cu"]
     assert passed_on(made(), "-std=c++14", *arguments) == [standard, *arguments]
+
+
+@pytest.mark.parametrize("version", ["14.2.0", "15.1.0"])
+def test_nvcc_gets_the_flags_of_new_compilers_in_its_own_spelling(tmp_path, monkeypatch, version):
+    toolkit(tmp_path / "cuda", 12)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    compiler = tmp_path / "g++"
+    compiler.write_text(f"#!/bin/sh\necho 'g++ (Debian {version}) {version}'\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("cc_path", str(compiler))
+    flags = compat.gcc_flags()
+    new = ["-include", "cstdint", "-Xcompiler", "-Wno-template-body"] if flags else []
+    assert bool(flags) == (version > "15") and passed_on(made(), *flags, "x.cu") == [*new, "x.cu"]
 
 
 @pytest.mark.parametrize(

@@ -51,9 +51,12 @@ def compiler_flags(cache: Path) -> list[str]:
     flags = []
     if int(np.__version__.partition(".")[0]) >= 2:
         flags.append(f'-I"{_write_header(cache)}"')
-    if _gcc_version() >= 15:
-        flags += GCC15
-    return flags
+    return [*flags, *gcc_flags()]
+
+
+def gcc_flags() -> tuple[str, ...]:
+    """Return those of `compiler_flags` that the compiler needs, whatever numpy is."""
+    return GCC15 if _gcc_version() >= 15 else ()
 
 
 def _write_header(cache: Path) -> Path:
