@@ -20,7 +20,7 @@ from .folds import Fold, split_classes
 
 MAX_OFFSET, OFFSET_STEP = 60.0, 0.1  # the grid of offsets: from -MAX_OFFSET to MAX_OFFSET
 MAX_LOST_SHARE = 0.001  # share of the correct validation rows of base classes that may be lost to far classes
-OFFSET_SAFETY = 0.9  # the far offset is at most this factor times the offset that loses MAX_LOST_SHARE
+OFFSET_SAFETY = 0.9  # the far offset stays below the one that loses MAX_LOST_SHARE by at least a tenth of its size
 
 
 class Offsets(NamedTuple):
@@ -108,7 +108,8 @@ def _max_far_offset(folds: Sequence[Fold], fold_experts: Sequence[Experts], weig
     """Return the highest allowed offset of far classes.
 
     Consider the validation rows that are correct if only base classes compete. At some offset, far classes win
-    MAX_LOST_SHARE of these rows; the result is OFFSET_SAFETY times that offset.
+    MAX_LOST_SHARE of these rows; the result is lower than that offset by the share 1 − OFFSET_SAFETY of its absolute
+    value. Without such rows or without far classes, it is MAX_OFFSET.
     """
     margins = [np.zeros(0)]
     for experts, fold in zip(fold_experts, folds):
@@ -119,4 +120,7 @@ def _max_far_offset(folds: Sequence[Fold], fold_experts: Sequence[Experts], weig
             correct = base_logits.argmax(axis=1) == fold.labels
             margins.append(base_logits[correct].max(axis=1) - logits[correct][:, is_far].max(axis=1))
     margins = np.concatenate(margins)
-    return OFFSET_SAFETY * float(np.quantile(margins, MAX_LOST_SHARE)) if len(margins) else MAX_OFFSET
+    if not len(margins):
+        return MAX_OFFSET
+    limit = float(np.quantile(margins, MAX_LOST_SHARE))
+    return limit * (OFFSET_SAFETY if limit > 0 else 2 - OFFSET_SAFETY)

@@ -15,7 +15,7 @@ from fewshot.rows import class_sums, has_shots, index_in_class, one_hot, shot_ro
 from fewshot.support import redraw
 from jclip.features import unit
 from methods import METHODS, Settings, blend, experts, gaussian, offsets, published
-from methods.folds import FOLDS, make_folds
+from methods.folds import FOLDS, Fold, make_folds
 from methods.linear import Linear, linear_adapter
 from methods.regression import _loss, cross_entropy, regressions
 from tip_adapter_utils import predict_logits
@@ -265,6 +265,20 @@ def test_an_offset_gives_new_classes_what_is_theirs_and_no_more(rng):
     base, new = np.array([[3.0, 0], [3, 0], [3, 0]]), np.array([[1.0, 0], [0, 1], [1, 0]])
     lead, worth = offsets._gains_if_new(base, np.array([0, 2]), new, np.array([1, 3]), np.array([0, 3, 3]), 0.5)
     assert lead.tolist() == [2, 2, 2] and worth.tolist() == [-1, 0.25, 0]
+
+
+@pytest.mark.parametrize("lead", [10.0, -10.0])
+def test_far_classes_win_hardly_a_correct_row_even_if_their_logits_are_the_higher_ones(lead):
+    """Two base classes and a far one, whose logit is `lead` below that of the right base class."""
+    rows = np.array([[5, 0, 5 - lead], [0, 5, 5 - lead]], np.float32)
+    fold = Fold(np.ones(2, bool), rows, np.array([0, 1]))
+    learned = experts.Experts(
+        [Linear(np.eye(3, dtype=np.float32), np.zeros(3, np.float32))], np.array([True, True, False]), np.zeros(3, bool)
+    )
+    offset = offsets._max_far_offset([fold], [learned], np.ones(1))
+    assert offset == pytest.approx(lead - 0.1 * abs(lead))
+    without_far = learned._replace(is_near=~learned.is_base)
+    assert offsets._max_far_offset([fold], [without_far], np.ones(1)) == offsets.MAX_OFFSET
 
 
 # ---- the blend ----
