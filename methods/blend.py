@@ -16,7 +16,7 @@ from fewshot.rows import subset
 from jclip.progress import Progress
 
 from .experts import EXPERTS, N_ANCHORED, Experts, learn_experts
-from .folds import FOLDS, Fold, Folds, make_folds
+from .folds import Fold, Folds, make_folds
 from .linear import Linear, linear_adapter
 from .offsets import Offsets, choose_offsets
 from .outcome import Outcome, Settings
@@ -27,7 +27,8 @@ from .regression import cross_entropy
 DEFAULT_WEIGHTS = dict(zip(EXPERTS, (0.3, 0.6, 0, 0, 0, 0.004, 0, 0.02, 0)))
 MAX_LOGITS = 2**26  # numbers in the logits of all experts for the validation rows: 0.3 GB
 MAX_ITERATIONS = 200  # of the optimiser that fits the weights
-MIN_ROWS = 500  # with fewer validation rows, the weights are chosen by cross-validation over the shots as well
+MAX_FOLDS = 4  # of the cross-validation over the shots
+MIN_BASE_ROWS = 500  # with fewer validation rows of base classes, cross-validation over the shots is added
 # Gaussian prior on the weights of experts that are scaled to logits of mean size 1: in the middle between zero-shot and
 # the regression nearest to it, with a sum about as confident as CLIP itself. Its precision is PRIOR_ROWS / rows, so it
 # decides where rows are few and soon yields as they grow; docs/log.md, "Few validation rows".
@@ -47,7 +48,7 @@ class Choice(NamedTuple):
 
 def blend(text: Text, support: Support, val: Split | None, settings: Settings) -> Outcome:
     """Learn experts from all shots and blend them, with weights and new-class offsets chosen on folds."""
-    folds = make_folds(support, val, FOLDS, MIN_ROWS)
+    folds = make_folds(support, val, MAX_FOLDS, MIN_BASE_ROWS)
     experts = learn_experts(text, support)
     choice = choose(text, support, folds, experts, settings.seed)
     how = folds.how

@@ -73,10 +73,10 @@ def search(text: Text, support: Support, folds: Sequence[Fold], caches: Iterable
 def hidden_class_parts(text: Text, support: Support) -> list[np.ndarray]:
     """Split the base classes into the parts whose shots are hidden in turn, and return the labels of each part.
 
-    The parts imitate the new classes. If any group (fewshot/prompts.py) has both base and new classes, each part takes
-    every FOLDS-th base class. If base and new classes share no group, as with the contest's cars, each part is one
-    group of base classes. The list is empty if there are no new classes, or if base and new classes share no group and
-    all base classes are in one group.
+    The parts imitate the new classes. If any group (fewshot/prompts.py) has both base and new classes, the parts are
+    those of `split_classes`. If base and new classes share no group, as with the contest's cars, each part is one group
+    of base classes. The list is empty if there are no new classes, or if base and new classes share no group and all
+    base classes are in one group.
     """
     groups, is_base = np.array(class_groups(text)), has_shots(support.labels, len(text.names))
     base = np.flatnonzero(is_base)

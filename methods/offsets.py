@@ -1,7 +1,8 @@
 """The offsets that a blend adds to the logits of new classes, so that they can win against base classes.
 
-Both offsets are chosen by hiding the shots of a quarter of the base classes in turn. The offset for far classes is also
-limited so that they win few of the correct validation rows of base classes. experts.py defines near and far classes.
+Both offsets are chosen by hiding the shots of one of CLASS_PARTS parts of the base classes in turn (folds.py). The
+offset for far classes is also limited so that they win few of the correct validation rows of base classes. experts.py
+defines near and far classes.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from fewshot.rows import class_sums, has_shots, index_in_class, one_hot, shot_ro
 from fewshot.support import redraw
 from jclip.features import unit
 from methods import METHODS, Settings, blend, experts, gaussian, offsets, published
-from methods.folds import FOLDS, Fold, make_folds
+from methods.folds import Fold, make_folds
 from methods.linear import Linear, linear_adapter
 from methods.regression import _loss, cross_entropy, regressions
 from tip_adapter_utils import predict_logits
@@ -240,7 +240,7 @@ def test_few_validation_rows_choose_together_with_the_shots(rng):
 
 
 def test_enough_validation_rows_choose_alone(rng):
-    text, support, val, _ = make_task(rng, classes=12, rows=blend.MIN_ROWS // 12 + 1)
+    text, support, val, _ = make_task(rng, classes=12, rows=blend.MIN_BASE_ROWS // 12 + 1)
     adapter, chosen = train("blend", text, support, val, CPU)
     assert chosen["how"] == f"on {len(val.labels)} validation rows" and chosen["rows"] == len(val.labels)
     assert chosen["top1"] == pytest.approx(accuracy(adapter, val))
@@ -320,7 +320,7 @@ def test_test_rows_are_nothing_that_a_method_sees():
 @pytest.mark.parametrize("shots", [2, 4, 9])
 def test_without_validation_rows_shots_are_left_out_at_most_four_times(rng, shots):
     text, support, _, test = make_task(rng, shots=shots)
-    folds, how = make_folds(support, None, FOLDS)
+    folds, how = make_folds(support, None, blend.MAX_FOLDS)
     assert (
         how
         == {1: "leaving one shot a class out in turn", 3: "leaving up to 3 shots a class out in turn"}[-(-shots // 4)]
@@ -435,7 +435,7 @@ def test_a_class_of_a_single_shot_stays_in_every_fold(rng):
     support = subset(support, np.flatnonzero((support.labels != 5) | (index_in_class(support.labels) == 0)))
     _, chosen = train("blend", text, support, None, CPU)
     assert chosen["rows"] == 33 and all(
-        (support.labels[fold.shots] == 5).sum() == 1 for fold in make_folds(support, None, FOLDS).folds
+        (support.labels[fold.shots] == 5).sum() == 1 for fold in make_folds(support, None, blend.MAX_FOLDS).folds
     )
 
 
