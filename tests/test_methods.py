@@ -126,7 +126,7 @@ def test_weights_are_the_least_of_a_convex_problem_and_not_negative(rng):
     good = (np.eye(5)[labels] * 3 + rng.normal(size=(200, 5))).astype(np.float32)
     harmful = -good + rng.normal(size=(200, 5)).astype(np.float32)
     logits = np.stack([good, harmful, rng.normal(size=(200, 5)).astype(np.float32)])
-    mean, size = np.array([1, 0, 0.5]), np.array([blend._mean_size(expert) for expert in logits])
+    mean, size = np.array([1, 0, 0.5]), np.array([blend._mean_abs_deviation(expert) for expert in logits])
     weights = blend.fit_weights(logits, labels, mean)
     assert weights[0] > 0.3 and weights[1] == 0 and weights.min() >= 0
 
@@ -171,7 +171,10 @@ def test_the_scale_of_an_expert_does_not_matter(rng, scale):
 
 def test_experts_that_all_say_nothing_leave_the_mean_of_the_prior():
     mean = np.array([1.0, 0.5])
-    np.testing.assert_array_equal(blend.fit_weights(np.zeros((2, 6, 3), np.float32), np.arange(6) % 3, mean), mean)
+    weights = blend.fit_weights(np.zeros((2, 6, 3), np.float32), np.arange(6) % 3, mean)
+    np.testing.assert_array_equal(weights, mean)
+    weights[:] = 0  # a copy: the prior stays what it is
+    assert mean.tolist() == [1, 0.5]
 
 
 def make_equal_texts(rng, noise, rows=6, shots=4):
@@ -445,7 +448,7 @@ def test_validation_rows_of_classes_without_shots_choose_no_weights(rng):
     support = Support(support.features[some], support.labels[some], support.names[some])
     only = val.labels < 4
     adapter, chosen = train("blend", text, support, Split(val.features[only], val.labels[only], val.names[only]), CPU)
-    assert chosen["how"] == "defaults: no row judges how classes with shots are told apart" and "top1" not in chosen
+    assert chosen["how"] == "defaults: the validation rows cannot compare classes with shots" and "top1" not in chosen
     assert np.isfinite(predict_logits(adapter, test.features)).all() and chosen["weights"]["gaussian 1, 4"] == 0
 
 
