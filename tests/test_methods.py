@@ -37,14 +37,14 @@ def accuracy(adapter, split, rows=slice(None)):
 
 def test_the_gradient_is_that_of_the_loss(rng):
     rows, labels = unit(rng.normal(size=(9, 5))).astype(np.float64), rng.integers(0, 4, 9)
-    anchor, step = rng.normal(size=(4, 5)), rng.normal(size=(4, 5))
+    anchor, delta = rng.normal(size=(4, 5)), rng.normal(size=(4, 5))
     root = rng.normal(size=(5, 5))
     arguments = rows, labels, anchor, root @ root.T / 10, 0.3
-    _, gradient = _loss(step, *arguments)
-    for index in np.ndindex(step.shape):
-        nudge = np.zeros_like(step)
+    _, gradient = _loss(delta, *arguments)
+    for index in np.ndindex(delta.shape):
+        nudge = np.zeros_like(delta)
         nudge[index] = 1e-6
-        slope = (_loss(step + nudge, *arguments)[0] - _loss(step - nudge, *arguments)[0]) / 2e-6
+        slope = (_loss(delta + nudge, *arguments)[0] - _loss(delta - nudge, *arguments)[0]) / 2e-6
         assert gradient[index] == pytest.approx(slope, abs=1e-5)
 
 
