@@ -16,7 +16,7 @@ from fewshot.rows import subset
 from jclip.progress import Progress
 
 from .experts import EXPERTS, N_ANCHORED, Experts, learn_experts
-from .folds import Fold, Folds, make_folds
+from .folds import Fold, make_folds
 from .linear import Linear, linear_adapter
 from .offsets import Offsets, choose_offsets
 from .outcome import Outcome, Settings
@@ -48,11 +48,10 @@ class Choice(NamedTuple):
 
 def blend(text: Text, support: Support, val: Split | None, settings: Settings) -> Outcome:
     """Learn experts from all shots and blend them, with weights and new-class offsets chosen on folds."""
-    folds = make_folds(support, val, MAX_FOLDS, MIN_BASE_ROWS)
+    folds, how = make_folds(support, val, MAX_FOLDS, MIN_BASE_ROWS)
     experts = learn_experts(text, support)
     choice = choose_blend(text, support, folds, experts, settings.seed)
-    how = folds.how
-    if folds.folds and not choice.scores:
+    if folds and not choice.scores:
         how = "defaults: the validation rows cannot compare classes with shots"
 
     def refit(text: Text, support: Support, val: Split) -> Adapter:
@@ -105,21 +104,21 @@ def add_validation_rows(support: Support, val: Split) -> Support:
 # ---- choosing weights and offsets ----
 
 
-def choose_blend(text: Text, support: Support, folds: Folds, experts: Experts, seed: int) -> Choice:
+def choose_blend(text: Text, support: Support, folds: Sequence[Fold], experts: Experts, seed: int) -> Choice:
     """Return the weights and offsets chosen on the folds, or the defaults if the folds cannot decide.
 
     Parameters
     ----------
     text : Text
     support : Support
-    folds : Folds
+    folds : sequence of Fold
     experts : Experts
         Learned from all shots.
     seed : int
         Used to draw a subset of the validation rows if there are too many.
     """
     is_base = experts.is_base
-    limited = [_limit_rows(fold, len(text.names), len(folds.folds), seed) for fold in folds.folds]
+    limited = [_limit_rows(fold, len(text.names), len(folds), seed) for fold in folds]
     if is_base.sum() == 1 or not any(is_base[fold.labels].any() for fold in limited):
         return _default_choice(is_base)
     fold_experts = [

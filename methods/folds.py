@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,11 +26,6 @@ class Folds(NamedTuple):
 
     folds: list[Fold]  # empty if no shot can be left out
     how: str  # how settings are chosen, as text for the user
-
-    @property
-    def learn_from_all_shots(self) -> bool:
-        """Whether the only fold learns from all shots, so that its classifier is already the final one."""
-        return len(self.folds) == 1 and bool(self.folds[0].shots.all())
 
 
 def make_folds(
@@ -80,6 +76,11 @@ def _folds_of_shots(support: Support, max_folds: int | None) -> Folds:
         [Fold(~out, support.features[out, 0], support.labels[out]) for out in left_out],
         f"leaving {'one shot' if n_left_out == 1 else f'up to {n_left_out} shots'} a class out in turn",
     )
+
+
+def learn_from_all_shots(folds: Sequence[Fold]) -> bool:
+    """Return whether the only fold learns from all shots, so that its classifier is already the final one."""
+    return len(folds) == 1 and bool(folds[0].shots.all())
 
 
 def split_classes(classes: np.ndarray) -> list[np.ndarray]:

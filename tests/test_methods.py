@@ -15,7 +15,7 @@ from fewshot.rows import class_sums, has_shots, index_in_class, one_hot, shot_ro
 from fewshot.support import redraw
 from jclip.features import unit
 from methods import METHODS, Settings, blend, experts, gaussian, offsets, published
-from methods.folds import Fold, make_folds
+from methods.folds import Fold, learn_from_all_shots, make_folds
 from methods.linear import Linear, linear_adapter
 from methods.regression import _loss, cross_entropy, regressions
 from tip_adapter_utils import predict_logits
@@ -526,8 +526,9 @@ def test_an_adapter_without_weight_is_zero_shot(rng):
 
 def test_one_fold_of_all_shots_is_the_result(rng):
     _, support, val, _ = make_task(rng, shots=2)
-    assert make_folds(support, val).learn_from_all_shots and not make_folds(support, None).learn_from_all_shots
-    assert not make_folds(subset(support, slice(0, None, 2)), None).learn_from_all_shots  # no fold at all
+    assert learn_from_all_shots(make_folds(support, val).folds)
+    assert not learn_from_all_shots(make_folds(support, None).folds)
+    assert not learn_from_all_shots(make_folds(subset(support, slice(0, None, 2)), None).folds)  # no fold at all
 
 
 def test_rows_by_class(rng):
