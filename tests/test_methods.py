@@ -264,7 +264,7 @@ def test_an_offset_gives_new_classes_what_is_theirs_and_no_more(rng):
     """New rows lie 8 below base ones; those that neither side classifies rightly count for nothing."""
     lead = np.concatenate([rng.normal(12, 1, 300), rng.normal(4, 1, 60), rng.normal(30, 1, 500)])
     worth = np.concatenate([np.full(300, -1 / 300), np.full(60, 1 / 60), np.zeros(500)])
-    assert 6 < offsets._best_offset(lead, worth) < 10
+    assert 6 < offsets._best_offset([offsets._Gains(lead, worth)]) < 10 and offsets._best_offset([]) == 0
     base, new = np.array([[3.0, 0], [3, 0], [3, 0]]), np.array([[1.0, 0], [0, 1], [1, 0]])
     lead, worth = offsets._gains_if_new(base, np.array([0, 2]), new, np.array([1, 3]), np.array([0, 3, 3]), 0.5)
     assert lead.tolist() == [2, 2, 2] and worth.tolist() == [-1, 0.25, 0]
