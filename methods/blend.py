@@ -13,6 +13,7 @@ import numpy as np
 
 from fewshot.artifacts import Adapter, Split, Support, Text
 from fewshot.rows import subset
+from fewshot.support import add_validation_rows
 from jclip.progress import Progress
 
 from .experts import EXPERTS, N_ANCHORED, Experts, learn_experts
@@ -88,17 +89,6 @@ def weighted_sum(experts: Experts, weights: np.ndarray, offsets: Offsets) -> Lin
     bias = sum(w * expert.bias for w, expert in zip(weights, experts.classifiers))
     offset = np.where(experts.is_base, 0, np.where(experts.is_near, offsets.near, offsets.far))
     return Linear(weight.astype(np.float32), (bias + offset).astype(np.float32))
-
-
-def add_validation_rows(support: Support, val: Split) -> Support:
-    """Return the support set plus the labelled validation rows as shots, each as V equal views."""
-    labelled = val.labels >= 0
-    views = np.repeat(val.features[labelled][:, None], support.features.shape[1], axis=1)
-    return Support(
-        np.concatenate([support.features, views]),
-        np.concatenate([support.labels, val.labels[labelled]]),
-        np.concatenate([support.names, val.names[labelled]]),
-    )
 
 
 # ---- choosing weights and offsets ----

@@ -12,7 +12,7 @@ from tasks import WIDTH, make_task, train
 import methods
 from fewshot.artifacts import Split, Support
 from fewshot.rows import class_sums, has_shots, index_in_class, one_hot, shot_rows, subset
-from fewshot.support import redraw
+from fewshot.support import add_validation_rows, redraw
 from jclip.features import unit
 from methods import METHODS, Settings, blend, experts, gaussian, offsets, published
 from methods.folds import Fold, learn_from_all_shots, make_folds
@@ -360,9 +360,7 @@ def test_refit_learns_from_validation_rows_but_chooses_as_before(rng):
     assert accuracy(outcome.refit(text, support, val), test) > accuracy(plain, test)
     nothing_new = Split(val.features, np.full(72, -1), val.names)
     np.testing.assert_array_equal(outcome.refit(text, support, nothing_new).weight, plain.weight)
-    added = blend.add_validation_rows(
-        support, Split(val.features, np.where(np.arange(72) % 2, val.labels, -1), val.names)
-    )
+    added = add_validation_rows(support, Split(val.features, np.where(np.arange(72) % 2, val.labels, -1), val.names))
     assert len(added.labels) == 12 + 36 and added.features.shape[1] == 2
 
 
