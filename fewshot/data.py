@@ -16,7 +16,7 @@ from . import folders, layout, listing
 from .errors import TaskError
 from .folders import UNKNOWN
 from .listing import natural_key
-from .names import NOT_IN_NAMES, composed, spelled
+from .names import NOT_IN_NAMES, composed, readable
 
 __all__ = ["UNKNOWN", "Photo", "Task", "natural_key", "photographs", "read_classes", "read_task", "read_test"]
 
@@ -129,7 +129,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
         if label in names:
             raise TaskError(f"{where}: label {label} is {names[label]!r} already; give every class a label of its own")
         if composed(name) in seen:
-            raise TaskError(f"{where}: class {spelled(name)!r} stands twice; name every class once")
+            raise TaskError(f"{where}: class {readable(name)!r} stands twice; name every class once")
         names[label] = name
         seen.add(composed(name))
     if not names:
@@ -239,7 +239,7 @@ def _present(
         line = first_line[photo.name][0]
         if lines.setdefault(name, line) != line:
             raise TaskError(
-                f"{line}: {spelled(photo.name)} is the photograph of {lines[name]}, with its accents written in "
+                f"{line}: {readable(photo.name)} is the photograph of {lines[name]}, with its accents written in "
                 "another way; remove one of the lines"
             )
     return tuple(photo._replace(name=name) for photo, name in zip(photos, names))
