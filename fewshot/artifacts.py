@@ -17,9 +17,9 @@ import numpy as np
 from jclip import bounded
 from jclip.paths import expand
 
-from .data import NOT_IN_NAMES
 from .errors import TaskError
 from .files import atomic_write_all
+from .names import NOT_IN_NAMES
 
 DEFAULT_SCALE = 100.0  # exp(logit_scale) of all OpenAI models
 NORM_TOLERANCE = 1e-2  # allowed deviation of a row's L2 norm from 1; wide enough for rows stored as float16
