@@ -22,7 +22,7 @@ import train_adapter
 from fewshot import artifacts, data
 from fewshot.encoder import FEATURES_VERSION, Encoder, PixelReader
 from fewshot.rows import softmax
-from fewshot.store import make_key
+from fewshot.store import Store, make_key
 from jclip import download, features, preprocess, weights
 from jclip.errors import Unreadable
 
@@ -244,6 +244,23 @@ def test_for_a_gpu_more_processes_read(monkeypatch, device, cores, processes):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     fake_encoder(device).encode_photos([data.Photo(Path(), "x.jpg", 0)] * 100, "photographs")
     assert started == [processes]
+
+
+def test_a_photograph_that_is_given_twice_fails_twice(zoo, tmp_path, monkeypatch):
+    """With a store it is read once, since both have the same key."""
+
+    def image_features(model, images, read, batch_size, workers):
+        failures = {i: "damaged" for i, (photo, _) in enumerate(images) if photo.name == "text.jpg"}
+        rows = np.ones((len(images), 4), np.float32)
+        rows[list(failures)] = np.nan
+        yield features.Encoded(rows, failures)
+
+    monkeypatch.setattr(features, "image_features", image_features)
+    photos = [data.Photo(zoo, name, 0) for name in ("a.jpg", "text.jpg", "a.jpg", "text.jpg")]
+    for store in (None, Store(tmp_path, 4)):
+        rows, failures = fake_encoder(store=store).encode_photos(photos)
+        assert np.isnan(rows).all(axis=1).tolist() == [False, True] * 2
+        assert failures == {1: "damaged", 3: "damaged"}
 
 
 def test_official_weights_are_hashed_as_the_file_they_are(monkeypatch, tiny_weights):
