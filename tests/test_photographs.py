@@ -358,7 +358,7 @@ def test_a_class_that_loses_all_its_photographs_is_an_error(here, capfd):
     assert extract_feature.main([]) == 1
     error = capfd.readouterr().err.splitlines()[-1]
     assert error.startswith(
-        "error: class 'Animal_Bee': none of its training photographs that were looked at can be read; "
+        "error: class 'Animal_Bee': none of its training photographs that were considered can be read; "
         "output/unreadable.txt"
     )
     assert len((here / "output/unreadable.txt").read_text().splitlines()) == 7 and not list(
