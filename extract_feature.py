@@ -17,7 +17,7 @@ import numpy as np
 
 import augment
 from fewshot import cli, data, prompts, support
-from fewshot.encoder import Encoder, check_lengths
+from fewshot.encoder import Encoder
 from fewshot.extraction import Sampling, extract
 from jclip.features import IMAGE_BATCH
 from jclip.paths import expand
@@ -97,7 +97,7 @@ def main(argv=None):
 def read_prompts(class_names: Sequence[str], folder: Path) -> prompts.Prompts:
     """Return the sentences of each class, checked for length, and print notes on gaps in the prompt files."""
     read = prompts.read(class_names, folder)
-    check_lengths(class_names, read, folder)
+    prompts.check_lengths(class_names, read, folder)
     if read.without_entry:
         print(
             f"{len(read.without_entry)} of {len(class_names)} classes have no sentences of their own in {folder} and "

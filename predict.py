@@ -70,7 +70,7 @@ def class_list(text: str) -> list[str] | Path:
     if os.path.exists(path) and not os.path.isdir(path):  # Path.exists fails for a long list
         return path
     try:
-        return class_names.split(text)
+        return class_names.parse(text)
     except TaskError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -22,10 +22,10 @@ from fewshot.rows import chunks, one_hot, shot_rows
 # Used if they cannot be chosen on folds: the authors' settings for ImageNet.
 DEFAULT_ALPHA, DEFAULT_BETA = 1.17, 1.0
 # Used while keys are fine-tuned. The authors use beta 1 and set alpha by hand for each data set, from 1.17 to 5. On
-# cars and scenes with 1 to 16 shots, this pair was the best or within a few validation rows of the best. The best
-# pair for untrained keys is worse here.
+# Stanford Cars and SUN397 with 1 to 16 shots, this pair was the best or within a few validation rows of the best. The
+# best pair for untrained keys is worse here.
 TRAIN_ALPHA, TRAIN_BETA = 4.0, 1.0
-DEVICE_CHUNK = 2**25  # numbers per chunk with Jittor, enough to use a GPU fully with bounded memory
+DEVICE_CHUNK = 2**25  # elements per chunk with Jittor, enough to use a GPU fully with bounded memory
 
 
 def tip_logits(zero_shot, affinity, values, alpha: float, beta: float):
@@ -108,7 +108,7 @@ class Epoch(NamedTuple):
 def fine_tune(
     rows: tuple[np.ndarray, np.ndarray],
     text: Text,
-    cached: Cache,
+    cache: Cache,
     alpha: float = TRAIN_ALPHA,
     beta: float = TRAIN_BETA,
     *,
@@ -128,7 +128,7 @@ def fine_tune(
     rows : (float32 array of shape (R, D), int array of shape (R,))
         Features and labels to learn from: all views of the shots, R = N·V.
     text : Text
-    cached : Cache
+    cache : Cache
         The cache of the shots, whose keys are the initial value.
     alpha, beta : float
         As for `tip_logits`.
@@ -155,8 +155,8 @@ def fine_tune(
 
     train = _on_device(jt, text, *rows)
     val = _on_device(jt, text, *validation) if validation else None
-    logits = CacheLogits(cached.values.argmax(axis=1), len(text.names), float(alpha), float(beta))
-    keys = jt.array(cached.keys)
+    logits = CacheLogits(cache.values.argmax(axis=1), len(text.names), alpha, beta)
+    keys = jt.array(cache.keys)
     optimizer = jt.optim.AdamW([keys], lr, eps=1e-4, betas=(0.9, 0.999), weight_decay=0.01)
     n_rows, steps = len(rows[0]), epochs * n_batches(len(rows[0]))
 

@@ -124,11 +124,11 @@ def tip_f(folder, device="cpu"):
 def fine_tuning(folder, device="cpu"):
     """20 epochs, validated after each, without the search."""
     text, support, val = task(folder)
-    cached = tip.build_cache(support.features, support.labels, len(text.names))
+    cache = tip.build_cache(support.features, support.labels, len(text.names))
     epochs = tip.fine_tune(
         all_views(support),
         text,
-        cached,
+        cache,
         epochs=20,
         lr=1e-3,
         seed=1,

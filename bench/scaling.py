@@ -79,10 +79,10 @@ def adapter(classes: int, shots: int, views: int, rows: int) -> None:
     support = Support(views_of_shots, labels, names(len(labels)))
     val = Split(near(centres[of_val]), of_val, names(rows))
     folds, _ = make_folds(support, val)
-    cached = tip.build_cache(support.features, labels, classes)
-    search_seconds = timed(lambda: search(text, support, folds, [cached]))
+    cache = tip.build_cache(support.features, labels, classes)
+    search_seconds = timed(lambda: search(text, support, folds, [cache]))
     flat = all_views(support)
-    epochs = tip.fine_tune(flat, text, cached, epochs=20, lr=1e-3, seed=1, device="cpu")
+    epochs = tip.fine_tune(flat, text, cache, epochs=20, lr=1e-3, seed=1, device="cpu")
     next(epochs)  # compiles
     print(
         f"{classes:6} classes, {len(labels):6} shots, {len(flat[0]):6} rows to train on, {rows:6} to validate: "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from itertools import combinations
 from pathlib import Path
@@ -17,9 +18,9 @@ import numpy as np
 from jclip import bounded
 from jclip.paths import expand
 
-from .data import NOT_IN_NAMES
 from .errors import TaskError
 from .files import atomic_write_all
+from .names import NOT_IN_NAMES
 
 DEFAULT_SCALE = 100.0  # exp(logit_scale) of all OpenAI models
 NORM_TOLERANCE = 1e-2  # allowed deviation of a row's L2 norm from 1; wide enough for rows stored as float16
@@ -111,13 +112,13 @@ MADE_BY = {
 Artifact = TypeVar("Artifact", Text, Support, Split, Adapter)
 
 
-def write(path: Path, artifact) -> None:
+def write(path: Path, artifact: Text | Support | Split | Adapter) -> None:
     """Write one artifact atomically; equal content gives equal bytes."""
     write_together({path: artifact})
 
 
-def write_together(content: dict) -> None:
-    """Write a dict of path to artifact, all files or none; the value None removes the file.
+def write_together(content: Mapping[Path, Text | Support | Split | Adapter | None]) -> None:
+    """Write the artifact of each path, all files or none; the value None removes the file.
 
     Raises
     ------
@@ -236,7 +237,7 @@ def _check_array(path: Path, f, array, sizes: dict[str, int]):
         expected = ", ".join(f"{letter}={sizes[letter]}" if letter in sizes else letter for letter in dims)
         raise TaskError(f"{path}: {f.name} is of shape {array.shape}, expected ({expected})")
     if array.dtype.kind == "u" and type_code == "i" and array.size and array.max() > np.iinfo(np.int64).max:
-        raise TaskError(f"{path}: {f.name} holds {array.max()}, which is no int64")
+        raise TaskError(f"{path}: {f.name} holds {array.max()}, which does not fit int64")
     with np.errstate(over="ignore"):  # values too large for float32 become infinity, which is rejected below
         array = np.require(array, _DTYPES[type_code], ["C_CONTIGUOUS", "ALIGNED"])
     if type_code == "f" and not np.isfinite(array).all():

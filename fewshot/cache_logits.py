@@ -25,7 +25,16 @@ CPU_SOURCE, CUDA_SOURCE = (
 class CacheLogits:
     """An operator that computes the logits of a cache.
 
-    labels : the class of each key, int (N,); n_classes : C
+    Parameters
+    ----------
+    labels : int array of shape (N,)
+        The class of each key.
+    n_classes : int
+        C, the number of classes.
+    alpha : float
+        Weight of the cache.
+    beta : float
+        Sharpness of the affinities.
     """
 
     def __init__(self, labels: np.ndarray, n_classes: int, alpha: float, beta: float):
@@ -34,7 +43,7 @@ class CacheLogits:
             jt.array(x.astype(np.int32)).stop_grad()
             for x in (labels, np.argsort(labels, kind="stable"), np.cumsum([0, *counts]))
         )
-        self.arguments = f"in0_shape0, in0_shape1, in1_shape1, {alpha!r}f, {beta!r}f"
+        self.arguments = f"in0_shape0, in0_shape1, in1_shape1, {float(alpha)!r}f, {float(beta)!r}f"
 
     def __call__(self, affinity, zero_shot):
         """Return zero_shot + alpha·Σ exp(−beta·(1 − affinity)), float32 (B, C); the sum is over the keys of each class.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import artifacts, prompts
-from .encoder import Encoder, check_lengths
+from .encoder import Encoder
 from .errors import TaskError
 
 
@@ -75,7 +75,7 @@ def load_zero_shot(class_names: Sequence[str], weights: Path | str, **options) -
         As in `Encoder.load`.
     """
     class_prompts = prompts.read(class_names)
-    check_lengths(class_names, class_prompts, prompts.FOLDER, "shorten the name in --classes")
+    prompts.check_lengths(class_names, class_prompts, prompts.FOLDER, "shorten the name in --classes")
     encoder = Encoder.load(weights, **options)
     text = artifacts.Text(encoder.encode_prompts(class_prompts.sentences), np.array(class_names), encoder.scale)
     return Classifier(encoder, artifacts.Adapter.without_cache("zero-shot", text))

@@ -133,7 +133,7 @@ def _show_messages() -> None:
 def command(main):
     """Decorate main(argv) of a command: the result returns an exit code.
 
-    For a user error it prints one line on stderr and returns 1.
+    It is 0; 1 for a user error, with one line on stderr; 130 after Ctrl-C; 1 without a message for a closed pipe.
     """
 
     @functools.wraps(main)

@@ -12,11 +12,12 @@ from typing import NamedTuple
 from jclip import bounded
 from jclip.paths import expand, literal
 
-from . import folders, layout, listing
+from . import folders, layout
+from .disk import Disk
 from .errors import TaskError
 from .folders import UNKNOWN
 from .listing import natural_key
-from .names import NOT_IN_NAMES, composed, spelled
+from .names import NOT_IN_NAMES, composed, readable
 
 __all__ = ["UNKNOWN", "Photo", "Task", "natural_key", "photographs", "read_classes", "read_task", "read_test"]
 
@@ -108,7 +109,7 @@ def read_test(folder: Path, classes: Sequence[str], split: str = "B") -> tuple[P
     Raises
     ------
     TaskError
-        If there is no test photograph, one is badly named, or its folder is named like none of the classes.
+        If there is no test photograph, one is badly named, or its folder does not match any class.
     """
     folder = expand(folder)
     test = folder / (f"TestSet{split}" if (folder / CLASS_LISTS[split]).is_file() else "test")
@@ -129,7 +130,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
         if label in names:
             raise TaskError(f"{where}: label {label} is {names[label]!r} already; give every class a label of its own")
         if composed(name) in seen:
-            raise TaskError(f"{where}: class {spelled(name)!r} stands twice; name every class once")
+            raise TaskError(f"{where}: class {readable(name)!r} is listed twice; name every class once")
         names[label] = name
         seen.add(composed(name))
     if not names:
@@ -158,8 +159,14 @@ def photographs(path: Path) -> list[Path]:
     return [path]
 
 
-def text_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield ("path:line", line) for each line of a list in UTF-8 that is not empty, without spaces at its ends.
+def text_lines(path: Path, expected: str) -> Iterator[tuple[str, str]]:
+    """Yield ("path:line", line) for each non-empty line of a UTF-8 text file, stripped.
+
+    Parameters
+    ----------
+    path : Path
+    expected : str
+        What the file should be, for messages: "a list with lines 'name label'".
 
     Raises
     ------
@@ -169,9 +176,9 @@ def text_lines(path: Path) -> Iterator[tuple[str, str]]:
     try:
         content = bounded.content(path, MAX_LIST_BYTES)
     except FileNotFoundError:
-        raise TaskError(f"no {path}; expected a list with lines 'name label'") from None
+        raise TaskError(f"no {path}; expected {expected}") from None
     except ValueError as error:
-        raise TaskError(f"{path}: {error}, too large for a list of photographs") from None
+        raise TaskError(f"{path}: {error}, too large; expected {expected}") from None
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -212,20 +219,18 @@ def _read_list(path: Path, folder: Path, n_classes: int) -> tuple[Photo, ...]:
         where, name = repeated[0]
         line, label = first_line[name][0].rsplit(":", 1)[1], first_line[name][1]
         raise TaskError(
-            f"{where}: {name} stands in line {line} already, with label {label}; {len(repeated)} of "
+            f"{where}: {name} is already on line {line}, with label {label}; {len(repeated)} of "
             f"{len(repeated) + len(photos)} lines repeat a photograph; remove them"
         )
-    return _present(path, folder, photos, first_line)
+    return _match_to_disk(folder, photos, first_line)
 
 
-def _present(
-    path: Path, folder: Path, photos: list[Photo], first_line: dict[str, tuple[str, int]]
-) -> tuple[Photo, ...]:
+def _match_to_disk(folder: Path, photos: list[Photo], first_line: dict[str, tuple[str, int]]) -> tuple[Photo, ...]:
     """Return the photographs of a list with their names on the disk; raise TaskError unless all exist.
 
     The names may differ in how accents are written: an editor composes them (NFC), macOS takes them apart (NFD).
     """
-    disk = _Disk(folder)
+    disk = Disk(folder)
     names = [disk.find(photo.name) for photo in photos]
     missing = [photo.name for photo, name in zip(photos, names) if name is None]
     if missing:
@@ -239,95 +244,26 @@ def _present(
         line = first_line[photo.name][0]
         if lines.setdefault(name, line) != line:
             raise TaskError(
-                f"{line}: {spelled(photo.name)} is the photograph of {lines[name]}, with its accents written in "
+                f"{line}: {readable(photo.name)} is the photograph of {lines[name]}, with its accents written in "
                 "another way; remove one of the lines"
             )
     return tuple(photo._replace(name=name) for photo, name in zip(photos, names))
 
 
-class _Disk:
-    """The files below a folder, found by name; each folder is listed only once, for speed."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._files: dict[str, _Names] = {}
-        self._folders: dict[str, _Names] = {}
-        self._paths = {"": ""}  # folder in the list -> on the disk
-
-    def find(self, name: str) -> str | None:
-        """Return the name on the disk, or None if there is no such file."""
-        parent, _, file = name.rpartition("/")
-        real = self._real(parent)
-        if real not in self._files:
-            self._files[real] = _Names(_files_in(self._folder / real))
-        found = self._files[real].find(file)
-        if found == file and real == parent:
-            return name  # the same object, to save memory
-        return found and _joined(real, found)
-
-    def _real(self, parent: str) -> str:
-        """Return the name of a folder on the disk, or as it is if there is none."""
-        if parent not in self._paths:
-            self._paths[parent] = parent if os.path.isdir(self._folder / parent) else self._composed_path(parent)
-        return self._paths[parent]
-
-    def _composed_path(self, parent: str) -> str:
-        real = ""
-        for name in parent.split("/"):
-            if real not in self._folders:
-                self._folders[real] = _Names(set(listing.folders_in(self._folder / real)))
-            found = self._folders[real].find(name)
-            if not found:
-                return parent
-            real = _joined(real, found)
-        return real
-
-
-def _joined(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name
-
-
-class _Names:
-    """The names in a folder, found in any form of accents."""
-
-    def __init__(self, names: set[str]):
-        self._names = names
-        self._composed: dict[str, str] | None = None
-
-    def find(self, name: str) -> str | None:
-        if name in self._names:
-            return name
-        if self._composed is None:
-            self._composed = {composed(other): other for other in sorted(self._names)}
-        return self._composed.get(composed(name))
-
-
-def _files_in(folder: Path) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if _is_file(entry)}
-    except PermissionError:
-        raise
-    except OSError:  # it is missing, not a folder, or its name is too long
-        return set()
-
-
-def _is_file(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:  # a link to itself, as above
-        return True
-
-
 def _lines(path: Path) -> Iterator[tuple[str, str, int]]:
     """Yield ("path:line", name, label) for each line "name label" of a list; a name may have spaces."""
-    for where, line in text_lines(path):
+    for where, line in text_lines(path, "a list with lines 'name label'"):
         words = line.rsplit(maxsplit=1)
         if NOT_IN_NAMES.search(" ".join(words)):
             raise TaskError(
                 f"{where}: {line[:60]!r} holds NUL or control characters; the list is perhaps UTF-16 or not text; "
                 "save it as UTF-8"
             )
-        if len(words) != 2 or not re.fullmatch("[0-9]{1,9}", words[1]) or len(line) > MAX_LINE:
+        if len(line) > MAX_LINE:
+            raise TaskError(
+                f"{where}: a line of {len(line)} characters, which begins {line[:60]!r}, is too long (limit "
+                f"{MAX_LINE}); expected a name, a space and a label"
+            )
+        if len(words) != 2 or not re.fullmatch("[0-9]{1,9}", words[1]):
             raise TaskError(f"{where}: {line!r}; expected a name, a space and a label (a whole number from 0)")
         yield where, words[0], int(words[1])

@@ -17,13 +17,11 @@ import PIL
 
 import augment
 import jclip
-from jclip import bounded, features, levels, opening, preprocess, runtime, tokenizer, weights
-from jclip.errors import ClipError
+from jclip import bounded, features, levels, opening, preprocess, runtime, weights
 from jclip.features import Encoded
 from jclip.paths import expand
 from jclip.progress import Progress, track
 
-from . import prompts
 from .data import UNKNOWN, Photo
 from .errors import TaskError
 from .store import Store, make_key
@@ -70,7 +68,7 @@ class Encoder:
     store: Store | None = None
     strict: bool = False
     precision: str = "float32"
-    _remarks: set[str] = field(default_factory=set, repr=False, compare=False)  # what has been logged
+    _logged_levels: list[str] = field(default_factory=list, repr=False, compare=False)  # the remark, once logged
 
     @classmethod
     def load(
@@ -224,7 +222,10 @@ class Encoder:
                 self._keep(keys, [indices[i] for i in readable], encoded.rows[readable], rows)
                 done += len(indices)
                 progress.update(len(indices))
-        return Encoded(self.store.get(keys) if self.store else rows, failures)
+        if not self.store:
+            return Encoded(rows, failures)
+        causes = {keys[index]: cause for index, cause in failures.items()}  # of equal keys only the first was read
+        return Encoded(self.store.get(keys), {i: causes[key] for i, key in enumerate(keys) if key in causes})
 
     def _batches(self, items: list[tuple[Photo, int]], reader: PixelReader) -> Iterator[Encoded]:
         workers = 0 if len(items) <= MAX_SEQUENTIAL else min(MAX_READERS[self.device], os.cpu_count() or 1)
@@ -265,10 +266,10 @@ class Encoder:
             return ["pillow-heif", opening.register_heif()]
         if not opening.is_deep(path):
             return []
-        if "levels" not in self._remarks:
-            self._remarks.add("levels")
+        if not self._logged_levels:
             remark = f"{path}: more than 8 bits of grey; they are scaled to 8, as those of every such photograph"
             logger.info(bounded.one_line(remark))
+            self._logged_levels.append(remark)
         return ["levels", LEVELS_VERSION]
 
     def _check_failure(self, photo: Photo, cause: str) -> str:
@@ -279,42 +280,6 @@ class Encoder:
 
 def _as_photo(photo: Photo | Path | str) -> Photo:
     return photo if isinstance(photo, Photo) else Photo(Path(), str(expand(photo)), UNKNOWN)
-
-
-def check_lengths(
-    class_names: Sequence[str],
-    class_prompts: prompts.Prompts,
-    folder: Path,
-    remedy: str = f"give the class a shorter name in {prompts.NAMES}",
-) -> None:
-    """Raise TaskError for the first sentence that is too long for CLIP.
-
-    This needs no model and takes 0.3 s for 5,000 sentences.
-
-    Parameters
-    ----------
-    class_names : sequence of str
-    class_prompts : Prompts
-        The sentences of these classes, from `folder`.
-    folder : Path
-    remedy : str
-        What the message suggests if the class name is too long.
-    """
-    for name, group, n_templates, sentences in zip(
-        class_names, class_prompts.groups, class_prompts.n_templates, class_prompts.sentences
-    ):
-        for index, sentence in enumerate(sentences):
-            try:
-                tokenizer.tokenize(sentence)
-            except ClipError as error:
-                if index < n_templates:
-                    file, advice = prompts.TEMPLATES, f"shorten the template, or {remedy}"
-                else:
-                    file, advice = f"{group}_prompt.json", "shorten it"
-                tokens = str(error).partition(":")[0]  # their number and the allowed number
-                raise TaskError(
-                    f"{folder / file}: class {name[:60]!r}: {tokens}: it begins {sentence[:60]!r}; {advice}"
-                ) from None
 
 
 def balanced_batch_size(n: int, max_size: int) -> int:

@@ -187,7 +187,7 @@ def _readable(task: Task, pool: np.ndarray, failures: dict[int, str], output: Pa
     if emptied:
         list_unreadable(output, _by_path(task.train, failures))
         raise TaskError(
-            f"class {task.classes[min(emptied)]!r}: none of its training photographs that were looked at can be read; "
+            f"class {task.classes[min(emptied)]!r}: none of its training photographs that were considered can be read; "
             f"{output / UNREADABLE} has the causes; correct them, or leave the class without photographs"
         )
     return left

@@ -11,12 +11,12 @@ from jclip import bounded
 from . import layout, listing
 from .errors import TaskError, preview
 from .listing import Listing, natural_key
-from .names import Labels, alike, check_name, spelled
+from .names import LabelFinder, check_name, find_equal_names, readable
 
 logger = logging.getLogger("fewshot")
 
 UNKNOWN = -1  # the label of a photograph whose class is not known
-# in messages on a folder that is no class
+# in messages on a folder that matches no class
 NAME_ALONE = "a class without training photographs must be in the class list or be an empty folder in train"
 
 
@@ -38,23 +38,25 @@ def read_train(train: Path) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
     Raises
     ------
     TaskError
-        If there is no class folder, two have the same name but for accents and case, one holds other files only, or
-        photographs lie a level too deep.
+        If there is no class folder, the names of two are equal after Unicode normalisation (NFC) and case folding, one
+        holds other files only, photographs lie a level too deep, a folder or photograph is badly named, or a link leads
+        back to one of its parent folders.
     """
     classes = tuple(sorted(_folders_in(train), key=natural_key))
     if not classes:
         raise TaskError(f"{train}: no folders in it; expected one folder per class, with its photographs")
-    same = alike(classes)
-    if same:
+    equal = find_equal_names(classes)
+    if equal:
         raise TaskError(
-            f"{train}: the folders {' and '.join(map(spelled, same))} have the same name but for accents or case; put "
-            "their photographs into one of them, or rename one"
+            f"{train}: the folders {' and '.join(map(readable, equal))} have the same name except for upper and lower "
+            "case, or how accents are encoded (NFC, NFD); put their photographs into one of them, or rename one"
         )
     listings = {name: listing.read(train / name) for name in classes}
-    for name in layout.check_levels(train, listings):
+    layout.check_levels(train, listings)
+    for name in layout.nested_classes(listings):
         _warn(f"{train / name}: holds only folders of photographs; all of these are taken as class {name!r}")
     _check_classes_without_photographs(train, listings)
-    beside = listing.read(train, below=False)
+    beside = listing.read(train, recursive=False)
     if beside.photos:
         _warn(
             f"{train}: {len(beside.photos)} photographs lie beside the class folders and are left out: "
@@ -73,6 +75,8 @@ def read_train(train: Path) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
 def read_test(test: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
     """List the test photographs: labelled in folders named like classes, otherwise unlabelled.
 
+    If all test photographs are in one folder that matches no class, they are unlabelled.
+
     Parameters
     ----------
     test : Path
@@ -87,8 +91,8 @@ def read_test(test: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
     Raises
     ------
     TaskError
-        If there is no test photograph, one is badly named, or one lies in a folder that is no class. If a single folder
-        holds all test photographs, they are unlabelled.
+        If there is no test photograph, one is badly named, or a link leads back to one of its parent folders; if a
+        folder beside other photographs matches no class, one matches several, or class folders lie a level too deep.
     """
     if not test.is_dir():
         raise TaskError(f"no folder {test}; expected the test photographs there; name the data folder with --data")
@@ -100,10 +104,10 @@ def read_test(test: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def check_test_folders(test: Path, classes: Sequence[str]) -> None:
-    """Raise TaskError for a folder in `test` that holds no photographs and is no class."""
-    labels = Labels(classes)
+    """Raise TaskError for a folder in `test` that holds no photographs and matches no class."""
+    finder = LabelFinder(classes)
     for name in _folders_in(test):
-        if labels.get(name) is None and not listing.read(test / name).photos:
+        if finder.get(name) is None and not listing.read(test / name).photos:
             raise TaskError(
                 f"{test / name}: no photographs in it, and its name is none of the {len(classes)} classes; remove it "
                 f"({NAME_ALONE})"
@@ -111,12 +115,12 @@ def check_test_folders(test: Path, classes: Sequence[str]) -> None:
 
 
 def photographs_in(folder: Path) -> list[str]:
-    """Return the names of the photographs in and below a folder in natural order, and log how many files are none.
+    """Return the names of the photographs in and below a folder, in natural order; log how many other files there are.
 
     Raises
     ------
     TaskError
-        If there is no photograph.
+        If there is no photograph, or a link leads back to one of its parent folders.
     """
     found = listing.read(folder)
     if found.photos:
@@ -131,7 +135,7 @@ def photographs_in(folder: Path) -> list[str]:
 
 def _labels_of_folders(test: Path, names: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
     """Return {folder in `test`: label}; the key of photographs that are in no folder is ""."""
-    finder = Labels(classes)
+    finder = LabelFinder(classes)
     first: dict[str, str] = {}  # folder -> first photograph in it
     for name in names:
         first.setdefault(_top_folder(name), name)
@@ -175,18 +179,17 @@ def _check_classes_without_photographs(train: Path, listings: Mapping[str, Listi
 
 
 def _report_others(folder: Path, names: Sequence[str]) -> None:
-    """Log how many files are left out because they are no photographs."""
+    """Log how many files are left out because they cannot be read as photographs."""
     if names:
         _warn(
-            f"{folder}: {len(names)} files are no photographs that can be read and are left out: "
-            + _summary(folder, names)
+            f"{folder}: {len(names)} files cannot be read as photographs and are left out: " + _summary(folder, names)
         )
 
 
 def _summary(folder: Path, names: Sequence[str]) -> str:
     """Count files by suffix, and say what makes some of them readable."""
     remedies = "; ".join(listing.remedies(folder, names))
-    return listing.by_suffix(names) + (f"; {remedies}" if remedies else "")
+    return listing.count_by_suffix(names) + (f"; {remedies}" if remedies else "")
 
 
 def _folders_in(folder: Path) -> list[str]:

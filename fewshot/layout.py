@@ -1,4 +1,4 @@
-"""Data folders whose photographs lie a level too high or too deep: what a message says about them."""
+"""Checks for data folders whose photographs are at the wrong folder level."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from .errors import TaskError, preview
 from .listing import Listing
 from .names import folded
 
-PARTS = {"train", "test", "val", "valid", "validation"}  # folders of whole data sets
+SPLIT_FOLDERS = {"train", "test", "val", "valid", "validation"}  # folders of whole data sets
 MAX_NESTED = 3  # levels of folders in which a data folder is looked for
-MAX_FOLDERS = 100  # folders of a level among which it is looked for
+MAX_FOLDERS = 100  # folders searched per level
 
 
-def task_below(folder: Path, files: Sequence[str]) -> Path | None:
+def task_below(folder: Path, markers: Sequence[str]) -> Path | None:
     """Return the first folder below `folder` that holds a task, or None; an archive often has a folder of its own.
 
     Parameters
     ----------
     folder : Path
-    files : sequence of str
-        Names, one of which a task's folder holds.
+    markers : sequence of str
+        Names of files or folders; a folder that contains one of them holds a task.
     """
     level = [folder]
     try:
@@ -33,46 +33,38 @@ def task_below(folder: Path, files: Sequence[str]) -> Path | None:
             ]
             level = level[:MAX_FOLDERS]
             for path in level:
-                if any((path / name).exists() for name in files):
+                if any((path / name).exists() for name in markers):
                     return path
     except OSError:  # a folder that cannot be listed; nothing is found
         pass
     return None
 
 
-def check_levels(train: Path, listings: Mapping[str, Listing]) -> list[str]:
+def check_levels(train: Path, listings: Mapping[str, Listing]) -> None:
     """Raise TaskError if the folders in `train` hold class folders in place of photographs.
 
-    That is so if none of them holds a photograph itself and most names of the folders in them occur only once. Names
-    that occur in many of them (cat/2021, dog/2021) divide the photographs of a class.
+    That is so if none of them holds a photograph itself, and either all are named like SPLIT_FOLDERS, or most names of
+    the folders in them occur only once. Names that occur in many of them (cat/2021, dog/2021) divide the photographs of
+    a class.
 
     Parameters
     ----------
     train : Path
     listings : mapping of str to Listing
         The files in and below each folder in `train`.
-
-    Returns
-    -------
-    list of str
-        The folders that hold no photograph themselves but several folders with photographs.
     """
-    filled = {name: found.photos for name, found in listings.items() if found.photos}
-    inner = {
-        name: sorted({photo.split("/")[0] for photo in photos}, key=listing.natural_key)
-        for name, photos in filled.items()
-        if all("/" in photo for photo in photos)
-    }
-    if len(inner) < len(filled) or not inner:
-        return [name for name, folders in inner.items() if len(folders) > 1]
-    if {folded(name) for name in inner} <= PARTS and len(inner) > 1:
+    inner = _inner_folders(listings)
+    if not inner or not all(inner.values()):
+        return
+    are_splits = {folded(name) for name in inner} <= SPLIT_FOLDERS
+    if are_splits and len(inner) > 1:
         raise TaskError(
             f"{train}: holds a whole data set ({_listed(inner)}), unpacked a level too deep; name it with --data "
             f"{train}"
         )
     occurrences = Counter(folded(name) for folders in inner.values() for name in folders)
     unique = sum(n == 1 for n in occurrences.values())
-    if (len(occurrences) > 1 and 2 * unique > len(occurrences)) or {folded(name) for name in inner} <= PARTS:
+    if are_splits or (len(occurrences) > 1 and 2 * unique > len(occurrences)):
         paths = [f"{name}/{below}" for name, folders in inner.items() for below in folders]
         raise TaskError(
             f"{train}: its folders ({_listed(inner)}) hold no photographs but folders of photographs "
@@ -80,7 +72,31 @@ def check_levels(train: Path, listings: Mapping[str, Listing]) -> list[str]:
             f"archive may have been unpacked a level too deep); if {_listed(inner)} are the classes, move the "
             "photographs themselves into their folders"
         )
-    return []
+
+
+def nested_classes(listings: Mapping[str, Listing]) -> list[str]:
+    """Return the class folders without photographs in themselves but with several folders of photographs.
+
+    If no class folder holds photographs itself, that is how the data are divided, and none is returned.
+
+    Parameters
+    ----------
+    listings : mapping of str to Listing
+        The files in and below each class folder.
+    """
+    inner = _inner_folders(listings)
+    return [] if all(inner.values()) else [name for name, folders in inner.items() if len(folders) > 1]
+
+
+def _inner_folders(listings: Mapping[str, Listing]) -> dict[str, list[str]]:
+    """Return {folder with photographs in or below it: the folders in it, or [] if it holds a photograph itself}."""
+    inner = {}
+    for name, found in listings.items():
+        if found.photos:
+            only_folders = all("/" in photo for photo in found.photos)
+            folders = {photo.split("/")[0] for photo in found.photos} if only_folders else set()
+            inner[name] = sorted(folders, key=listing.natural_key)
+    return inner
 
 
 def _listed(names) -> str:

@@ -1,4 +1,7 @@
-"""Which files in a folder are photographs: by suffix, else by content; what systems and programs leave there is not."""
+"""Finds the photographs in a folder, by suffix or else by content.
+
+Files that systems and programs create for themselves are ignored.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from jclip import opening
 
 from .errors import TaskError, preview
 
-# Files that are named like this are photographs; they are not opened here, and if one cannot be read, it is said later.
+# Files with these suffixes count as photographs without being opened; an unreadable one is reported when it is encoded.
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff"}
 SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".qoi"}
 # more of them, where Pillow was built with the library (name in PIL.features)
@@ -39,12 +42,12 @@ class Listing(NamedTuple):
     """The files of a folder; names are relative to it, with forward slashes."""
 
     photos: list[str]  # in natural order
-    others: list[str]  # files that are none
+    others: list[str]  # all other files
     litter: list[str]  # hidden files, and files of LITTER_FILES
 
 
-def read(folder: Path, below: bool = True) -> Listing:
-    """List the files in a folder, and below it unless `below` is False.
+def read(folder: Path, recursive: bool = True) -> Listing:
+    """List the files in a folder, and below it if `recursive`.
 
     Links are followed. Litter folders and hidden folders are skipped.
 
@@ -70,7 +73,7 @@ def read(folder: Path, below: bool = True) -> Listing:
             for entry in entries:
                 name = prefix + entry.name
                 if _is_folder(entry):
-                    if below and not is_litter_folder(entry.name):
+                    if recursive and not is_litter_folder(entry.name):
                         pending.append((entry.path, f"{name}/", above | {identity}))
                 elif entry.name.startswith("."):
                     litter.append(name)
@@ -106,19 +109,19 @@ def suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def by_suffix(names: Sequence[str]) -> str:
+def count_by_suffix(names: Sequence[str]) -> str:
     """Count files by suffix: "3 .txt, 1 .heic, 1 without a suffix"."""
     counts = Counter(map(suffix, names)).most_common()
     return ", ".join(preview([f"{n} {ending or 'without a suffix'}" for ending, n in counts]))
 
 
 def remedies(folder: Path, names: Sequence[str]) -> list[str]:
-    """Return what makes files readable that are no photographs to the installed Pillow, such as HEIC."""
+    """Return what to install so that Pillow can read these files, such as HEIC."""
     return sorted({opening.missing_support(folder / name) or "" for name in names} - {""})
 
 
 def folders_in(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder, litter folders left out; none if it is no folder."""
+    """Return the names of the folders in a folder, litter folders left out, or [] if it is not a folder."""
     if not os.path.isdir(folder):  # also where the name is too long
         return []
     with os.scandir(folder) as entries:
@@ -136,7 +139,7 @@ def natural_key(text: str) -> list:
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself; the error is reported when it is read
+    except OSError:  # a link to itself; with the suffix of a photograph, it is reported when it is encoded
         return False
 
 

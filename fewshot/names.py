@@ -1,4 +1,4 @@
-"""Names of classes and files: which are allowed, and which look the same to a reader."""
+"""Names of classes and files: which are allowed, and which are equal but for upper and lower case or encoding."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def composed(name: str) -> str:
 
 
 def folded(name: str) -> str:
-    """Return a name with composed accents and without upper case."""
+    """Return a name normalised to NFC and case-folded; "Café" and "Cafe" stay different."""
     return composed(composed(name).casefold())
 
 
-def alike(names: Sequence[str]) -> tuple[str, str] | None:
-    """Return the first two names that are the same but for accents and case, or None."""
+def find_equal_names(names: Sequence[str]) -> tuple[str, str] | None:
+    """Return the first two names that are equal after Unicode normalisation (NFC) and case folding, or None."""
     first: dict[str, str] = {}
     for name in names:
         other = first.setdefault(folded(name), name)
@@ -39,13 +39,13 @@ def alike(names: Sequence[str]) -> tuple[str, str] | None:
     return None
 
 
-def spelled(name: str) -> str:
+def readable(name: str) -> str:
     """Return a name for a message; where accents are written as characters of their own, it says so."""
     return name if composed(name) == name else f"{name} (with accents as separate characters)"
 
 
-class Labels:
-    """Finds the class that a folder's name means.
+class LabelFinder:
+    """Looks up the label of a class by a folder's name.
 
     Parameters
     ----------
@@ -60,19 +60,22 @@ class Labels:
             self._folded.setdefault(folded(name), []).append(name)
 
     def get(self, name: str) -> int | None:
-        """Return the label of the class of this name, else of the one that differs in accents or case only, or None.
+        """Return the label of the class of this name, or None.
+
+        If there is no such class, the one whose name is equal after Unicode normalisation (NFC) and case folding is
+        taken.
 
         Raises
         ------
         TaskError
-            If several classes differ from the name in accents or case only.
+            If several classes have such a name.
         """
         if name in self._exact:
             return self._exact[name]
         same = self._folded.get(folded(name), [])
         if len(same) > 1:
             raise TaskError(
-                f"the folder {spelled(name)} may mean the classes {' or '.join(map(spelled, same))}; name it exactly "
+                f"the folder {readable(name)} may mean the classes {' or '.join(map(readable, same))}; name it exactly "
                 "like one of them"
             )
         return self._exact[same[0]] if same else None

@@ -11,7 +11,7 @@ import numpy as np
 
 from .artifacts import Support
 
-CHUNK = 2**18  # numbers per chunk, which fit the CPU cache and bound the memory
+CHUNK = 2**18  # elements per chunk, which fit the CPU cache and bound the memory
 
 
 def unit_rows(rows: np.ndarray, length: float = 1.0) -> np.ndarray:
@@ -53,7 +53,7 @@ def index_in_class(labels: np.ndarray) -> np.ndarray:
 
 def one_hot(labels: np.ndarray, n_classes: int) -> np.ndarray:
     """Return labels (n,) as one-hot rows, float32 (n, C)."""
-    values = np.zeros((len(labels), n_classes), np.float32)  # np.eye would allocate C x C numbers
+    values = np.zeros((len(labels), n_classes), np.float32)  # np.eye would allocate C x C elements
     values[np.arange(len(labels)), labels] = 1
     return values
 
@@ -66,12 +66,12 @@ def class_sums(rows: np.ndarray, labels: np.ndarray, n_classes: int) -> np.ndarr
     return csr_matrix((np.ones(n, rows.dtype), (labels, np.arange(n))), (n_classes, n)) @ rows
 
 
-def chunks(n_rows: int, width: int, max_numbers: int | None = None) -> Iterator[slice]:
+def chunks(n_rows: int, width: int, max_elements: int | None = None) -> Iterator[slice]:
     """Yield slices over n_rows rows.
 
-    A slice has at most max_numbers / width rows (default: CHUNK / width), but at least one.
+    A slice has at most max_elements / width rows (default: CHUNK / width), but at least one.
     """
-    size = max(1, (max_numbers or CHUNK) // max(1, width))
+    size = max(1, (max_elements or CHUNK) // max(1, width))
     return (slice(start, start + size) for start in range(0, n_rows, size))
 
 

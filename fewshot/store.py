@@ -20,7 +20,7 @@ from jclip.paths import expand
 from .errors import TaskError
 from .files import atomic_write, remove_unfinished
 
-CHUNK = 256  # rows per part; a killed run loses at most this many
+ROWS_PER_PART = 256  # rows per part; a killed run loses at most this many
 SPARE = 500_000  # unrequested rows that `tidy` keeps: 1 GB for ViT-B/32
 
 
@@ -53,7 +53,7 @@ class Store:
         self.requested: set[bytes] = set()
         self.computed = 0
         self._locations: dict[bytes, tuple[Path, int]] = {}  # (part, index of the row in it)
-        self._pending: list[tuple[bytes, np.ndarray]] = []  # fewer than CHUNK rows, not on disk yet
+        self._pending: list[tuple[bytes, np.ndarray]] = []  # fewer than ROWS_PER_PART rows, not on disk yet
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(self.folder)
         for path in self._parts():
@@ -71,7 +71,7 @@ class Store:
         return list(first.values())
 
     def put(self, keys: Iterable[bytes], rows: np.ndarray) -> None:
-        """Store rows, float32 (n, width), under their keys; they are written every CHUNK rows and at the next `get`.
+        """Store rows, float32 (n, width), under their keys; they are written as soon as they fill a part, and by `get`.
 
         Raises
         ------
@@ -79,7 +79,7 @@ class Store:
             If the disk is full.
         """
         self._pending += zip(keys, rows)
-        while len(self._pending) >= CHUNK:
+        while len(self._pending) >= ROWS_PER_PART:
             self._write_pending()
 
     def get(self, keys: Sequence[bytes]) -> np.ndarray:
@@ -107,10 +107,13 @@ class Store:
         return rows
 
     def clear(self) -> None:
-        """Delete all rows."""
+        """Delete all rows, also those that are not written yet, and count from 0 again."""
         for path in self._parts():
             path.unlink()
         self._locations.clear()
+        self._pending.clear()
+        self.requested.clear()
+        self.computed = 0
 
     @property
     def reused(self) -> int:
@@ -132,19 +135,19 @@ class Store:
                 if (key in self.requested or spare >= 0) and self._locations.get(key, (path, i)) == (path, i)
             ]
             # old: nothing to keep, or rows to drop, or a small part
-            if not kept or (self._fits(part) and len(kept) < max(CHUNK, len(keys))):
+            if not kept or (self._fits(part) and len(kept) < max(ROWS_PER_PART, len(keys))):
                 old.append(path)
                 rewritten.update((keys[i], part["row"][i]) for i in kept)
         items = list(rewritten.items())
-        new = {self._write(items[start : start + CHUNK]) for start in range(0, len(items), CHUNK)}
+        new = {self._write(items[start : start + ROWS_PER_PART]) for start in range(0, len(items), ROWS_PER_PART)}
         for path in set(old) - new:
             path.unlink()
 
     def _write_pending(self) -> None:
         if self._pending:
-            chunk, self._pending = self._pending[:CHUNK], self._pending[CHUNK:]
-            self._write(chunk)
-            self.computed += len(chunk)
+            part, self._pending = self._pending[:ROWS_PER_PART], self._pending[ROWS_PER_PART:]
+            self._write(part)
+            self.computed += len(part)
 
     def _write(self, items: Sequence[tuple[bytes, np.ndarray]]) -> Path:
         """Write (key, row) pairs as one part and return its path."""

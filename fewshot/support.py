@@ -15,13 +15,13 @@ from .errors import TaskError
 SELECT = ("kmeans", "first", "random")
 
 
-def subsample(labels: np.ndarray, cap: int | None, seed: int) -> np.ndarray:
-    """Draw at most `cap` rows of each class, or take all rows if cap is None.
+def subsample(labels: np.ndarray, max_per_class: int | None, seed: int) -> np.ndarray:
+    """Draw at most `max_per_class` rows of each class, or take all rows if it is None.
 
     Parameters
     ----------
     labels : int array of shape (M,)
-    cap : int or None
+    max_per_class : int or None
     seed : int
 
     Returns
@@ -29,9 +29,9 @@ def subsample(labels: np.ndarray, cap: int | None, seed: int) -> np.ndarray:
     int64 array of shape (n,), n <= M
         Indices of the rows, in ascending order.
     """
-    if cap is None:
+    if max_per_class is None:
         return np.arange(len(labels))
-    return _per_class(labels, lambda indices, label: _draw(indices, cap, seed, label))
+    return _per_class(labels, lambda indices, label: _draw(indices, max_per_class, seed, label))
 
 
 def select_shots(
@@ -105,6 +105,17 @@ def _nearest_to_centres(features: np.ndarray, k: int, seed: int) -> np.ndarray:
     return np.array(chosen + others[: k - len(chosen)])
 
 
+def add_validation_rows(support: Support, val: Split) -> Support:
+    """Return the support set plus the labelled validation rows as shots, each as V equal views."""
+    labelled = val.labels >= 0
+    views = np.repeat(val.features[labelled][:, None], support.features.shape[1], axis=1)
+    return Support(
+        np.concatenate([support.features, views]),
+        np.concatenate([support.labels, val.labels[labelled]]),
+        np.concatenate([support.names, val.names[labelled]]),
+    )
+
+
 class Draw(NamedTuple):
     """Other shots of the same task, and the remaining validation rows."""
 
@@ -129,19 +140,15 @@ def redraw(support: Support, val: Split, seed: int) -> Draw:
     Draw
     """
     rng = np.random.default_rng(seed)
-    labelled, views = val.labels >= 0, support.features.shape[1]
-    plain = np.repeat(val.features[labelled][:, None], views, axis=1)
-    features = np.concatenate([support.features, plain])
-    labels = np.concatenate([support.labels, val.labels[labelled]])
-    names, counts = np.concatenate([support.names, val.names[labelled]]), np.bincount(support.labels)
+    every, counts, views = add_validation_rows(support, val), np.bincount(support.labels), support.features.shape[1]
     drawn = _per_class(
-        labels, lambda indices, label: rng.permutation(indices)[: counts[label] if label < len(counts) else 0]
+        every.labels, lambda indices, label: rng.permutation(indices)[: counts[label] if label < len(counts) else 0]
     )
-    rest = np.setdiff1d(np.arange(len(labels)), drawn)
+    rest = np.setdiff1d(np.arange(len(every.labels)), drawn)
     drawn_views = np.concatenate(
         [np.zeros((len(drawn), 1), np.int64), rng.integers(1, max(2, views), (len(drawn), views - 1))], axis=1
     )
     return Draw(
-        Support(features[drawn[:, None], drawn_views], labels[drawn], names[drawn], support.meta),
-        Split(features[rest, 0], labels[rest], names[rest], val.meta),
+        Support(every.features[drawn[:, None], drawn_views], every.labels[drawn], every.names[drawn], support.meta),
+        Split(every.features[rest, 0], every.labels[rest], every.names[rest], val.meta),
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import ClipError
+from .errors import ClipError, TooLong
 
 VOCABULARY = Path(__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
 CONTEXT_LENGTH = 77
@@ -44,7 +44,7 @@ def tokenize(texts: str | list[str], context_length: int = CONTEXT_LENGTH, trunc
     Raises
     ------
     ClipError
-        If a text is not a str, or too long and `truncate` is false.
+        If a text is not a str; TooLong if one is too long and `truncate` is false.
     """
     rows = [texts] if isinstance(texts, str) else list(texts)
     bpe = _encoder()
@@ -55,10 +55,7 @@ def tokenize(texts: str | list[str], context_length: int = CONTEXT_LENGTH, trunc
         tokens = [bpe.ids[START], *bpe.encode(text), bpe.ids[END]]
         if len(tokens) > context_length:
             if not truncate:
-                raise ClipError(
-                    f"text of {len(tokens)} tokens is too long for a context of {context_length}: {text!r}; "
-                    "shorten it or pass truncate=True"
-                )
+                raise TooLong(text, len(tokens), context_length)
             tokens = tokens[: context_length - 1] + [bpe.ids[END]]
         row[: len(tokens)] = tokens
     return ids

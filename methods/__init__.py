@@ -23,13 +23,13 @@ __all__ = ["METHODS", "Method", "Outcome", "Settings", "methods_with", "train"]
 class Method(NamedTuple):
     """An entry of the registry."""
 
-    path: str  # "module:function"; the function takes (text, support, val, settings) and returns an Outcome
+    target: str  # "module:function"; the function takes (text, support, val, settings) and returns an Outcome
     options: tuple[str, ...] = ()  # options beyond the seed: "epochs" and "lr" (fields of Settings), "refit"
     needs_shots: bool = True
 
     @property
     def function(self) -> Callable[[Text, Support, Split | None, Settings], Outcome]:
-        module, name = self.path.split(":")
+        module, name = self.target.split(":")
         return getattr(import_module(module), name)
 
 

@@ -1,4 +1,4 @@
-"""The default method: a weighted sum of linear experts, with the most probable weights given the validation rows.
+"""The default method: a weighted sum of linear experts, with weights fitted to the validation rows under a prior.
 
 Each expert (experts.py) is a matrix and a bias, so the blend is one matrix and one bias, and its probabilities are
 calibrated. docs/accuracy.md reports its accuracy, docs/log.md the experiments behind it.
@@ -13,26 +13,28 @@ import numpy as np
 
 from fewshot.artifacts import Adapter, Split, Support, Text
 from fewshot.rows import subset
+from fewshot.support import add_validation_rows
 from jclip.progress import Progress
 
 from .experts import EXPERTS, N_ANCHORED, Experts, learn_experts
-from .folds import FOLDS, Fold, Folds, make_folds
+from .folds import Fold, make_folds
 from .linear import Linear, linear_adapter
 from .offsets import Offsets, choose_offsets
 from .outcome import Outcome, Settings
 from .regression import cross_entropy
 
 # Used where nothing can be chosen: no folds, a single base class, or no validation row of a base class. These are
-# roughly the weights chosen for the data sets cars and scenes at one shot.
+# roughly the weights chosen for Stanford Cars and SUN397 at one shot.
 DEFAULT_WEIGHTS = dict(zip(EXPERTS, (0.3, 0.6, 0, 0, 0, 0.004, 0, 0.02, 0)))
-MAX_LOGITS = 2**26  # numbers in the logits of all experts for the validation rows: 0.3 GB
+MAX_LOGITS = 2**26  # elements of the logits of all experts for the validation rows: 0.3 GB
 MAX_ITERATIONS = 200  # of the optimiser that fits the weights
-MIN_ROWS = 500  # with fewer validation rows, the weights are chosen by cross-validation over the shots as well
-# Gaussian prior on the weights of experts that are scaled to logits of mean size 1: in the middle between zero-shot and
-# the regression nearest to it, with a sum about as confident as CLIP itself. Its precision is PRIOR_ROWS / rows, so it
-# decides where rows are few and soon yields as they grow; docs/log.md, "Few validation rows".
+MAX_FOLDS = 4  # of the cross-validation over the shots
+MIN_BASE_ROWS = 500  # with fewer validation rows of base classes, cross-validation over the shots is added
+# Gaussian prior on the weights of experts that are scaled to logits of mean absolute deviation 1: in the middle between
+# zero-shot and the regression nearest to it, with a sum about as confident as CLIP itself. Its precision is
+# PRIOR_ROWS / rows, so it decides where rows are few and soon yields as they grow; docs/log.md, "Few validation rows".
 PRIOR_MEAN = {"zero-shot": 1.5, EXPERTS[1]: 1.5}
-PRIOR_ROWS = 200
+PRIOR_ROWS = 200  # number of rows at which the precision is 1
 MIN_SPREAD = 1e-5  # an expert whose logits differ by less, relative to their size, differs by rounding only
 
 
@@ -47,12 +49,11 @@ class Choice(NamedTuple):
 
 def blend(text: Text, support: Support, val: Split | None, settings: Settings) -> Outcome:
     """Learn experts from all shots and blend them, with weights and new-class offsets chosen on folds."""
-    folds = make_folds(support, val, FOLDS, MIN_ROWS)
+    folds, how = make_folds(support, val, MAX_FOLDS, MIN_BASE_ROWS)
     experts = learn_experts(text, support)
-    choice = choose(text, support, folds, experts, settings.seed)
-    how = folds.how
-    if folds.folds and not choice.scores:
-        how = "defaults: no row judges how classes with shots are told apart"
+    choice = choose_blend(text, support, folds, experts, settings.seed)
+    if folds and not choice.scores:
+        how = "defaults: the validation rows cannot compare classes with shots"
 
     def refit(text: Text, support: Support, val: Split) -> Adapter:
         return _adapter(text, learn_experts(text, add_validation_rows(support, val)), choice)
@@ -90,35 +91,24 @@ def weighted_sum(experts: Experts, weights: np.ndarray, offsets: Offsets) -> Lin
     return Linear(weight.astype(np.float32), (bias + offset).astype(np.float32))
 
 
-def add_validation_rows(support: Support, val: Split) -> Support:
-    """Return the support set plus the labelled validation rows as shots, each as V equal views."""
-    labelled = val.labels >= 0
-    views = np.repeat(val.features[labelled][:, None], support.features.shape[1], axis=1)
-    return Support(
-        np.concatenate([support.features, views]),
-        np.concatenate([support.labels, val.labels[labelled]]),
-        np.concatenate([support.names, val.names[labelled]]),
-    )
-
-
 # ---- choosing weights and offsets ----
 
 
-def choose(text: Text, support: Support, folds: Folds, experts: Experts, seed: int) -> Choice:
+def choose_blend(text: Text, support: Support, folds: Sequence[Fold], experts: Experts, seed: int) -> Choice:
     """Return the weights and offsets chosen on the folds, or the defaults if the folds cannot decide.
 
     Parameters
     ----------
     text : Text
     support : Support
-    folds : Folds
+    folds : sequence of Fold
     experts : Experts
         Learned from all shots.
     seed : int
         Used to draw a subset of the validation rows if there are too many.
     """
     is_base = experts.is_base
-    limited = [_limit_rows(fold, len(text.names), len(folds.folds), seed) for fold in folds.folds]
+    limited = [_limit_rows(fold, len(text.names), len(folds), seed) for fold in folds]
     if is_base.sum() == 1 or not any(is_base[fold.labels].any() for fold in limited):
         return _default_choice(is_base)
     fold_experts = [
@@ -169,17 +159,18 @@ def _base_rows(folds: Sequence[Fold], fold_experts: Sequence[Experts]) -> _BaseR
 
 
 def fit_weights(logits: np.ndarray, labels: np.ndarray, prior_mean: np.ndarray) -> np.ndarray:
-    """Fit nonnegative weights of experts: the most probable ones, given the rows and a Gaussian prior.
+    """Fit nonnegative weights of experts by maximum a posteriori with a Gaussian prior.
 
     The rows' probabilities are the softmax of the weighted sum of the experts' logits. The problem is convex. An expert
-    whose logits do not differ between classes gets the weight 0.
+    whose logits do not differ between classes, or are not finite, gets the weight 0. If that is so for all experts, the
+    result is the prior's mean as it is: the rows say nothing, and there is no scale to divide it by.
 
     Parameters
     ----------
     logits : float32 array of shape (experts, M, C)
     labels : int array of shape (M,)
     prior_mean : float array of shape (experts,)
-        The prior's mean, for experts that are scaled to logits of mean size 1.
+        The prior's mean, for experts that are scaled to logits of mean absolute deviation 1.
 
     Returns
     -------
@@ -187,19 +178,19 @@ def fit_weights(logits: np.ndarray, labels: np.ndarray, prior_mean: np.ndarray) 
     """
     from scipy.optimize import minimize
 
-    size = np.array([_mean_size(expert) for expert in logits])
-    used = size > 0
+    deviation = np.array([_mean_abs_deviation(expert) for expert in logits])
+    used = deviation > 0
     if not used.any():
-        return prior_mean
-    scaled = np.stack([expert / size[i] for i, expert in enumerate(logits) if used[i]]).astype(np.float32)
+        return prior_mean.astype(np.float64)  # a copy
+    scaled = np.stack([expert / deviation[i] for i, expert in enumerate(logits) if used[i]]).astype(np.float32)
     mean, n, each_row = prior_mean[used], len(labels), np.arange(len(labels))
 
     def objective(weights):
         loss, probabilities = cross_entropy(np.tensordot(weights.astype(np.float32), scaled, 1), labels)
         probabilities[each_row, labels] -= 1
         gradient = np.array([np.einsum("mc,mc->", probabilities, expert) for expert in scaled], np.float64)
-        step = PRIOR_ROWS / n * (weights - mean)
-        return loss + step @ (weights - mean) / 2 / n, (gradient + step) / n
+        prior_gradient = PRIOR_ROWS / n * (weights - mean)
+        return loss + prior_gradient @ (weights - mean) / 2 / n, (gradient + prior_gradient) / n
 
     weights, bounds = np.zeros(len(logits)), [(0, None)] * len(scaled)
     with Progress(MAX_ITERATIONS, "weights", " iteration", leave=False) as progress:
@@ -212,17 +203,17 @@ def fit_weights(logits: np.ndarray, labels: np.ndarray, prior_mean: np.ndarray) 
             options={"maxiter": MAX_ITERATIONS},
             callback=lambda _: progress.update(),
         )
-    weights[used] = fitted.x / size[used]
+    weights[used] = fitted.x / deviation[used]
     return weights
 
 
-def _mean_size(logits: np.ndarray) -> float:
+def _mean_abs_deviation(logits: np.ndarray) -> float:
     """Return the mean absolute deviation of logits (M, C) from their mean over classes, or 0 if it is only rounding."""
     if not np.isfinite(logits).all():
         return 0.0
     logits = logits.astype(np.float64)
-    size = np.abs(logits - logits.mean(axis=1, keepdims=True)).mean()
-    return size if size > MIN_SPREAD * np.abs(logits).mean() else 0.0
+    deviation = np.abs(logits - logits.mean(axis=1, keepdims=True)).mean()
+    return deviation if deviation > MIN_SPREAD * np.abs(logits).mean() else 0.0
 
 
 def _scores(rows: _BaseRows, weights: np.ndarray) -> dict[str, float]:

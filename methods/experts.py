@@ -31,10 +31,10 @@ N_ANCHORED = 1 + len(STRENGTHS)  # number of experts before the Gaussians; only 
 # The regressions start from the zero-shot classifier times this factor. 1.5 to 2 was best on rows that were neither
 # learned from nor test rows; see docs/log.md.
 ANCHOR_SCALE = 1.5
-# Strengths of two ridge regressions from texts. That of strength STEP_RIDGE predicts the step W − anchor of a
+# Strengths of two ridge regressions from texts. That of strength DELTA_RIDGE predicts the difference W − anchor of a
 # text-anchored regression; that of NOVELTY_RIDGE predicts class means, to tell near from far classes and to estimate
 # the noise of the shots.
-STEP_RIDGE, NOVELTY_RIDGE = 0.1, 1
+DELTA_RIDGE, NOVELTY_RIDGE = 0.1, 1
 NEAR_QUANTILE = 0.99  # a new class is near if its novelty is at most this quantile of the base classes' novelty
 
 
@@ -53,16 +53,16 @@ class Experts(NamedTuple):
 def learn_experts(text: Text, support: Support) -> Experts:
     """Learn every expert from all shots of a support set.
 
-    The training losses are over base classes only. For a near class, the class mean and the regressions' step are
-    predicted from its text. A far class keeps its anchor, ANCHOR_SCALE times its zero-shot weights, in the regressions
-    and gets a logit of 0 from the Gaussians.
+    The training losses are over base classes only. For a near class, the class mean and the regressions' difference
+    W − anchor are predicted from its text. A far class keeps its anchor, ANCHOR_SCALE times its zero-shot weights, in
+    the regressions and gets a logit of 0 from the Gaussians.
     """
     is_base = has_shots(support.labels, len(text.names))
     base_text = text.features[is_base]
     base_index = np.cumsum(is_base) - 1  # label -> number among the base classes
     rows, labels = shot_rows(support.features), base_index[support.labels]
     means, counts = class_means(rows, labels, is_base.sum())
-    strengths = {NOVELTY_RIDGE, STEP_RIDGE, *(strength for strength, _ in GAUSSIANS)}
+    strengths = {NOVELTY_RIDGE, DELTA_RIDGE, *(strength for strength, _ in GAUSSIANS)}
     maps = {strength: TextMap(base_text, strength) for strength in strengths}
     predicted = {strength: maps[strength].predict(means, text.features) for strength in strengths}
     covariances = {
@@ -72,7 +72,7 @@ def learn_experts(text: Text, support: Support) -> Experts:
     is_near = ~is_base & _is_near(maps[NOVELTY_RIDGE], text.features, base_text)
     classifiers = [
         zero_shot_classifier(text),
-        *_regressions(text, support, is_base, is_near, maps[STEP_RIDGE], covariances[NOVELTY_RIDGE]),
+        *_regressions(text, support, is_base, is_near, maps[DELTA_RIDGE], covariances[NOVELTY_RIDGE]),
     ]
     for strength, pseudo_shots in GAUSSIANS:
         centres = predicted[strength].copy()
@@ -92,8 +92,8 @@ def _regressions(
 ) -> list[Linear]:
     """Fit a text-anchored regression of each strength over the base classes, and extend it to the new classes.
 
-    For near classes the step from the anchor is predicted by `text_map`; far classes stay at the anchor. `text_map` is
-    fitted to the texts of the base classes; `covariance` is that of rows around their class means, (D, D).
+    For near classes the difference from the anchor is predicted by `text_map`, which is fitted to the texts of the base
+    classes; far classes stay at the anchor. `covariance` is that of rows around their class means, (D, D).
     """
     anchor, bias = zero_shot_classifier(text)
     anchor = np.float32(ANCHOR_SCALE) * anchor

@@ -16,7 +16,8 @@ from .folds import Fold, split_classes
 from .intervals import count_correct
 
 # The authors' grid: i·(max − 0.1)/steps + 0.1. They set its maxima by hand for each data set, from 3 to 30 for alpha
-# and from 7 to 30 for beta. The maxima here are well above the best pairs on the validation rows of cars and scenes.
+# and from 7 to 30 for beta. The maxima here are well above the best pairs on the validation rows of Stanford Cars and
+# SUN397.
 ALPHAS = 0.1 + np.arange(20) * (10 - 0.1) / 20
 BETAS = 0.1 + np.arange(200) * (20 - 0.1) / 200
 MIN_NEW_ACCURACY_KEPT = 0.9  # share of their zero-shot accuracy that classes with hidden shots must keep
@@ -48,11 +49,11 @@ def search(text: Text, support: Support, folds: Sequence[Fold], caches: Iterable
         The cache of each fold's shots. A generator keeps only one of them in memory.
     """
     all_rows, base, new, parts = _Tally(), _Tally(), _Tally(), hidden_class_parts(text, support)
-    for fold, cached in zip(folds, caches):
-        all_rows.add(text, fold.features, fold.labels, cached)
+    for fold, cache in zip(folds, caches):
+        all_rows.add(text, fold.features, fold.labels, cache)
         for hidden in parts:
-            visible, is_new = ~cached.values[:, hidden].any(axis=1), np.isin(fold.labels, hidden)
-            others = Cache(cached.keys[visible], cached.values[visible])
+            visible, is_new = ~cache.values[:, hidden].any(axis=1), np.isin(fold.labels, hidden)
+            others = Cache(cache.keys[visible], cache.values[visible])
             base.add(text, fold.features[~is_new], fold.labels[~is_new], others)
             new.add(text, fold.features[is_new], fold.labels[is_new], others)
     objective = all_rows.top1.copy()
@@ -73,10 +74,10 @@ def search(text: Text, support: Support, folds: Sequence[Fold], caches: Iterable
 def hidden_class_parts(text: Text, support: Support) -> list[np.ndarray]:
     """Split the base classes into the parts whose shots are hidden in turn, and return the labels of each part.
 
-    The parts imitate the new classes. If any group (fewshot/prompts.py) has both base and new classes, each part takes
-    every FOLDS-th base class. If base and new classes share no group, as with the contest's cars, each part is one
-    group of base classes. The list is empty if there are no new classes, or if base and new classes share no group and
-    all base classes are in one group.
+    The parts imitate the new classes. If any group (fewshot/prompts.py) has both base and new classes, the parts are
+    those of `split_classes`. If base and new classes share no group, as with the contest's cars, each part is one group
+    of base classes. The list is empty if there are no new classes, or if base and new classes share no group and all
+    base classes are in one group.
     """
     groups, is_base = np.array(class_groups(text)), has_shots(support.labels, len(text.names))
     base = np.flatnonzero(is_base)
@@ -94,9 +95,9 @@ class _Tally:
     def __init__(self):
         self.correct, self.rows = np.zeros((len(BETAS), 1 + len(ALPHAS)), np.int64), 0
 
-    def add(self, text: Text, features: np.ndarray, labels: np.ndarray, cached: Cache) -> None:
+    def add(self, text: Text, features: np.ndarray, labels: np.ndarray, cache: Cache) -> None:
         alphas = [0, *ALPHAS]  # alpha 0 is zero-shot
-        self.correct += count_correct(features, labels, text.features, text.scale, *cached, alphas, BETAS)
+        self.correct += count_correct(features, labels, text.features, text.scale, *cache, alphas, BETAS)
         self.rows += len(labels)
 
     @property

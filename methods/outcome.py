@@ -27,10 +27,10 @@ class Outcome:
 
     adapter: Adapter
     how: str  # how the settings were chosen, as text for the user
-    settings: dict[str, float] = field(
-        default_factory=dict
-    )  # those chosen or fixed: "alpha", "beta", "lambda", "epoch", "epochs"
-    scores: dict[str, float] = field(default_factory=dict)  # on those rows: "rows", "top1", "zero_shot_top1", …
+    # those chosen or fixed: "alpha", "beta", "lambda", "epoch", "epochs"
+    settings: dict[str, float] = field(default_factory=dict)
+    # on the validation rows: "rows", "top1", "zero_shot_top1", …
+    scores: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)  # one for each expert of a blend
     new_classes: dict[str, float] = field(default_factory=dict)  # number and offsets of classes without shots
     # refit(text, support, val) learns again with the same settings, from the labelled validation rows as well

@@ -22,10 +22,14 @@ from .gaussian import class_means
 from .linear import Linear, linear_adapter, zero_shot_classifier
 from .outcome import Outcome, Settings
 
-GDA_ALPHAS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
-PROKER_BETAS = np.linspace(0.5, 20, 14)
-PROKER_LAMBDAS = np.geomspace(1e-3, 10, 13)
+# The defaults are used where there are no folds to choose on. They are of this project, as is the grid of ProKeR, for
+# whose authors each data set has a grid of its own.
+GDA_ALPHAS, GDA_DEFAULT_ALPHA = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0), 1.0
+PROKER_BETAS, PROKER_DEFAULT_BETA = np.linspace(0.5, 20, 14), 5.0
+PROKER_LAMBDAS, PROKER_DEFAULT_LAMBDA = np.geomspace(1e-3, 10, 13), 0.1
 TASKRES_ALPHA = 0.5
+# The authors' train_regular.sh has 100 epochs for up to 4 shots and 200 for 8 and 16.
+TASKRES_FEW_SHOTS, TASKRES_FEW_EPOCHS, TASKRES_EPOCHS = 4, 100, 200
 CLAP_EPOCHS = 300
 # TaskRes and CLAP start from texts that are not normalised; this is roughly their norm for ViT-B/32.
 TEXT_NORM = 10.0
@@ -46,7 +50,7 @@ def gda(text: Text, support: Support, val: Split | None, settings: Settings) -> 
     correct = np.zeros(len(GDA_ALPHAS), int)
     for fold in track(folds, "gda", " fold", leave=False):
         correct += _gda_correct(text, fold, _gda_discriminant(text, subset(support, fold.shots)))
-    alpha = GDA_ALPHAS[correct.argmax()] if folds else 1.0
+    alpha = GDA_ALPHAS[correct.argmax()] if folds else GDA_DEFAULT_ALPHA
     start, (weight, bias) = zero_shot_classifier(text), _gda_discriminant(text, support)
     classifier = Linear(start.weight + np.float32(alpha) * weight, np.float32(alpha) * bias)
     return Outcome(linear_adapter("gda", text, classifier), how, {"alpha": alpha})
@@ -61,9 +65,10 @@ def _gda_correct(text: Text, fold: Fold, discriminant: Linear) -> np.ndarray:
 
 
 def _gda_discriminant(text: Text, support: Support) -> Linear:
-    """Return the classifier f·Σ⁻¹μ − ½μᵀΣ⁻¹μ, with Σ⁻¹ = D·((N − 1)·S + tr(S)·I)⁻¹ (Kubokawa & Srivastava 2008).
+    """Return the classifier f·Σ⁻¹μ − ½μᵀΣ⁻¹μ − log C, with Σ⁻¹ = D·((N − 1)·S + tr(S)·I)⁻¹.
 
-    S is the covariance of the N shots around their class means.
+    S is the covariance of the N shots around their class means, and the estimate of Σ⁻¹ that of Kubokawa & Srivastava
+    (2008). −log C is the log-probability of a class before its row is seen; it is the same for all classes.
     """
     features, labels = shot_rows(support.features), support.labels
     means, _ = class_means(features, labels, len(text.names))
@@ -88,7 +93,7 @@ def proker(text: Text, support: Support, val: Split | None, settings: Settings) 
     Bendou et al., CVPR 2025, arXiv:2501.11175.
     """
     folds, how = make_folds(support, val)
-    beta, strength = 5.0, 0.1
+    beta, strength = PROKER_DEFAULT_BETA, PROKER_DEFAULT_LAMBDA
     if folds:
         correct = sum(_proker_correct(text, support, fold) for fold in folds)
         best = np.unravel_index(correct.argmax(), correct.shape)
@@ -104,7 +109,8 @@ def _proker_values(text: Text, keys, labels, beta: float, strengths: Sequence[fl
     """Return the cache values (K/λ + I)⁻¹(Y − Z), float32 (N, C), for each λ of `strengths`.
 
     K is the kernel matrix exp(−β(1 − k·k')) of the keys (N, D), Y the one-hot labels, and Z the cosine similarities of
-    the keys with the texts.
+    the keys with the texts. As in the authors' code, this is λ times the solution (K + λI)⁻¹(Y − Z) of kernel ridge
+    regression, so the values shrink with λ.
     """
     eigenvalues, eigenvectors = np.linalg.eigh(np.exp(-beta * (1 - keys @ keys.T)).astype(np.float64))
     residual = eigenvectors.T @ (one_hot(labels, len(text.names)) - keys @ text.features.T)
@@ -133,7 +139,8 @@ def taskres(text: Text, support: Support, val: Split | None, settings: Settings)
 
     Yu et al., CVPR 2023, arXiv:2211.10277; github.com/geekyutao/TaskRes.
     """
-    epochs = 100 if np.bincount(support.labels).max() <= 4 else 200
+    few = np.bincount(support.labels).max() <= TASKRES_FEW_SHOTS
+    epochs = TASKRES_FEW_EPOCHS if few else TASKRES_EPOCHS
     start = TEXT_NORM * text.features
 
     def adam(jt, residual):

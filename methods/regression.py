@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from fewshot.rows import class_sums
 from jclip.progress import Progress
 
-# Values of λ; the solution of each is the start of the next. On held-out rows of cars and scenes, the largest was best
-# at one shot and the smallest at sixteen.
+# Values of λ; the solution of each is the start of the next. On held-out rows of Stanford Cars and SUN397, the largest
+# was best at one shot and the smallest at sixteen.
 STRENGTHS = (3e-4, 1e-4, 3e-5, 1e-5)
-ITERATIONS = 25
+MAX_ITERATIONS = 25
 
 
 def regressions(
@@ -18,14 +20,14 @@ def regressions(
     labels: np.ndarray,
     anchor: np.ndarray,
     covariance: np.ndarray,
-    strengths=STRENGTHS,
-    iterations: int = ITERATIONS,
+    strengths: Sequence[float] = STRENGTHS,
+    max_iterations: int = MAX_ITERATIONS,
 ) -> list[np.ndarray]:
-    """Return the weights W that minimise the mean cross-entropy of f·Wᵀ over rows with noise, plus λ/2·‖W − anchor‖².
+    """Fit weights W by L-BFGS to an upper bound of the expected cross-entropy of noisy rows, plus λ/2·‖W − anchor‖².
 
-    The noise is Gaussian, and its effect has a closed form: an upper bound of the expected cross-entropy is the
-    cross-entropy with ½(w_j − w_y)ᵀΣ(w_j − w_y) added to logit j, where y is the true class (Wang et al. 2019,
-    arXiv:1909.12220, equation 6).
+    The logits are f·Wᵀ, and the noise on the rows f is Gaussian. The bound has a closed form: the mean cross-entropy
+    with ½(w_j − w_y)ᵀΣ(w_j − w_y) added to logit j, where y is the true class (Wang et al. 2019, arXiv:1909.12220,
+    equation 6).
 
     Parameters
     ----------
@@ -37,8 +39,8 @@ def regressions(
         Σ, the covariance of the noise.
     strengths : sequence of float
         Values of λ, in descending order.
-    iterations : int
-        Iterations of L-BFGS for each λ.
+    max_iterations : int
+        Maximum number of iterations for each λ; the default stops before the minimum is reached.
 
     Returns
     -------
@@ -47,8 +49,8 @@ def regressions(
     """
     from scipy.optimize import minimize  # takes 0.3 s to import, which predict.py does not need
 
-    weights, step, options = [], np.zeros(anchor.size), {"maxiter": iterations}
-    with Progress(len(strengths) * iterations, "regressions", " iteration", leave=False) as progress:
+    weights, delta, options = [], np.zeros(anchor.size), {"maxiter": max_iterations}
+    with Progress(len(strengths) * max_iterations, "regressions", " iteration", leave=False) as progress:
         for strength in strengths:
 
             def objective(flat, strength=strength):
@@ -57,30 +59,30 @@ def regressions(
                 )
                 return value, gradient.ravel().astype(np.float64)
 
-            step = minimize(
-                objective, step, jac=True, method="L-BFGS-B", options=options, callback=lambda _: progress.update()
+            delta = minimize(
+                objective, delta, jac=True, method="L-BFGS-B", options=options, callback=lambda _: progress.update()
             ).x
-            weights.append(anchor + step.reshape(anchor.shape).astype(np.float32))
+            weights.append(anchor + delta.reshape(anchor.shape).astype(np.float32))
     return weights
 
 
-def _loss(step: np.ndarray, features, labels, anchor, covariance, strength: float) -> tuple[float, np.ndarray]:
-    """Return the objective at W = anchor + step, and its gradient (C, D)."""
+def _loss(delta: np.ndarray, features, labels, anchor, covariance, strength: float) -> tuple[float, np.ndarray]:
+    """Return the objective at W = anchor + delta, and its gradient (C, D)."""
     n, rows = len(labels), np.arange(len(labels))
-    weight = anchor + step
+    weight = anchor + delta
     weight_cov = weight @ covariance  # (C, D)
     inner = weight_cov @ weight.T  # (C, C): wᵀΣw of each pair of classes
     variance = np.diagonal(inner)
     logits = features @ weight.T + 0.5 * (variance + variance[labels][:, None]) - inner[labels]  # (n, C)
     value, probabilities = cross_entropy(logits, labels)
-    value += strength / 2 * float(np.einsum("cd,cd->", step, step))
+    value += strength / 2 * float(np.einsum("cd,cd->", delta, delta))
     # For a row f of class y, the gradient of logit j is f + Σ(w_j − w_y) for w_j and −Σ(w_j − w_y) for w_y.
     probabilities[rows, labels] -= 1
     pairs = class_sums(probabilities, labels, len(weight))
     pairs[np.arange(len(pairs)), np.arange(len(pairs))] = 0
     pairs /= n
     noise_gradient = (pairs.sum(axis=0) + pairs.sum(axis=1))[:, None] * weight_cov - (pairs + pairs.T) @ weight_cov
-    return value, probabilities.T @ features / n + noise_gradient + strength * step
+    return value, probabilities.T @ features / n + noise_gradient + strength * delta
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:

@@ -13,15 +13,14 @@ from fewshot.rows import all_views, one_hot, subset
 from jclip.progress import track
 from tip_adapter_utils import DEFAULT_ALPHA, DEFAULT_BETA, TRAIN_ALPHA, TRAIN_BETA, Cache, Epoch, build_cache, fine_tune
 
-from .folds import Fold, make_folds
+from .folds import Fold, learn_from_all_shots, make_folds
 from .grid import search
 from .outcome import Outcome, Settings
 
 
 def zero_shot(text: Text, support: Support, val: Split | None, settings: Settings) -> Outcome:
     """Return the Outcome of zero-shot (Radford et al. 2021, arXiv:2103.00020), an adapter with an empty cache."""
-    empty = _shots_cache(text, subset(support, slice(0)))  # no shots
-    return Outcome(_adapter("zero-shot", text, empty, 0.0, 0.0), "nothing to choose")
+    return Outcome(Adapter.without_cache("zero-shot", text), "nothing to choose")
 
 
 def tip(text: Text, support: Support, val: Split | None, settings: Settings) -> Outcome:
@@ -40,14 +39,14 @@ def tip_f(text: Text, support: Support, val: Split | None, settings: Settings) -
 
     Raises as `fine_tune` does.
     """
-    folds = make_folds(support, val)
+    folds, how = make_folds(support, val)
     alpha, beta, scores, epoch, caches = TRAIN_ALPHA, TRAIN_BETA, {}, settings.epochs, []
-    if folds.folds:
-        epoch, caches = _best_epoch(text, support, folds.folds, settings)
-        alpha, beta, scores = search(text, support, folds.folds, caches)
-    tuned = caches[0] if folds.learn_from_all_shots else _tuned_cache(text, support, settings, epoch)
+    if folds:
+        epoch, caches = _best_epoch(text, support, folds, settings)
+        alpha, beta, scores = search(text, support, folds, caches)
+    tuned = caches[0] if learn_from_all_shots(folds) else _tuned_cache(text, support, settings, epoch)
     adapter = _adapter("tip-f", text, tuned, alpha, beta)
-    return Outcome(adapter, folds.how, {"alpha": alpha, "beta": beta, "epoch": epoch}, scores)
+    return Outcome(adapter, how, {"alpha": alpha, "beta": beta, "epoch": epoch}, scores)
 
 
 class _BestEpoch(NamedTuple):
@@ -103,5 +102,5 @@ def _shots_cache(text: Text, support: Support) -> Cache:
     return build_cache(support.features, support.labels, len(text.names))
 
 
-def _adapter(method: str, text: Text, cached: Cache, alpha: float, beta: float) -> Adapter:
-    return Adapter(method, text.names, text.features, text.scale, *cached, alpha, beta)
+def _adapter(method: str, text: Text, cache: Cache, alpha: float, beta: float) -> Adapter:
+    return Adapter(method, text.names, text.features, text.scale, *cache, alpha, beta)

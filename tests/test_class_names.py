@@ -26,12 +26,12 @@ from fewshot.errors import TaskError
     ],
 )
 def test_separators(text):
-    assert class_names.split(text) == ["cat", "dog"]
+    assert class_names.parse(text) == ["cat", "dog"]
 
 
 def test_names_keep_their_spaces_and_characters():
-    names = ["猫", "hot dog", "T-shirt", "C#", "Rock & Roll", "a/b", "it's"]
-    assert class_names.split("，".join(names)) == names
+    names = ["猫", "hot dog", "T-shirt", "C#", "Rock & Roll", "a/b", "it's", "Straße", "Strasse"]
+    assert class_names.parse("，".join(names)) == names
 
 
 @pytest.mark.parametrize(
@@ -43,14 +43,16 @@ def test_names_keep_their_spaces_and_characters():
         ("names.txt", "'names.txt' is one class, and there is no such file"),
         ("", "holds no class; expected two or more"),
         (" ,，; ", "holds no class"),
-        ("cat, dog, cat", "'cat' stands twice; name every class once"),
+        ("cat, dog, cat", "'cat' is listed twice; name every class once"),
         ("Hot_Dog、hot  dog", "'hot  dog' and 'Hot_Dog' are the same to CLIP"),
+        ("café, cafe\u0301", "are the same to CLIP"),  # one character, or an accent of its own
+        ("cat’s, cat's", "are the same to CLIP"),
         ("cat, d\x1bog", "control characters"),
     ],
 )
 def test_a_list_that_is_refused(text, message):
     with pytest.raises(TaskError, match=message):
-        class_names.split(text)
+        class_names.parse(text)
 
 
 @pytest.mark.parametrize(

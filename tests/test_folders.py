@@ -134,7 +134,10 @@ def test_names_that_look_the_same_are_one_class(tmp_path, in_train, in_test):
 def test_two_class_folders_that_look_the_same_are_named_both(tmp_path, names):
     make(tmp_path, *[f"train/{name}/1.jpg" for name in names], "test/1.jpg")
     message = refusal(tmp_path)
-    assert all(f"{name}" in message for name in names) and "the same name but for accents or case" in message
+    assert (
+        all(f"{name}" in message for name in names)
+        and "the same name except for upper and lower case, or how accents are encoded" in message
+    )
     assert ("accents as separate characters" in message) == (APART in names)
 
 
@@ -245,7 +248,7 @@ def test_photographs_beside_the_class_folders_are_counted(task, caplog):
     with caplog.at_level(logging.WARNING, "fewshot"):
         assert len(data.read_task(task).train) == 3
     assert "2 photographs lie beside the class folders and are left out: loose 2.png, loose 10.jpg" in caplog.text
-    assert "2 files are no photographs that can be read and are left out: 2 .csv" in caplog.text
+    assert "2 files cannot be read as photographs and are left out: 2 .csv" in caplog.text
 
 
 def test_a_folder_that_cannot_be_searched_hides_no_message(tmp_path, monkeypatch):

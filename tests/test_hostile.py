@@ -389,7 +389,7 @@ ARTIFACTS = {
     "labels that int64 does not hold": (
         "split",
         npz({**SPLIT, "labels": np.full(4, 2**64 - 1, np.uint64)}),
-        "18446744073709551615, which is no int64",
+        "18446744073709551615, which does not fit int64",
     ),
     "a scale of two numbers": ("text", npz({**TEXT, "scale": f4(2)}), r"scale is of shape \(2,\), expected \(\)"),
     "a scale without end": ("text", npz({**TEXT, "scale": np.float32(np.inf)}), "NaN or infinity"),

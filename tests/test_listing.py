@@ -99,7 +99,7 @@ def test_the_rest_is_counted_by_suffix(folder, caplog, name, inside):
     assert names(folder) == ["1.jpg"]
     suffix = os.path.splitext(name)[1] or "without a suffix"
     assert [record.message for record in caplog.records] == [
-        f"{folder / part}: 1 files are no photographs that can be read and are left out: 1 {suffix}"
+        f"{folder / part}: 1 files cannot be read as photographs and are left out: 1 {suffix}"
         for part in ("train", "test")
     ]
 

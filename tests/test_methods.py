@@ -12,10 +12,10 @@ from tasks import WIDTH, make_task, train
 import methods
 from fewshot.artifacts import Split, Support
 from fewshot.rows import class_sums, has_shots, index_in_class, one_hot, shot_rows, subset
-from fewshot.support import redraw
+from fewshot.support import add_validation_rows, redraw
 from jclip.features import unit
 from methods import METHODS, Settings, blend, experts, gaussian, offsets, published
-from methods.folds import FOLDS, make_folds
+from methods.folds import Fold, learn_from_all_shots, make_folds
 from methods.linear import Linear, linear_adapter
 from methods.regression import _loss, cross_entropy, regressions
 from tip_adapter_utils import predict_logits
@@ -37,14 +37,14 @@ def accuracy(adapter, split, rows=slice(None)):
 
 def test_the_gradient_is_that_of_the_loss(rng):
     rows, labels = unit(rng.normal(size=(9, 5))).astype(np.float64), rng.integers(0, 4, 9)
-    anchor, step = rng.normal(size=(4, 5)), rng.normal(size=(4, 5))
+    anchor, delta = rng.normal(size=(4, 5)), rng.normal(size=(4, 5))
     root = rng.normal(size=(5, 5))
     arguments = rows, labels, anchor, root @ root.T / 10, 0.3
-    _, gradient = _loss(step, *arguments)
-    for index in np.ndindex(step.shape):
-        nudge = np.zeros_like(step)
+    _, gradient = _loss(delta, *arguments)
+    for index in np.ndindex(delta.shape):
+        nudge = np.zeros_like(delta)
         nudge[index] = 1e-6
-        slope = (_loss(step + nudge, *arguments)[0] - _loss(step - nudge, *arguments)[0]) / 2e-6
+        slope = (_loss(delta + nudge, *arguments)[0] - _loss(delta - nudge, *arguments)[0]) / 2e-6
         assert gradient[index] == pytest.approx(slope, abs=1e-5)
 
 
@@ -126,7 +126,7 @@ def test_weights_are_the_least_of_a_convex_problem_and_not_negative(rng):
     good = (np.eye(5)[labels] * 3 + rng.normal(size=(200, 5))).astype(np.float32)
     harmful = -good + rng.normal(size=(200, 5)).astype(np.float32)
     logits = np.stack([good, harmful, rng.normal(size=(200, 5)).astype(np.float32)])
-    mean, size = np.array([1, 0, 0.5]), np.array([blend._mean_size(expert) for expert in logits])
+    mean, size = np.array([1, 0, 0.5]), np.array([blend._mean_abs_deviation(expert) for expert in logits])
     weights = blend.fit_weights(logits, labels, mean)
     assert weights[0] > 0.3 and weights[1] == 0 and weights.min() >= 0
 
@@ -171,7 +171,10 @@ def test_the_scale_of_an_expert_does_not_matter(rng, scale):
 
 def test_experts_that_all_say_nothing_leave_the_mean_of_the_prior():
     mean = np.array([1.0, 0.5])
-    np.testing.assert_array_equal(blend.fit_weights(np.zeros((2, 6, 3), np.float32), np.arange(6) % 3, mean), mean)
+    weights = blend.fit_weights(np.zeros((2, 6, 3), np.float32), np.arange(6) % 3, mean)
+    np.testing.assert_array_equal(weights, mean)
+    weights[:] = 0  # a copy: the prior stays what it is
+    assert mean.tolist() == [1, 0.5]
 
 
 def make_equal_texts(rng, noise, rows=6, shots=4):
@@ -240,7 +243,7 @@ def test_few_validation_rows_choose_together_with_the_shots(rng):
 
 
 def test_enough_validation_rows_choose_alone(rng):
-    text, support, val, _ = make_task(rng, classes=12, rows=blend.MIN_ROWS // 12 + 1)
+    text, support, val, _ = make_task(rng, classes=12, rows=blend.MIN_BASE_ROWS // 12 + 1)
     adapter, chosen = train("blend", text, support, val, CPU)
     assert chosen["how"] == f"on {len(val.labels)} validation rows" and chosen["rows"] == len(val.labels)
     assert chosen["top1"] == pytest.approx(accuracy(adapter, val))
@@ -261,10 +264,24 @@ def test_an_offset_gives_new_classes_what_is_theirs_and_no_more(rng):
     """New rows lie 8 below base ones; those that neither side classifies rightly count for nothing."""
     lead = np.concatenate([rng.normal(12, 1, 300), rng.normal(4, 1, 60), rng.normal(30, 1, 500)])
     worth = np.concatenate([np.full(300, -1 / 300), np.full(60, 1 / 60), np.zeros(500)])
-    assert 6 < offsets._best_offset(lead, worth) < 10
+    assert 6 < offsets._best_offset([offsets._Gains(lead, worth)]) < 10 and offsets._best_offset([]) == 0
     base, new = np.array([[3.0, 0], [3, 0], [3, 0]]), np.array([[1.0, 0], [0, 1], [1, 0]])
     lead, worth = offsets._gains_if_new(base, np.array([0, 2]), new, np.array([1, 3]), np.array([0, 3, 3]), 0.5)
     assert lead.tolist() == [2, 2, 2] and worth.tolist() == [-1, 0.25, 0]
+
+
+@pytest.mark.parametrize("lead", [10.0, -10.0])
+def test_far_classes_win_hardly_a_correct_row_even_if_their_logits_are_the_higher_ones(lead):
+    """Two base classes and a far one, whose logit is `lead` below that of the right base class."""
+    rows = np.array([[5, 0, 5 - lead], [0, 5, 5 - lead]], np.float32)
+    fold = Fold(np.ones(2, bool), rows, np.array([0, 1]))
+    learned = experts.Experts(
+        [Linear(np.eye(3, dtype=np.float32), np.zeros(3, np.float32))], np.array([True, True, False]), np.zeros(3, bool)
+    )
+    offset = offsets._max_far_offset([fold], [learned], np.ones(1))
+    assert offset == pytest.approx(lead - 0.1 * abs(lead))
+    without_far = learned._replace(is_near=~learned.is_base)
+    assert offsets._max_far_offset([fold], [without_far], np.ones(1)) == offsets.MAX_OFFSET
 
 
 # ---- the blend ----
@@ -306,7 +323,7 @@ def test_test_rows_are_nothing_that_a_method_sees():
 @pytest.mark.parametrize("shots", [2, 4, 9])
 def test_without_validation_rows_shots_are_left_out_at_most_four_times(rng, shots):
     text, support, _, test = make_task(rng, shots=shots)
-    folds, how = make_folds(support, None, FOLDS)
+    folds, how = make_folds(support, None, blend.MAX_FOLDS)
     assert (
         how
         == {1: "leaving one shot a class out in turn", 3: "leaving up to 3 shots a class out in turn"}[-(-shots // 4)]
@@ -343,9 +360,7 @@ def test_refit_learns_from_validation_rows_but_chooses_as_before(rng):
     assert accuracy(outcome.refit(text, support, val), test) > accuracy(plain, test)
     nothing_new = Split(val.features, np.full(72, -1), val.names)
     np.testing.assert_array_equal(outcome.refit(text, support, nothing_new).weight, plain.weight)
-    added = blend.add_validation_rows(
-        support, Split(val.features, np.where(np.arange(72) % 2, val.labels, -1), val.names)
-    )
+    added = add_validation_rows(support, Split(val.features, np.where(np.arange(72) % 2, val.labels, -1), val.names))
     assert len(added.labels) == 12 + 36 and added.features.shape[1] == 2
 
 
@@ -421,7 +436,7 @@ def test_a_class_of_a_single_shot_stays_in_every_fold(rng):
     support = subset(support, np.flatnonzero((support.labels != 5) | (index_in_class(support.labels) == 0)))
     _, chosen = train("blend", text, support, None, CPU)
     assert chosen["rows"] == 33 and all(
-        (support.labels[fold.shots] == 5).sum() == 1 for fold in make_folds(support, None, FOLDS).folds
+        (support.labels[fold.shots] == 5).sum() == 1 for fold in make_folds(support, None, blend.MAX_FOLDS).folds
     )
 
 
@@ -431,7 +446,7 @@ def test_validation_rows_of_classes_without_shots_choose_no_weights(rng):
     support = Support(support.features[some], support.labels[some], support.names[some])
     only = val.labels < 4
     adapter, chosen = train("blend", text, support, Split(val.features[only], val.labels[only], val.names[only]), CPU)
-    assert chosen["how"] == "defaults: no row judges how classes with shots are told apart" and "top1" not in chosen
+    assert chosen["how"] == "defaults: the validation rows cannot compare classes with shots" and "top1" not in chosen
     assert np.isfinite(predict_logits(adapter, test.features)).all() and chosen["weights"]["gaussian 1, 4"] == 0
 
 
@@ -509,8 +524,9 @@ def test_an_adapter_without_weight_is_zero_shot(rng):
 
 def test_one_fold_of_all_shots_is_the_result(rng):
     _, support, val, _ = make_task(rng, shots=2)
-    assert make_folds(support, val).learn_from_all_shots and not make_folds(support, None).learn_from_all_shots
-    assert not make_folds(subset(support, slice(0, None, 2)), None).learn_from_all_shots  # no fold at all
+    assert learn_from_all_shots(make_folds(support, val).folds)
+    assert not learn_from_all_shots(make_folds(support, None).folds)
+    assert not learn_from_all_shots(make_folds(subset(support, slice(0, None, 2)), None).folds)  # no fold at all
 
 
 def test_rows_by_class(rng):

@@ -22,7 +22,7 @@ import train_adapter
 from fewshot import artifacts, data
 from fewshot.encoder import FEATURES_VERSION, Encoder, PixelReader
 from fewshot.rows import softmax
-from fewshot.store import make_key
+from fewshot.store import Store, make_key
 from jclip import download, features, preprocess, weights
 from jclip.errors import Unreadable
 
@@ -246,6 +246,23 @@ def test_for_a_gpu_more_processes_read(monkeypatch, device, cores, processes):
     assert started == [processes]
 
 
+def test_a_photograph_that_is_given_twice_fails_twice(zoo, tmp_path, monkeypatch):
+    """With a store it is read once, since both have the same key."""
+
+    def image_features(model, images, read, batch_size, workers):
+        failures = {i: "damaged" for i, (photo, _) in enumerate(images) if photo.name == "text.jpg"}
+        rows = np.ones((len(images), 4), np.float32)
+        rows[list(failures)] = np.nan
+        yield features.Encoded(rows, failures)
+
+    monkeypatch.setattr(features, "image_features", image_features)
+    photos = [data.Photo(zoo, name, 0) for name in ("a.jpg", "text.jpg", "a.jpg", "text.jpg")]
+    for store in (None, Store(tmp_path, 4)):
+        rows, failures = fake_encoder(store=store).encode_photos(photos)
+        assert np.isnan(rows).all(axis=1).tolist() == [False, True] * 2
+        assert failures == {1: "damaged", 3: "damaged"}
+
+
 def test_official_weights_are_hashed_as_the_file_they_are(monkeypatch, tiny_weights):
     monkeypatch.setattr(download, "official", lambda name, folder: {"ViT-B/32": tiny_weights}[name])
     assert Encoder.load(Path("ViT-B/32"), "cpu").weights_sha256 == weights.sha256(tiny_weights)
@@ -341,7 +358,7 @@ def test_a_class_that_loses_all_its_photographs_is_an_error(here, capfd):
     assert extract_feature.main([]) == 1
     error = capfd.readouterr().err.splitlines()[-1]
     assert error.startswith(
-        "error: class 'Animal_Bee': none of its training photographs that were looked at can be read; "
+        "error: class 'Animal_Bee': none of its training photographs that were considered can be read; "
         "output/unreadable.txt"
     )
     assert len((here / "output/unreadable.txt").read_text().splitlines()) == 7 and not list(

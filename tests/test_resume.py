@@ -24,12 +24,12 @@ from jclip.architecture import Architecture, expected_shapes
 from jclip.preprocess import normalised
 
 OUTPUTS = ("text.npz", "support.npz", "val.npz", "test.npz")
-CHUNK, BATCH = 8, 4
+ROWS_PER_PART, BATCH = 8, 4
 SENTENCES = sum(map(len, prompts.read(CLASSES).sentences))
 # rows of the `contest` fixture: training and test photographs, and the 3 views of 20 shots besides the plain one
 TRAIN, TEST, VIEWS = 35, 13, 60
 ALL = SENTENCES + TRAIN + TEST + VIEWS
-# Runs extract_feature.py with small chunks, logs how many rows were encoded, and sends itself a signal before the n-th
+# Runs extract_feature.py with small parts, logs how many rows were encoded, and sends itself a signal before the n-th
 # call of fsync or replace.
 DRIVER = f"""
 import os, sys
@@ -37,7 +37,7 @@ import extract_feature
 from fewshot import store
 from jclip import features
 moment, number, log, *argv = sys.argv[1:]
-store.CHUNK, calls = {CHUNK}, iter(range(10**6))
+store.ROWS_PER_PART, calls = {ROWS_PER_PART}, iter(range(10**6))
 def kill_before(function):
     def run(*arguments):
         if next(calls) == int(moment):
@@ -115,7 +115,7 @@ def check_resumed(work, undisturbed, kills):
     done = drive(work)
     total = encoded_rows(work)
     assert outputs(work / "output") == outputs(undisturbed[0])
-    lost = max(CHUNK, SENTENCES) + BATCH  # all sentences are one batch, which is larger than a chunk here
+    lost = max(ROWS_PER_PART, SENTENCES) + BATCH  # all sentences are one batch, which is larger than a part here
     assert undisturbed[1] <= total <= undisturbed[1] + len(kills) * lost
     assert not list(work.glob("output/**/.*.part"))
 
@@ -184,7 +184,7 @@ def test_killed_from_outside_while_processes_read(work, n, kills, tmp_path_facto
     total = encoded_rows(work)
     drive(work, "--data", data, "--batch-size", "32", output="fresh")
     assert outputs(work / "output") == outputs(work / "fresh")
-    assert total <= encoded_rows(work) + kills * (CHUNK + 32)
+    assert total <= encoded_rows(work) + kills * (ROWS_PER_PART + 32)
 
 
 # ---- what a row depends on ----
@@ -380,11 +380,11 @@ def test_every_photograph_is_encoded_once(extract, monkeypatch):
 
 def test_the_store_does_not_grow_for_ever(work, extract, monkeypatch):
     monkeypatch.setattr(store, "SPARE", 0)
-    monkeypatch.setattr(store, "CHUNK", CHUNK)
+    monkeypatch.setattr(store, "ROWS_PER_PART", ROWS_PER_PART)
     for seed in (2, 3):
         extract("--seed", seed)
     items = [len(np.load(path)) for path in (work / "output/store").iterdir()]
-    assert sum(items) == ALL and sorted(items)[1:] == [CHUNK] * (len(items) - 1)
+    assert sum(items) == ALL and sorted(items)[1:] == [ROWS_PER_PART] * (len(items) - 1)
 
 
 def test_a_failed_run_leaves_the_files_of_the_last_one(work, extract):

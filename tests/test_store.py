@@ -36,18 +36,18 @@ def rows_of(opened, numbers, batch=4, unreadable=()):
 
 
 @pytest.fixture
-def chunked(monkeypatch):
-    monkeypatch.setattr(store, "CHUNK", 10)
+def small_parts(monkeypatch):
+    monkeypatch.setattr(store, "ROWS_PER_PART", 10)
 
 
-def test_rows_are_computed_once(tmp_path, chunked):
+def test_rows_are_computed_once(tmp_path, small_parts):
     assert rows_of(Store(tmp_path / "deep/er", WIDTH), range(25)) == list(range(25))
     again = Store(tmp_path / "deep/er", WIDTH)
     assert rows_of(again, range(24, -1, -1)) == [] and rows_of(again, [30, 3, 31, 30]) == [30, 31]
     assert (again.computed, again.reused) == (2, 25)
 
 
-def test_rows_that_cannot_be_made_are_nan_and_asked_for_again(tmp_path, chunked):
+def test_rows_that_cannot_be_made_are_nan_and_asked_for_again(tmp_path, small_parts):
     for _ in range(2):
         opened = Store(tmp_path, WIDTH)
         computed = rows_of(opened, range(12), unreadable={0, 7, 11})
@@ -71,7 +71,7 @@ def test_no_keys_no_rows(tmp_path):
         lambda content: content.replace(b"(10,), }" + b" " * 12, b"(" + b"9" * 14 + b",), }"),
     ],
 )
-def test_of_a_damaged_part_the_rows_are_computed_anew(tmp_path, chunked, damage):
+def test_of_a_damaged_part_the_rows_are_computed_anew(tmp_path, small_parts, damage):
     rows_of(Store(tmp_path, WIDTH), range(30))
     damaged = sorted(tmp_path.glob("*.npy"))[1]
     lost = [key.tobytes() for key in np.load(damaged)["key"]]
@@ -90,7 +90,7 @@ def test_rows_of_another_width_are_no_rows(tmp_path):
     assert (other.get(keys(range(3))) == np.ones((3, WIDTH + 1))).all()
 
 
-def test_without_spare_rows_tidying_leaves_what_was_asked_for_in_whole_parts(tmp_path, chunked, monkeypatch):
+def test_without_spare_rows_tidying_leaves_what_was_asked_for_in_whole_parts(tmp_path, small_parts, monkeypatch):
     monkeypatch.setattr(store, "SPARE", 0)
     rows_of(Store(tmp_path, WIDTH), range(47))
     for extra in range(100, 105):
@@ -106,7 +106,7 @@ def test_without_spare_rows_tidying_leaves_what_was_asked_for_in_whole_parts(tmp
     assert rows_of(Store(tmp_path, WIDTH), [*range(5, 47), 103, 104]) == []
 
 
-def test_tidying_keeps_what_was_not_asked_for_too(tmp_path, chunked):
+def test_tidying_keeps_what_was_not_asked_for_too(tmp_path, small_parts):
     """A run on a few of the rows, or with a model of another width, loses none of the rows stored before."""
     rows_of(Store(tmp_path, WIDTH), range(47))
     partial = Store(tmp_path, WIDTH)
@@ -123,7 +123,7 @@ def test_tidying_keeps_what_was_not_asked_for_too(tmp_path, chunked):
         assert not opened.missing(keys(numbers)) and not np.isnan(opened.get(keys(numbers))).any()
 
 
-def test_of_more_spare_rows_than_there_is_room_for_the_parts_written_first_go(tmp_path, chunked, monkeypatch):
+def test_of_more_spare_rows_than_there_is_room_for_the_parts_written_first_go(tmp_path, small_parts, monkeypatch):
     monkeypatch.setattr(store, "SPARE", 25)
     for age, numbers in ((3, range(10)), (2, range(10, 20)), (1, range(20, 30))):
         before = set(tmp_path.iterdir())
@@ -142,7 +142,7 @@ def test_of_more_spare_rows_than_there_is_room_for_the_parts_written_first_go(tm
     ) == [2, 11]
 
 
-def test_tidying_what_is_tidy_changes_nothing(tmp_path, chunked):
+def test_tidying_what_is_tidy_changes_nothing(tmp_path, small_parts):
     opened = Store(tmp_path, WIDTH)
     rows_of(opened, range(47))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
@@ -153,19 +153,22 @@ def test_tidying_what_is_tidy_changes_nothing(tmp_path, chunked):
 def test_clearing_forgets_all(tmp_path):
     opened = Store(tmp_path, WIDTH)
     rows_of(opened, range(3))
+    opened.put(keys([9]), row(9)[None])  # not on disk yet
     opened.clear()
+    assert opened.requested == set() and (opened.computed, opened.reused) == (0, 0)
+    assert opened.missing(keys([9])) == [0] and np.isnan(opened.get(keys([9]))).all()
     assert rows_of(opened, range(3)) == [0, 1, 2] and rows_of(Store(tmp_path, WIDTH), range(3)) == []
 
 
 @pytest.mark.parametrize("moment", range(8))
-def test_killed_at_any_moment_of_writing_it_has_lost_a_chunk_at_most(tmp_path, moment, chunked):
+def test_killed_at_any_moment_of_writing_it_has_lost_a_part_at_most(tmp_path, moment, small_parts):
     """Four parts take four calls of fsync and of replace; the process is killed before one of these eight."""
     rows = [row(number).tolist() for number in range(40)]
     code = f"""
 import os, sys
 import numpy as np
 from fewshot import store
-store.CHUNK, moments = 10, iter(range(100))
+store.ROWS_PER_PART, moments = 10, iter(range(100))
 def kill_before(function):
     def run(*arguments):
         if next(moments) == {moment}:

@@ -120,12 +120,12 @@ def test_keys_after_each_epoch_are_those_of_the_published_code_in_pytorch(case, 
     golden = np.load(GOLDEN / "tip_adapter_f.npz")
     features, labels, after = (golden[f"{case}_{name}"] for name in ("features", "labels", "after"))
     text = Text(golden["text"], names("class", len(golden["text"])), golden["scale"].item())
-    cached = tip.build_cache(features, labels, len(text.names))
+    cache = tip.build_cache(features, labels, len(text.names))
     actual = list(
         tip.fine_tune(
             (features.reshape(-1, features.shape[2]), labels.repeat(features.shape[1])),
             text,
-            cached,
+            cache,
             golden["alpha"].item(),
             golden["beta"].item(),
             epochs=len(after),
@@ -134,7 +134,7 @@ def test_keys_after_each_epoch_are_those_of_the_published_code_in_pytorch(case, 
             device="cpu",
         )
     )
-    assert np.abs(after[0] - cached.keys).max() > 1e-3  # else nothing would be tested
+    assert np.abs(after[0] - cache.keys).max() > 1e-3  # else nothing would be tested
     np.testing.assert_allclose([epoch.keys.numpy() for epoch in actual], after, atol=1e-5)
 
 
@@ -271,15 +271,15 @@ def keys_by_epoch(monkeypatch):
         def numpy(self):  # as a Var has it
             return np.asarray(self)
 
-    def fine_tune(rows, text, cached, *, epochs, validation, **_):
+    def fine_tune(rows, text, cache, *, epochs, validation, **_):
         for epoch in range(1, epochs + 1):
             ran.append(epoch)
-            keys = cached.keys * (1 if epoch == 3 else -1)
+            keys = cache.keys * (1 if epoch == 3 else -1)
             right = 0
             if validation:
                 features, labels = validation
                 zero_shot = text.scale * features @ text.features.T
-                logits = tip.tip_logits(zero_shot, features @ keys.T, cached.values, tip.TRAIN_ALPHA, 1.0)
+                logits = tip.tip_logits(zero_shot, features @ keys.T, cache.values, tip.TRAIN_ALPHA, 1.0)
                 right = np.count_nonzero(logits.argmax(axis=1) == labels)
             yield tip.Epoch(keys.view(Keys), right)
 
