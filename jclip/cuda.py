@@ -76,9 +76,9 @@ CASE_STANDARD = '\n  -std=c++14) set -- "$@" -std=c++17 ;;'
 # Untested on a real Blackwell GPU; only the output of nvcc with these flags was checked.
 CASE_PTX = '\n  -arch=compute_*) set -- "$@" "$argument" "-code=${argument#-arch=}" ;;'
 # What compat.py gives to g++ 15, as nvcc spells it. Untested with g++ 15 and a GPU.
-CASES_GCC15 = '''
+CASES_GCC15 = """
   -includecstdint) set -- "$@" -include cstdint ;;
-  -Wno-template-body) set -- "$@" -Xcompiler "$argument" ;;'''
+  -Wno-template-body) set -- "$@" -Xcompiler "$argument" ;;"""
 
 # Functions of Jittor's helper_cuda.h read fields of cudaDeviceProp that CUDA 13 has removed; nothing calls them.
 # If the user sets use_cutt=1, cuTT uses the two clock rates (kHz) to estimate which of its kernels is fastest.
