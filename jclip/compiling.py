@@ -41,6 +41,8 @@ def shown(nvcc: str, is_compiled: bool) -> Iterator[None]:
 def _count(nvcc: str, is_over: threading.Event) -> None:
     started = time.time()
     total = N_FILES["cuda" if nvcc else "cpu"]
-    with Progress(total, "compiling Jittor", " file") as progress:
-        while not is_over.wait(INTERVAL):
-            progress.update(min(total, jittor_cache.count_objects(started)) - progress.done)
+    # A quarter of the time passes before the first of these files is compiled, and says nothing about the others.
+    for until, leave in ((1, False), (total + 1, True)):
+        with Progress(total, "compiling Jittor", " file", leave=leave) as progress:
+            while progress.done < until and not is_over.wait(INTERVAL):
+                progress.update(min(total, jittor_cache.count_objects(started)) - progress.done)
