@@ -6,15 +6,17 @@
 #
 # SUITE is Debian's name of the release, FOLDER a folder for its chroot, made by debootstrap unless it exists. Each
 # COMMAND is run in the clone; the last lines tell versions, seconds and results. Needs root, debootstrap and a network.
+# Exit code 3: the chroot or its packages could not be had; nothing was tried.
 set -euo pipefail
-[ $# -ge 3 ] || { sed -n '2,8s/^# \?//p' "$0" >&2; exit 2; }
+[ $# -ge 3 ] || { sed -n '2,9s/^# \?//p' "$0" >&2; exit 2; }
 suite=$1 root=$(realpath -m "$2")
 shift 2
 project=$(cd "$(dirname "$0")/.." && pwd)
 packages=$(grep -om1 'apt install [^`]*' "$project/README.md" | cut -d' ' -f3-)
 
 if [ ! -e "$root/etc/debian_version" ]; then
-  debootstrap --variant=minbase "$suite" "$root" > "$root.log" 2>&1 || { tail -5 "$root.log" >&2; exit 3; }
+  { debootstrap --variant=minbase "$suite" "$root" || { rm -rf "$root"; false; }; } > "$root.log" 2>&1 ||
+    { tail -5 "$root.log" >&2; exit 3; }
 fi
 rm -rf "$root"/root/{project,.cache,.jittor}
 git clone -q --no-hardlinks "$project" "$root/root/project"
