@@ -46,6 +46,6 @@ printf -- '--- summary\n%s\n' "${summary/$'\n'/  numpy $numpy$'\n'}"
 exit $worst
 RUN
 unshare --mount bash -c '
-  mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" &&
+  mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && mount --rbind /sys "$0/sys" &&
   exec chroot "$0" env -i HOME=/root TERM=dumb PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     LANG=C.UTF-8 PACKAGES="$1" bash /root/run.sh "${@:2}"' "$root" "$packages" "$@"
