@@ -109,6 +109,27 @@ def picture(mode: str, width: int, height: int) -> bytes:
     return file.getvalue()
 
 
+def set_norms(visual) -> None:
+    """Give the batch norms of a ResNet random statistics, scales and shifts, about those of activations.
+
+    As they are made, their statistics are 0 and 1, and the last scale of each block is 0, so that most of the model
+    would compute nothing.
+    """
+    norms = [module for module in visual.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0  # keep the statistics of the images below
+        torch.nn.init.uniform_(norm.weight, 0.3, 1.2)
+        torch.nn.init.normal_(norm.bias, 0, 0.3)
+    if not norms:
+        return
+    with torch.no_grad():
+        visual.train()(torch.randn(2, 3, visual.input_resolution, visual.input_resolution))
+        visual.eval()
+        for norm in norms:
+            norm.running_mean += 0.3 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)
+            norm.running_var *= 0.5 + torch.rand_like(norm.running_var)
+
+
 def record_tokens(clip) -> None:
     rows = [[text, clip.tokenize(text)[0].tolist(), False] for text in TEXTS]
     rows += [[text, clip.tokenize(text, truncate=True)[0].tolist(), True] for text in LONG]
