@@ -61,6 +61,19 @@ class Bottleneck(Module):
         return jt.nn.relu(x + self.conv3(y))
 
 
+class Layer(Sequential):
+    """The blocks of one resolution, each of which takes and returns (n, h, w, c)."""
+
+    def execute(self, x):
+        """Compute all blocks for x (n, c, h, w): channels stand where OpenAI's code has them."""
+        return self.channels_last(x.float32().permute((0, 2, 3, 1))).permute((0, 3, 1, 2))
+
+    def channels_last(self, x):
+        for block in self:
+            x = block(x)
+        return x
+
+
 class AttentionPool(Module):
     """The mean of all positions attends to them and to itself; its result is the feature of the image."""
 
@@ -70,8 +83,11 @@ class AttentionPool(Module):
         self.c_proj = Linear(width, outputs, dtype)
         self.heads = heads
 
-    def execute(self, x):  # (n, h, w, c) or (n, h·w, c) -> (n, d), float32
-        x = x.float32().reshape(x.shape[0], -1, x.shape[-1])
+    def execute(self, x):  # (n, c, h, w) -> (n, d), float32
+        n, c, h, w = x.shape
+        return self.pixels(x.float32().permute((0, 2, 3, 1)).reshape(n, h * w, c))
+
+    def pixels(self, x):  # (n, h·w, c) -> (n, d), float32
         pooled = self._pooled(x) if _uses_onednn() else self._plainly_pooled(x)
         return self._project(self.c_proj, pooled)
 
@@ -114,24 +130,24 @@ class ResNet(Module):
         tokens = (a.image_resolution // resnet_weights.STRIDE) ** 2 + 1
         self.attnpool = AttentionPool(tokens, features, a.vision_heads, a.embed_dim, dtype)
 
-    def _layer(self, index: int, dtype: str) -> Sequential:
+    def _layer(self, index: int, dtype: str) -> Layer:
         width = self.width * 2**index
         outputs, inputs = width * resnet_weights.EXPANSION, self.width if index == 0 else width * 2
         first = Bottleneck(inputs, width, 2 if index else 1, True, dtype)
-        return Sequential(first, *(Bottleneck(outputs, width, 1, False, dtype) for _ in range(self.blocks[index] - 1)))
+        return Layer(first, *(Bottleneck(outputs, width, 1, False, dtype) for _ in range(self.blocks[index] - 1)))
 
     def execute(self, x):  # (n, 3, resolution, resolution) -> (n, d), float32
         x = x.float32()
-        return self.attnpool(self._features(x) if _uses_onednn() else self._plain_features(x))
+        return self.attnpool.pixels(self._features(x) if _uses_onednn() else self._plain_features(x))
 
-    def _plain_features(self, x):  # -> (n, h, w, c)
+    def _plain_features(self, x):  # -> (n, h·w, c)
         x = x.permute((0, 2, 3, 1))
         for convolution in (self.conv1, self.conv2, self.conv3):
             x = jt.nn.relu(convolution(x))
         x = _average_pool(x)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
-        return x
+            x = layer.channels_last(x)
+        return x.reshape(x.shape[0], -1, x.shape[-1])
 
     def _features(self, x):
         """Compute the same as one operator, whose steps find in the processor's cache what the step before has left."""

@@ -72,9 +72,7 @@ def shapes(width: int, blocks: tuple[int, ...], tokens: int, embed_dim: int) -> 
 
 def folded(names: set[str], width: int, blocks: tuple[int, ...]) -> set[str]:
     """Return the names of a state dict after `fold`, whose parameters these are."""
-    norms = {
-        f"visual.{norm}.{tensor}" for _, norm, _ in convolutions(width, blocks) for tensor in NORM
-    }
+    norms = {f"visual.{norm}.{tensor}" for _, norm, _ in convolutions(width, blocks) for tensor in NORM}
     return names - norms | {f"visual.{convolution}.bias" for convolution, _, _ in convolutions(width, blocks)}
 
 
