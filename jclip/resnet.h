@@ -1,6 +1,6 @@
-// OpenAI's ResNet up to its attention pooling, on the CPU: float32, convolutions and average pools of oneDNN, and the
-// attention pooling itself. resnet.py has the same in plain Jittor, equal but for rounding, and includes kernels.h before
-// this file: Jittor does not find the files that one of ours includes.
+// OpenAI's ResNets on the CPU, float32: the convolutions and average pools, computed by oneDNN, and the attention
+// pooling. resnet.py has the same in plain Jittor, equal but for rounding, and includes kernels.h before this file:
+// Jittor does not find the files that one of ours includes.
 #pragma once
 #include <cstdlib>
 #include <dnnl.hpp>
@@ -22,7 +22,7 @@ class ResNet {
     dnnl::stream stream{engine};
     std::vector<std::pair<dnnl::primitive, std::unordered_map<int, Memory>>> steps;
     std::multimap<size_t, float*> unused;  // by size in bytes
-    std::vector<float*> buffers;
+    std::vector<std::unique_ptr<void, decltype(&std::free)>> buffers;
     const float* const* parameters;  // weight, bias, weight, … in the order in which they are needed
     Memory first, last;
 
@@ -39,10 +39,6 @@ public:
         last = Memory({x.get_desc().dims(), FLOAT, Tag::nhwc}, engine, nullptr);
         steps.push_back({dnnl::reorder(x, last), {{DNNL_ARG_FROM, x}, {DNNL_ARG_TO, last}}});
     }
-    ResNet(const ResNet&) = delete;
-    ~ResNet() {
-        for (float* buffer : buffers) std::free(buffer);
-    }
 
     void run(const float* images, float* out) {
         first.set_data_handle((void*)images);
@@ -58,15 +54,9 @@ private:
         Memory y = convolution(x, width, 1, true);
         y = replaced(y, convolution(y, width, 3, true));
         if (halves) y = replaced(y, pool(y));
-        const float* const* third = parameters;
-        if (projects) {
-            parameters += 2;
-            if (halves) x = replaced(x, pool(x));
-            x = replaced(x, convolution(x, 4 * width, 1, false));
-            std::swap(third, parameters);
-            convolution(y, 4 * width, 1, true, 1, &x);
-            parameters = third;
-        } else convolution(y, 4 * width, 1, true, 1, &x);
+        if (halves) x = replaced(x, pool(x));
+        if (projects) x = replaced(x, convolution(x, 4 * width, 1, false));
+        convolution(y, 4 * width, 1, true, 1, &x);
         release(y);
         return x;
     }
@@ -84,7 +74,8 @@ private:
         attributes.set_post_ops(after);
         const bool is_first = from[1] == 3;
         const dnnl::convolution_forward::primitive_desc chosen(
-            {dnnl::prop_kind::forward_inference, dnnl::algorithm::convolution_direct,
+            {dnnl::prop_kind::forward_inference,
+             dnnl::algorithm::convolution_direct,
              {from, FLOAT, is_first ? Tag::nchw : Tag::any},
              {shape, FLOAT, Tag::any},
              {{channels}, FLOAT, Tag::a},
@@ -103,11 +94,9 @@ private:
         stream.wait();
         const Memory bias({{channels}, FLOAT, Tag::a}, engine, (void*)*parameters++);
         const Memory result = sum ? *sum : take(chosen.dst_desc());
-        steps.push_back({dnnl::convolution_forward(chosen),
-                         {{DNNL_ARG_SRC, source},
-                          {DNNL_ARG_WEIGHTS, weight},
-                          {DNNL_ARG_BIAS, bias},
-                          {DNNL_ARG_DST, result}}});
+        steps.push_back(
+            {dnnl::convolution_forward(chosen),
+             {{DNNL_ARG_SRC, source}, {DNNL_ARG_WEIGHTS, weight}, {DNNL_ARG_BIAS, bias}, {DNNL_ARG_DST, result}}});
         if (source.get() != x.get()) release(source);
         return result;
     }
@@ -116,10 +105,15 @@ private:
     Memory pool(const Memory& x) {
         auto to = x.get_desc().dims();
         to[2] /= 2, to[3] /= 2;
-        const dnnl::pooling_forward::primitive_desc chosen(
-            {dnnl::prop_kind::forward_inference, dnnl::algorithm::pooling_avg_exclude_padding, x.get_desc(),
-             {to, FLOAT, Tag::any}, {2, 2}, {2, 2}, {0, 0}, {0, 0}},
-            engine);
+        const dnnl::pooling_forward::primitive_desc chosen({dnnl::prop_kind::forward_inference,
+                                                            dnnl::algorithm::pooling_avg_exclude_padding,
+                                                            x.get_desc(),
+                                                            {to, FLOAT, Tag::any},
+                                                            {2, 2},
+                                                            {2, 2},
+                                                            {0, 0},
+                                                            {0, 0}},
+                                                           engine);
         const Memory result = take(chosen.dst_desc());
         steps.push_back({dnnl::pooling_forward(chosen), {{DNNL_ARG_SRC, x}, {DNNL_ARG_DST, result}}});
         return result;
@@ -128,7 +122,7 @@ private:
     Memory made(const Memory::desc& desc) {
         void* buffer = nullptr;
         if (posix_memalign(&buffer, 64, std::max(desc.get_size(), size_t(1)))) throw std::bad_alloc();
-        buffers.push_back((float*)buffer);
+        buffers.emplace_back(buffer, std::free);
         return Memory(desc, engine, buffer);
     }
     // Returns memory that an earlier step has used, which is right for activations, but not for weights.
@@ -148,8 +142,9 @@ private:
     }
 };
 
-// out (n, side / 32 squared, 32 width) = the last feature maps of images (n, 3, side, side). A few images at a time, so
-// that their activations stay in the processor's cache; always equally many, so that all are computed in the same way.
+// out (n, (side / 32)², 32 width) = the last feature maps of images (n, 3, side, side). Up to `most` images at a time,
+// so that their activations stay in the processor's cache; always equally many, so that all are computed alike. The
+// parameters are the weight (OIHW) and bias of each convolution in the order in which they are used.
 inline void resnet(const float* images, const float* const* parameters, float* out, Int n, Int side, Int width,
                    const std::vector<Int>& blocks, Int most) {
     Int chunk = std::min(n, most);
@@ -159,7 +154,8 @@ inline void resnet(const float* images, const float* const* parameters, float* o
 }
 
 // c (m, n) = a (m, k) times the transpose of b (n, k); k is a multiple of LANES. Rows are a_row, b_row, c_row apart.
-template <int ROWS> inline void dot_rows(const float* a, Int a_row, const float* b, Int b_row, float* c, Int c_row, Int n, Int k) {
+template <int ROWS>
+inline void dot_rows(const float* a, Int a_row, const float* b, Int b_row, float* c, Int c_row, Int n, Int k) {
     for (Int column = 0; column < n; column++, b += b_row) {
         Vec sums[ROWS] = {};
         for (Int i = 0; i < k; i += LANES) {
@@ -189,11 +185,13 @@ inline void pool_tokens(const float* x, const float* positions, float* out, Int 
     }
 }
 
-// out (n, w) = attention of one query an image, queries (n, w), to its tokens (n, l, w). Keys are K x and values V x for
-// a token x, with K and V (w, w). As q (K x) = (q K) x and the sum of p (V x) is V (the sum of p x), neither is computed
-// for every token. The bias of the keys changes all scores of a head by one number, and so nothing.
-inline void attention_pool(const float* tokens, const float* queries, const float* key_matrix, const float* value_matrix,
-                           const float* value_bias, float* out, Int n, Int l, Int w, Int heads) {
+// out (n, w) = attention of one query an image, queries (n, w), to its tokens (n, l, w). The key of a token x is K x
+// and its value V x, with K and V (w, w). As q (K x) = (q K) x, and as the sum of p (V x) is V (the sum of p x),
+// neither is computed for every token. The bias of the keys changes all scores of a head by the same number, and so
+// nothing.
+inline void attention_pool(const float* tokens, const float* queries, const float* key_matrix,
+                           const float* value_matrix, const float* value_bias, float* out, Int n, Int l, Int w,
+                           Int heads) {
     const Int depth = w / heads, padded_l = padded(l);
     std::unique_ptr<float[]> mixed(new float[n * heads * w]);  // (n, heads, w): first q K, then the sum of p x
 #pragma omp parallel

@@ -12,6 +12,7 @@ have gradients, and which CUDA computes without cuDNN.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import jittor as jt
@@ -160,11 +161,11 @@ class ResNet(Module):
         return _run(shape, call, x, *parameters, declarations=declarations)
 
     def _convolutions(self) -> Iterator[Convolution]:
-        """Yield the convolutions in the order of `resnet_weights.convolutions`, in which resnet.h takes them."""
+        """Yield the convolutions in the order in which resnet.h uses them."""
         yield from (self.conv1, self.conv2, self.conv3)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in layer:
-                yield from (block.conv1, block.conv2, block.conv3, *(block.downsample or ()))
+                yield from (block.conv1, block.conv2, *(block.downsample or ()), block.conv3)
 
 
 def _neighbours(x, size: int, stride: int):
@@ -186,12 +187,17 @@ def _average_pool(x):
 
 def _uses_onednn() -> bool:
     """Return whether the functions of resnet.h compute: they have no gradients, and Jittor may be without oneDNN."""
-    return bool(jt.flags.no_grad and not jt.flags.use_cuda and jt.compile_extern.mkl_ops)
+    return bool(jt.flags.no_grad and not jt.flags.use_cuda and jt.compile_extern.mkl_ops and _headers())
+
+
+@cache
+def _headers() -> Path | None:
+    """Return the folder of the headers of Jittor's oneDNN."""
+    return next(jittor_cache.folder().glob("mkl/dnnl*/include"), None)
 
 
 def _run(shape, call: str, *inputs, declarations: str = ""):
     """Return the float32 Var that a function of resnet.h fills; `kernels._run` says how."""
     out = jt.code(shape, "float32", list(inputs), cpu_header=SOURCE, cpu_src=f"{declarations}clip::{call};")
-    include = next(jittor_cache.folder().glob("mkl/dnnl*/include"))
-    out.compile_options = {f'FLAGS: -I"{include}" ': 1}
+    out.compile_options = {f'FLAGS: -I"{_headers()}" ': 1}
     return out
