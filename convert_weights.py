@@ -1,8 +1,8 @@
 """CLIP weights of any usual format -> Jittor's .pkl, checked; or OpenAI's official file, downloaded first.
 
 SOURCE is a file (OpenAI's .pt archive, a torch checkpoint, Hugging Face's or open_clip's .safetensors, .pkl, .npz), a
-folder of Hugging Face, or an official name: ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px. PyTorch is not needed, and
-nothing in the file is run.
+folder of Hugging Face, or an official name: ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px, RN50, RN101, RN50x4, RN50x16,
+RN50x64. PyTorch is not needed, and nothing in the file is run.
 """
 
 from __future__ import annotations

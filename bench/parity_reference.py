@@ -16,10 +16,15 @@ import torch
 from PIL import Image
 
 from jclip.paths import expand
-from tests.golden.record_clip import TEXTS, openai
+from tests.golden.record_clip import TEXTS, openai, set_norms
 
 # image tower: embed_dim, resolution, layers, width, patch; text tower: context, vocabulary, width, heads, layers
 MODELS = {
+    "RN50": (1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 8, 12),
+    "RN101": (512, 224, (3, 4, 23, 3), 64, None, 77, 49408, 512, 8, 12),
+    "RN50x4": (640, 288, (4, 6, 10, 6), 80, None, 77, 49408, 640, 10, 12),
+    "RN50x16": (768, 384, (6, 8, 18, 8), 96, None, 77, 49408, 768, 12, 12),
+    "RN50x64": (1024, 448, (3, 15, 36, 10), 128, None, 77, 49408, 1024, 16, 12),
     "ViT-B/32": (512, 224, 12, 768, 32, 77, 49408, 512, 8, 12),
     "ViT-B/16": (512, 224, 12, 768, 16, 77, 49408, 512, 8, 12),
     "ViT-L/14": (768, 224, 24, 1024, 14, 77, 49408, 768, 12, 12),
@@ -35,10 +40,7 @@ def main(argv=None):
     a = p.parse_args(argv)
     a.out.mkdir(parents=True, exist_ok=True)
     clip, code = openai()
-    torch.manual_seed(0)
-    model = code.CLIP(*MODELS[a.model]).eval()
-    code.convert_weights(model)
-    save(model, a.out / "model.pt")
+    save(random_model(code, a.model), a.out / "model.pt")
     model, preprocess = clip.load(str(a.out / "model.pt"), device="cpu")  # as a user loads it: float32 on a CPU
     tokens = clip.tokenize(TEXTS)
     pixels = torch.stack([preprocess(Image.open(photo)) for photo in a.photos])
@@ -54,6 +56,15 @@ def main(argv=None):
             text_features=model.encode_text(tokens).numpy(),
             logits_per_image=per_image.numpy(),
         )
+
+
+def random_model(code, name: str):
+    """Return a model of an official architecture with random weights, float16 where OpenAI's release is."""
+    torch.manual_seed(0)
+    model = code.CLIP(*MODELS[name]).eval()
+    set_norms(model.visual)
+    code.convert_weights(model)
+    return model
 
 
 def save(model, path: Path) -> None:

@@ -1,62 +1,122 @@
 """Compare images and texts per second of jclip, OpenAI's code on PyTorch (eager, float32) and onnxruntime on one CPU.
 
-    python -m bench.towers MODEL.pt --torch PYTHON [--batch 32] [--rounds 7]
+    python -m bench.towers MODEL.pt --torch PYTHON [--batch 32] [--rounds 7] [--only images]
+    python -m bench.towers --model RN50 --torch PYTHON ...
 
-MODEL.pt comes from bench/parity_reference.py (random weights in the release format), PYTHON is the interpreter of an
-environment with PyTorch and onnxruntime. The three take turns; medians are printed, and their ratios, and how close the
-image tower comes to the matrix products it is made of.
+MODEL.pt comes from bench/parity_reference.py (random weights in the release format); --model makes such a file for the
+time of the comparison. PYTHON is the interpreter of an environment with PyTorch and onnxruntime. The three take turns;
+medians are printed, and their ratios, and how close the image tower comes to the matrix products it is made of.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+import tempfile
+from pathlib import Path
 
 from bench.worker import PROJECT, SETUP, Worker, in_turn
 from fewshot import prompts
 from fewshot.data import read_classes
+from jclip import resnet_weights, weights
+from jclip.architecture import Architecture, architecture_of
 from jclip.paths import expand
 
 CLASSES = PROJECT / "Dataset" / "classes_b.txt"
-# The matrix products of ViT-B/32 as (rows per image, inputs, outputs, times); after the attention of the last block,
-# only one row is needed.
-PRODUCTS = [(49, 3072, 768, 1), (50, 768, 2304, 12), (50, 768, 768, 11), (50, 768, 3072, 11), (50, 3072, 768, 11)]
+SQUARE = 2048  # rows of a matrix whose product with another shows what the processor can do
 
 
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("model", type=expand)
+    p.add_argument("file", type=expand, nargs="?", metavar="MODEL.pt")
+    p.add_argument("--model", metavar="NAME", help="an official name: compare models of random weights and its sizes")
     p.add_argument(
         "--torch", type=expand, required=True, metavar="PYTHON", help=f"of an environment made with: {SETUP}"
     )
     p.add_argument("--batch", type=int, default=32)
     p.add_argument("--rounds", type=int, default=7)
+    p.add_argument("--only", choices=("images", "texts"))
     a = p.parse_args(argv)
-    ours = Worker("jclip", sys.executable, "ours", a.model)
-    workers = [ours, *(Worker(name, a.torch, "reference", name, a.model) for name in ("torch", "onnxruntime"))]
+    if bool(a.file) == bool(a.model):
+        p.error("give a file or --model")
+    with tempfile.TemporaryDirectory() as folder:
+        file = a.file or Path(folder) / "model.pt"
+        if a.model:
+            Worker("PyTorch", a.torch, "reference", "torch").ask("make_model", path=str(file), name=a.model)
+        others = [Worker(name, a.torch, "reference", name, file) for name in ("torch", "onnxruntime")]
+        workers = [Worker("jclip", sys.executable, "ours", file), *others]
+        if a.only != "texts":
+            compare_images(workers, architecture_of(weights.read(file)), a.batch, a.rounds)
+        if a.only != "images":
+            compare_texts(workers, a.rounds)
 
-    seconds = in_turn(workers, a.rounds, "images", n=a.batch)
-    report(f"images, {a.batch} at a time", a.batch, seconds)
+
+def compare_images(workers: list[Worker], a: Architecture, batch: int, rounds: int) -> None:
+    """Time the image towers, and the matrix products that are most of their work."""
+    seconds = in_turn(workers, rounds, "images", n=batch)
+    report(f"images, {batch} at a time", batch, seconds)
+    ours = workers[:1]
+    if a.is_resnet:
+        flops = batch * convolution_flops(a)
+        square = in_turn(ours, rounds, "product", m=SQUARE, k=SQUARE, n=SQUARE)["jclip"]
+        speed, peak = flops / seconds["jclip"] / 1e9, 2 * SQUARE**3 / square / 1e9
+        print(
+            f"the convolutions, {flops / batch / 1e9:.1f} GFLOP an image, and with them the tower, run at {speed:.0f} "
+            f"GFLOP/s; a matrix product of {SQUARE}³ at {peak:.0f}"
+        )
+        return
+    products = vit_products(a)
     limit = sum(
-        times * in_turn([ours], a.rounds, "product", m=rows * a.batch, k=k, n=n)["jclip"]
-        for rows, k, n, times in PRODUCTS
+        times * in_turn(ours, rounds, "product", m=rows * batch, k=k, n=n)["jclip"] for rows, k, n, times in products
     )
-    flops = sum(2 * rows * a.batch * k * n * times for rows, k, n, times in PRODUCTS)
+    flops = sum(2 * rows * batch * k * n * times for rows, k, n, times in products)
     print(
-        f"the matrix products alone: {a.batch / limit:.1f} images/s at {flops / limit / 1e9:.0f} GFLOP/s; the tower "
+        f"the matrix products alone: {batch / limit:.1f} images/s at {flops / limit / 1e9:.0f} GFLOP/s; the tower "
         f"is at {limit / seconds['jclip']:.0%} of that"
     )
 
-    class_prompts = prompts.read(read_classes(CLASSES))
+
+def compare_texts(workers: list[Worker], rounds: int) -> None:
+    """Time the text towers on class prompts and on descriptions."""
+    sentences = prompts.read(read_classes(CLASSES)).sentences
     for what, texts in (
-        ("class prompts", [of_class[0] for of_class in class_prompts.sentences]),
-        ("descriptions", [of_class[-1] for of_class in class_prompts.sentences]),
+        ("class prompts", [of_class[0] for of_class in sentences]),
+        ("descriptions", [of_class[-1] for of_class in sentences]),
     ):
         report(
             f"{len(texts)} {what} such as {texts[0]!r}",
             len(texts),
-            in_turn(workers, max(2, a.rounds // 3), "texts", texts=texts),
+            in_turn(workers, max(2, rounds // 3), "texts", texts=texts),
         )
+
+
+def vit_products(a: Architecture) -> list[tuple[int, int, int, int]]:
+    """Return the matrix products of a vision transformer as (rows per image, inputs, outputs, times).
+
+    After the attention of the last block, only one row is needed.
+    """
+    w, layers, patches = a.vision_width, a.vision_layers, (a.image_resolution // a.patch_size) ** 2
+    l = patches + 1
+    return [
+        (patches, 3 * a.patch_size**2, w, 1),
+        (l, w, 3 * w, layers),
+        (l, w, w, layers - 1),
+        (l, w, 4 * w, layers - 1),
+        (l, 4 * w, w, layers - 1),
+    ]
+
+
+def convolution_flops(a: Architecture) -> int:
+    """Return the floating point operations of a ResNet's convolutions for one image."""
+    flops, side = 0, a.image_resolution // 2
+    for name, _, shape in resnet_weights.convolutions(a.vision_width, a.vision_layers):
+        if name.endswith(".0.conv1") and name.startswith("layer1"):
+            side //= 2
+        if name.endswith(".0.conv3") and not name.startswith("layer1"):
+            side //= 2  # the average pool before it
+        flops += 2 * side**2 * math.prod(shape)
+    return flops
 
 
 def report(what: str, n: int, seconds: dict[str, float]) -> None:

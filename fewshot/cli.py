@@ -47,7 +47,7 @@ SHARED = {
         type=expand,
         default=Path("ViT-B-32.pkl"),
         metavar="FILE",
-        help="CLIP weights, a file or folder, or an official name such as ViT-B/16 (default: ViT-B-32.pkl)",
+        help="CLIP weights, a file or folder, or an official name such as ViT-B/16 or RN50 (default: ViT-B-32.pkl)",
     ),
     "--output": dict(
         type=expand,

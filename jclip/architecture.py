@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from . import resnet_weights
 from .errors import ClipError
 
 HEAD_WIDTH = 64  # of every attention head in OpenAI's models; build_model in openai/CLIP clip/model.py
@@ -16,13 +17,15 @@ MAX_RESOLUTION = 4096  # pixels of an image's side
 
 @dataclass(frozen=True)
 class Architecture:
-    """The sizes of a CLIP model with a vision transformer.
+    """The sizes of a CLIP model.
 
     Attributes
     ----------
     embed_dim : int, width of image and text features
-    image_resolution, patch_size : int, side of an image and of a patch in pixels
-    vision_width, vision_layers, vision_heads : int, of the image tower
+    image_resolution, patch_size : int
+        Side of an image and of a patch in pixels; of a ResNet, side of what becomes one pixel of the last feature map.
+    vision_width, vision_heads : int, of the image tower; the width of a ResNet is that inside its first blocks
+    vision_layers : int or tuple of int, of the image tower; of a ResNet, the blocks in each of its four layers
     context_length : int, tokens of a text
     vocab_size : int, number of token ids
     text_width, text_layers, text_heads : int, of the text tower
@@ -32,7 +35,7 @@ class Architecture:
     image_resolution: int
     patch_size: int
     vision_width: int
-    vision_layers: int
+    vision_layers: int | tuple[int, ...]
     vision_heads: int
     context_length: int
     vocab_size: int
@@ -40,9 +43,17 @@ class Architecture:
     text_layers: int
     text_heads: int
 
+    @property
+    def is_resnet(self) -> bool:
+        """Whether the image tower is a ResNet."""
+        return isinstance(self.vision_layers, tuple)
+
     def __str__(self) -> str:
         vision = f"ViT of {self.vision_layers} layers, width {self.vision_width}"
         pixels = f"{self.image_resolution} px in patches of {self.patch_size}"
+        if self.is_resnet:
+            blocks = "-".join(map(str, self.vision_layers))
+            vision, pixels = f"ResNet of {blocks} blocks, width {self.vision_width}", f"{self.image_resolution} px"
         text = f"text of {self.text_layers} layers, width {self.text_width}, {self.context_length} tokens"
         return f"{vision}, {pixels}; {text}; features of width {self.embed_dim}"
 
@@ -67,8 +78,16 @@ def architecture_of(state: dict[str, np.ndarray]) -> Architecture:
         If a tensor that is needed is missing or has another number of dimensions, or a size is 0, does not divide into
         heads, or exceeds MAX_TOKENS or MAX_RESOLUTION.
     """
-    vision_width, _, _, patch_size = _shape(state, "visual.conv1.weight", 4)
-    image_tokens, _ = _shape(state, "visual.positional_embedding", 2)  # the class token and the patches
+    if resnet_weights.is_resnet(state):
+        vision_width, patch_size = _shape(state, "visual.layer1.0.conv1.weight", 4)[0], resnet_weights.STRIDE
+        attention_width = resnet_weights.feature_width(vision_width)
+        image_tokens, _ = _shape(state, "visual.attnpool.positional_embedding", 2)  # the mean and the pixels
+        vision_layers = tuple(_count_layers(state, f"visual.layer{i + 1}.") for i in range(resnet_weights.LAYERS))
+    else:
+        vision_width, _, _, patch_size = _shape(state, "visual.conv1.weight", 4)
+        attention_width = vision_width
+        image_tokens, _ = _shape(state, "visual.positional_embedding", 2)  # the class token and the patches
+        vision_layers = _count_layers(state, "visual.transformer.resblocks.")
     context_length, _ = _shape(state, "positional_embedding", 2)
     vocab_size, text_width = _shape(state, "token_embedding.weight", 2)
     grid = round(max(0, image_tokens - 1) ** 0.5)  # patches in a row
@@ -77,17 +96,18 @@ def architecture_of(state: dict[str, np.ndarray]) -> Architecture:
         image_resolution=patch_size * grid,
         patch_size=patch_size,
         vision_width=vision_width,
-        vision_layers=_count_layers(state, "visual.transformer.resblocks."),
-        vision_heads=max(1, vision_width // HEAD_WIDTH),
+        vision_layers=vision_layers,
+        vision_heads=max(1, attention_width // HEAD_WIDTH),
         context_length=context_length,
         vocab_size=vocab_size,
         text_width=text_width,
         text_layers=_count_layers(state, "transformer.resblocks."),
         text_heads=max(1, text_width // HEAD_WIDTH),
     )
-    is_uneven = vision_width % sizes.vision_heads or text_width % sizes.text_heads
+    is_uneven = attention_width % sizes.vision_heads or text_width % sizes.text_heads
     is_large = max(image_tokens, context_length) > MAX_TOKENS or sizes.image_resolution > MAX_RESOLUTION
-    if min(vars(sizes).values()) < 1 or is_uneven or is_large:
+    smallest = min(min(size) if isinstance(size, tuple) else size for size in vars(sizes).values())
+    if smallest < 1 or is_uneven or is_large:
         raise ClipError(f"sizes that no CLIP has ({sizes})")
     return sizes
 
@@ -117,16 +137,8 @@ def expected_shapes(a: Architecture) -> dict[str, tuple[int, ...]]:
     dict of str to tuple of int
         The shape of logit_scale is ().
     """
-    v, t = a.vision_width, a.text_width
+    t = a.text_width
     shapes = {
-        "visual.class_embedding": (v,),
-        "visual.conv1.weight": (v, 3, a.patch_size, a.patch_size),
-        "visual.positional_embedding": ((a.image_resolution // a.patch_size) ** 2 + 1, v),
-        "visual.ln_pre.weight": (v,),
-        "visual.ln_pre.bias": (v,),
-        "visual.ln_post.weight": (v,),
-        "visual.ln_post.bias": (v,),
-        "visual.proj": (v, a.embed_dim),
         "token_embedding.weight": (a.vocab_size, t),
         "positional_embedding": (a.context_length, t),
         "ln_final.weight": (t,),
@@ -134,10 +146,29 @@ def expected_shapes(a: Architecture) -> dict[str, tuple[int, ...]]:
         "text_projection": (t, a.embed_dim),
         "logit_scale": (),
     }
-    for layer in range(a.vision_layers):
-        shapes.update(_block_shapes(f"visual.transformer.resblocks.{layer}.", v))
     for layer in range(a.text_layers):
         shapes.update(_block_shapes(f"transformer.resblocks.{layer}.", t))
+    tokens = (a.image_resolution // a.patch_size) ** 2 + 1
+    if a.is_resnet:
+        return {**shapes, **resnet_weights.shapes(a.vision_width, a.vision_layers, tokens, a.embed_dim)}
+    return {**shapes, **_vit_shapes(a, tokens)}
+
+
+def _vit_shapes(a: Architecture, tokens: int) -> dict[str, tuple[int, ...]]:
+    """Return `expected_shapes` of a vision transformer."""
+    v = a.vision_width
+    shapes = {
+        "visual.class_embedding": (v,),
+        "visual.conv1.weight": (v, 3, a.patch_size, a.patch_size),
+        "visual.positional_embedding": (tokens, v),
+        "visual.ln_pre.weight": (v,),
+        "visual.ln_pre.bias": (v,),
+        "visual.ln_post.weight": (v,),
+        "visual.ln_post.bias": (v,),
+        "visual.proj": (v, a.embed_dim),
+    }
+    for layer in range(a.vision_layers):
+        shapes.update(_block_shapes(f"visual.transformer.resblocks.{layer}.", v))
     return shapes
 
 

@@ -1,4 +1,4 @@
-"""CLIP's two towers in Jittor: a vision transformer and a causal text transformer (Radford et al., arXiv:2103.00020).
+"""CLIP in Jittor: a vision transformer or ResNet, and a causal text transformer (Radford et al., arXiv:2103.00020).
 
 Parameters have the names of OpenAI's state dict. Letters in shapes: n images or texts, l positions (tokens of one image
 or text), w width of the transformer, d width of the features.
@@ -12,10 +12,13 @@ from __future__ import annotations
 import jittor as jt
 import numpy as np
 
-from . import kernels, runtime
+from . import kernels, resnet_weights, runtime
 from .architecture import Architecture, architecture_of, expected_shapes
 from .errors import ClipError
 from .module import Module, Sequential
+from .products import Linear
+from .products import matmul as _matmul
+from .resnet import ResNet
 
 DTYPES = {"float32": "float32", "half": "float16"}  # precision -> dtype of the matrix products
 
@@ -30,17 +33,6 @@ class LayerNorm(Module):
 
     def execute(self, x):  # -> dtype
         return kernels.layer_norm(x.float32(), self.weight, self.bias, self.dtype)
-
-
-class Linear(Module):
-    """A linear layer that multiplies only; the kernel after it adds the bias."""
-
-    def __init__(self, inputs: int, outputs: int, dtype: str):
-        self.weight = jt.zeros((outputs, inputs), dtype)
-        self.bias = jt.zeros((outputs,))
-
-    def execute(self, x):
-        return _matmul(x, self.weight)
 
 
 class Embedding(Module):
@@ -236,14 +228,14 @@ class CLIP(Module):
 
     Attributes
     ----------
-    visual : VisionTransformer; `visual.input_resolution` is the side of its images in pixels
+    visual : VisionTransformer or ResNet; `visual.input_resolution` is the side of its images in pixels
     context_length, vocab_size : int, of the texts
     logit_scale : Var of shape (1,), the logarithm of the factor on cosine similarities
     """
 
     def __init__(self, a: Architecture, dtype: str = "float32"):
         self.context_length, self.vocab_size = a.context_length, a.vocab_size
-        self.visual = VisionTransformer(a, dtype)
+        self.visual = (ResNet if a.is_resnet else VisionTransformer)(a, dtype)
         self.transformer = Transformer(a.text_width, a.text_layers, a.text_heads, True, dtype)
         self.token_embedding = Embedding(a.vocab_size, a.text_width)
         self.positional_embedding = jt.zeros((a.context_length, a.text_width))
@@ -439,46 +431,21 @@ def build_model(state: dict, precision: str = "float32") -> CLIP:
     Raises
     ------
     ClipError
-        If the weights are not those of a CLIP with a vision transformer.
+        If the weights are not those of a CLIP.
     """
     a = architecture_of(state)
+    names = set(expected_shapes(a))
+    if a.is_resnet:
+        names = resnet_weights.folded(names, a.vision_width, a.vision_layers)
+        resnet_weights.fold(state, a.vision_width, a.vision_layers)
     model = CLIP(a, DTYPES[precision])
     parameters = model.state_dict()
-    assert set(parameters) == set(expected_shapes(a)), (
-        "model.py and architecture.py disagree about the parameters' names"
-    )
+    assert set(parameters) == names, "model.py and architecture.py disagree about the parameters' names"
     for name, parameter in parameters.items():
         # assign() takes dtype and shape from its argument, and Jittor has no 0-d Vars
         parameter.assign(jt.array(np.asarray(state.pop(name), str(parameter.dtype)).reshape(parameter.shape)))
     model.eval()
     return model
-
-
-# Without AVX-512, oneDNN 2.2 computes the last rows of a small product by other code, which rounds differently. It does
-# not do so if the number of rows is a multiple of ROW_MULTIPLE. A product counts as small if it has fewer than FEW_ROWS
-# rows, or the matrix is narrower than NARROW.
-ROW_MULTIPLE, FEW_ROWS, NARROW = 24, 640, 512
-
-
-def _matmul(x, matrix, transposed: bool = True):
-    """Multiply x (n, ..., a) by the transpose of matrix (b, a), or by matrix (a, b) itself; the result is (n, ..., b).
-
-    The product is computed in two dimensions, which oneDNN runs on all cores. Without gradients on the CPU, the bits of
-    a row depend neither on its index nor on the other rows; zero rows are added if that needs them. (If n is 1, there
-    is nothing to compare with, and none are added.)
-    """
-    rows, width = x.reshape(-1, x.shape[-1]), matrix.shape[0 if transposed else 1]
-    if jt.flags.use_cuda and jt.flags.no_grad:  # jt.matmul gives the same, but Jittor takes time to recognise it
-        out = jt.compile_extern.cublas_ops.cublas_matmul(rows, matrix, False, transposed)
-    else:
-        count = rows.shape[0]
-        is_small = count < FEW_ROWS or min(matrix.shape) < NARROW
-        missing = -count % ROW_MULTIPLE if is_small and jt.flags.no_grad and x.shape[0] > 1 else 0
-        if missing:
-            rows = jt.concat([rows, jt.zeros((missing, rows.shape[1]), str(rows.dtype))])
-        out = (jt.nn.matmul_transpose if transposed else jt.matmul)(rows, matrix)
-        out = out[:count] if missing else out
-    return out.reshape(*x.shape[:-1], width)
 
 
 def _unit(x):

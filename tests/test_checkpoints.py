@@ -233,9 +233,12 @@ def test_what_is_left_out_is_said_once(tmp_path, state, caplog, content, message
         ),
         (
             lambda s: {"backbone.layer1.weight": np.ones(3), "backbone.fc.weight": np.ones(3)},
-            "no CLIP with a vision transformer; its tensors are named backbone.layer1.weight, backbone.fc.weight",
+            "no CLIP with a vision transformer or ResNet; its tensors are named backbone.layer1.weight, backbone.fc",
         ),
-        (lambda s: under("m.", {"visual.layer1.0.conv1.weight": np.ones(3)}), "ResNet"),
+        (
+            lambda s: under("m.", {"visual.layer1.0.conv1.weight": np.ones(3)}),
+            r"visual.layer1.0.conv1.weight is of shape \(3,\), expected 4 dimensions: an image tower without a text",
+        ),
         (lambda s: {k: v for k, v in s.items() if k.startswith("visual.")}, "an image tower without a text tower"),
         (lambda s: {"epoch": 3, "optimizer": {"state": {}}}, "holds no tensors"),
     ],

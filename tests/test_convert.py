@@ -19,7 +19,7 @@ def test_it_writes_what_reads_as_the_source(run, tmp_path, name):
 def test_a_mistake_is_one_line_and_leaves_the_old_file(run, tmp_path):
     (tmp_path / "broken.pt").write_bytes((GOLDEN / "weights" / "release.pt").read_bytes()[:-1])
     (tmp_path / "out.pkl").write_text("old")
-    for source in ("broken.pt", "absent.pt", "RN50"):
+    for source in ("broken.pt", "absent.pt", "RN51"):
         done = run("convert_weights.py", source, "-o", "out.pkl", cwd=tmp_path, check=False)
         assert (
             done.returncode == 1

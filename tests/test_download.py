@@ -255,8 +255,32 @@ def test_official_names_load_from_the_cache(tmp_path, monkeypatch):
         assert jclip.weights_file(name, str(tmp_path)) == tmp_path / "ViT-B-32.pt"
     monkeypatch.setattr(download, "CACHE", tmp_path)
     assert jclip.weights_file("ViT-B/32") == tmp_path / "ViT-B-32.pt"
-    assert "ViT-B/32" in jclip.available_models() and "RN50" not in jclip.available_models()
+    with pytest.raises(jclip.ClipError, match="expected a file, a folder or one of RN50, RN101, .*ViT-L/14@336px"):
+        jclip.weights_file("RN51")
 
 
-def test_the_table_has_openais_hash():
-    assert download.OFFICIAL["ViT-B/32"][0] == "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
+OPENAI = """
+afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762/RN50.pt
+8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599/RN101.pt
+7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd/RN50x4.pt
+52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa/RN50x16.pt
+be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c/RN50x64.pt
+40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt
+5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f/ViT-B-16.pt
+b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/ViT-L-14.pt
+3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02/ViT-L-14-336px.pt
+"""  # the ends of the URLs in openai/CLIP clip/clip.py, in its order
+
+
+def test_the_official_models_and_their_hashes_are_openais(monkeypatch, tmp_path):
+    expected = OPENAI.split()
+    asked = []
+    monkeypatch.setattr(download, "download", lambda *arguments: asked.append(arguments))
+    assert len(jclip.available_models()) == 9
+    for name in jclip.available_models():
+        download.official(name, tmp_path)
+    assert [url for url, _, _ in asked] == [f"{download.HOST}/{end}" for end in expected]
+    assert [f"{digest}/{target.name}" for _, digest, target in asked] == expected
+    assert [target.name for _, _, target in asked] == [
+        f"{name.replace('/', '-').replace('@', '-')}.pt" for name in jclip.available_models()
+    ]

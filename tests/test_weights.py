@@ -156,11 +156,6 @@ def test_wrong_tensors_are_listed(tmp_path, expected, damage, message):
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 2000
 
 
-def test_a_resnet_is_named_as_such(tmp_path):
-    with pytest.raises(jclip.ClipError, match="ResNet"):
-        weights.read(write_npz(tmp_path / "w.npz", {"visual.layer1.0.conv1.weight": np.zeros((1, 1))}))
-
-
 HUGGING_FACE, OPEN_CLIP = "config.json", "open_clip_config.json"
 GELU = {HUGGING_FACE: '{"vision_config": {"hidden_act": "gelu"}}', OPEN_CLIP: '{"model_cfg": {"embed_dim": 24}}'}
 

@@ -47,11 +47,6 @@ def read(path: Path) -> dict[str, np.ndarray]:
     path = expand(path)
     files, index = folders.find(path)
     state = _tensors(path, files, index)
-    if layouts.is_resnet(state):
-        raise ClipError(
-            f"{path}: a CLIP with a ResNet image tower; jclip has OpenAI's vision transformers only (ViT-B/32, "
-            "ViT-B/16, ViT-L/14, ViT-L/14@336px)"
-        )
     config_files = configs.candidates(files[0], state)
     names = list(state)
     try:
@@ -91,8 +86,8 @@ def _damaged(path: Path, error: Exception) -> ClipError:
 def _lacking(state: dict[str, np.ndarray], names: list[str]) -> str:
     """Return what a model that is no CLIP lacks, for the end of a message, with the names in the file."""
     has_text = any(name.startswith(("transformer.", "token_embedding.")) for name in state)
-    if not any(name.startswith("visual.transformer.") for name in state):
-        lacking = "no CLIP with a vision transformer"
+    if not any(name.startswith(("visual.transformer.", "visual.layer")) for name in state):
+        lacking = "no CLIP with a vision transformer or ResNet"
     elif not has_text:
         lacking = "an image tower without a text tower"
     else:
@@ -171,6 +166,7 @@ def _check(path: Path, state: dict[str, np.ndarray], expected: dict[str, tuple[i
         ],
         "not floating point": [f"{name} ({state[name].dtype})" for name in present if name not in floats],
         "NaN or infinite": [name for name in floats if not np.isfinite(state[name]).all()],
+        "negative variance": [name for name in floats if name.endswith(".running_var") and (state[name] < 0).any()],
     }
     lines = [f"{problem}: {_join(names)}" for problem, names in problems.items() if names]
     if lines:

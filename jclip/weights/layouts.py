@@ -9,6 +9,7 @@ import numpy as np
 # The first pattern that matches a whole name gives the new name; None drops the tensor deliberately.
 OPENAI = [  # OpenAI's, open_clip's and JCLIP's names; open_clip puts a separate text tower under "text."
     (r"(?:input_resolution|context_length|vocab_size|(?:.+\.)?attn_mask)", None),
+    (r"visual\..+\.num_batches_tracked", None),  # of a ResNet's batch norms, for their training
     (r"meta", None),  # in an .npz, a JSON string that says what made the file
     (r"text\.(?:(?!text_projection\.)(.+))", r"\1"),
     (r"(.+)", r"\1"),
@@ -42,11 +43,6 @@ TRANSPOSED = ("visual.proj", "text_projection")  # linear layers in Hugging Face
 def is_hugging_face(state: dict) -> bool:
     """Return whether the tensors have Hugging Face's names."""
     return any(name.startswith("vision_model.") for name in state)
-
-
-def is_resnet(state: dict) -> bool:
-    """Return whether the image tower is one of OpenAI's ResNets."""
-    return any(name.startswith("visual.layer1.") for name in state)
 
 
 def openai_names(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

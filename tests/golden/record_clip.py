@@ -6,7 +6,8 @@ In an environment of its own (never the project's):
     python tests/golden/record_clip.py
 
 Writes beside itself clip_weights.npz (the state dict, float16 where OpenAI's release is), clip_stages.npz (inputs and
-float32 outputs of each stage), tokens.json and preprocess.npz. `clip-anytorch` carries OpenAI's code.
+float32 outputs of each stage), the same of a ResNet in resnet_weights.npz and resnet_stages.npz, tokens.json and
+preprocess.npz. `clip-anytorch` carries OpenAI's code.
 """
 
 import importlib
@@ -32,6 +33,18 @@ SIZES = dict(
     transformer_width=128,
     transformer_heads=2,
     transformer_layers=2,
+)
+RESNET = dict(  # channels that fill oneDNN's vectors of 8 or 16, and others
+    embed_dim=40,
+    image_resolution=96,
+    vision_layers=(1, 2, 1, 1),
+    vision_width=4,
+    vision_patch_size=None,
+    context_length=77,
+    vocab_size=300,
+    transformer_width=64,
+    transformer_heads=1,
+    transformer_layers=1,
 )
 TEXTS = [
     "a diagram",
@@ -109,6 +122,27 @@ def picture(mode: str, width: int, height: int) -> bytes:
     return file.getvalue()
 
 
+def set_norms(visual) -> None:
+    """Give the batch norms of a ResNet random statistics, scales and shifts, about those of activations.
+
+    As they are made, their statistics are 0 and 1, and the last scale of each block is 0, so that most of the model
+    would compute nothing.
+    """
+    norms = [module for module in visual.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0  # keep the statistics of the images below
+        torch.nn.init.uniform_(norm.weight, 0.3, 1.2)
+        torch.nn.init.normal_(norm.bias, 0, 0.3)
+    if not norms:
+        return
+    with torch.no_grad():
+        visual.train()(torch.randn(2, 3, visual.input_resolution, visual.input_resolution))
+        visual.eval()
+        for norm in norms:
+            norm.running_mean += 0.3 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)
+            norm.running_var *= 0.5 + torch.rand_like(norm.running_var)
+
+
 def record_tokens(clip) -> None:
     rows = [[text, clip.tokenize(text)[0].tolist(), False] for text in TEXTS]
     rows += [[text, clip.tokenize(text, truncate=True)[0].tolist(), True] for text in LONG]
@@ -168,8 +202,32 @@ def record_stages(model_code) -> None:
     )
 
 
+def record_resnet(model_code) -> None:
+    torch.manual_seed(0)
+    model = model_code.CLIP(*RESNET.values()).eval()
+    set_norms(model.visual)
+    model_code.convert_weights(model)
+    np.savez_compressed(
+        HERE / "resnet_weights.npz", **{name: value.numpy() for name, value in model.state_dict().items()}
+    )
+    model = model.float()
+    stages = {}
+    for name in ("avgpool", "layer1", "layer2", "layer3", "layer4", "attnpool"):
+        getattr(model.visual, name).register_forward_hook(
+            lambda module, inputs, output, name=name: stages.update({name: output.detach().numpy().copy()})
+        )
+    torch.manual_seed(1)  # of seeds tried, the first of whose activations none is 0 but for rounding, a kink of ReLU
+    image = torch.randn(2, 3, RESNET["image_resolution"], RESNET["image_resolution"])
+    image = image.requires_grad_()
+    model.encode_image(image).sum().backward()  # biases of batch norms are those of the folded convolutions
+    biases = {name: value.grad.numpy() for name, value in model.visual.named_parameters() if name.endswith(".bias")}
+    gradients = {f"gradient.{name}": value for name, value in {"image": image.grad.numpy(), **biases}.items()}
+    np.savez_compressed(HERE / "resnet_stages.npz", image=image.detach().numpy(), **stages, **gradients)
+
+
 if __name__ == "__main__":
     clip, model_code = openai()
+    record_resnet(model_code)
     record_tokens(clip)
     record_preprocess(clip)
     record_stages(model_code)
