@@ -91,7 +91,7 @@ def read_model(path: Path, activation: str | None = None) -> tuple[dict[str, np.
         sizes = architecture_of(state, ModelSettings(vision_heads=1, text_heads=1))  # the heads are not known yet
     except (ValueError, ClipError) as error:
         raise ClipError(f"{path}: {_other(names, config_files) or f'{error}{_lacking(state, names)}'}") from None
-    if not set(expected_shapes(sizes)) <= set(state) and (other := _other(names, config_files)):
+    if expected_shapes(sizes).keys() != state.keys() and (other := _other(names, config_files)):
         raise ClipError(f"{path}: {other}")
     _check(path, state, expected_shapes(sizes))
     settings = configs.settings(path, sizes, config_files, record, known)

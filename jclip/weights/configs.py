@@ -90,7 +90,10 @@ def settings(
         if problem := refused(content):
             raise ClipError(f"{path}: {config.name} says {problem}; {COMPUTED}")
         is_own = any(source in (HUGGING_FACE, OPEN_CLIP) for source, _ in stated)
-        found = _stated(config.name, content, sizes, is_own)
+        try:
+            found = _stated(config.name, content, sizes, is_own)
+        except ClipError as error:
+            raise ClipError(f"{path}: {config.name} {error}") from None
         stated.append((config.name, checked(found, f"{path}: {config.name}")))
     merged = _merged(path, stated)
     if "activation" not in merged and configs:

@@ -17,7 +17,7 @@ def open_clip_preprocessing(config: dict) -> dict:
     if stated.get("interpolation") == "random":
         del stated["interpolation"]
     if stated.get("mode", "RGB") != "RGB":
-        raise ClipError(f"open_clip_config.json says mode {str(stated['mode'])[:40]}; jclip computes RGB images")
+        raise ClipError(f"says mode {str(stated['mode'])[:40]}; jclip computes RGB images")
     return stated
 
 
@@ -38,7 +38,7 @@ def hugging_face_preprocessing(config: dict, resolution: int, is_own: bool) -> d
     Raises
     ------
     ClipError
-        If it does what `jclip.preprocess` does not.
+        If it does what `jclip.preprocess` does not; the message lacks the file's name.
     """
     size, mode = _size(config.get("size", resolution))
     is_cropped = config.get("do_center_crop", True)
@@ -47,7 +47,7 @@ def hugging_face_preprocessing(config: dict, resolution: int, is_own: bool) -> d
         return None
     problem = _problem(config, size, mode, crop, resolution, is_cropped)
     if problem:
-        raise ClipError(f"preprocessor_config.json says {problem}, which jclip does not compute")
+        raise ClipError(f"says {problem}, which jclip does not compute")
     is_normalised = config.get("do_normalize", True)
     return {
         "mean": config.get("image_mean") if is_normalised else 0.0,
