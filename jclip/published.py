@@ -17,7 +17,7 @@ from . import download, features
 from .errors import ClipError
 
 TABLE = Path(__file__).with_name("published.json")
-# How one entry of the table is compared, by its "kind"; each takes unit rows of images and texts, and their norms.
+# What an entry of the table publishes
 KINDS = ("text features", "text norms", "image features", "image norm", "cosines", "logits", "probabilities")
 
 
@@ -35,13 +35,13 @@ class Row(NamedTuple):
         return self.off <= self.tolerance
 
 
-def read_table(path: Path = TABLE) -> dict[str, list[dict]]:
-    """Return the entries of published.json by the official name of the model.
+def read_table(path: Path | None = None) -> dict[str, list[dict]]:
+    """Return the entries of a table, by default TABLE, by the official name of the model.
 
     An entry has a kind of KINDS, the texts and perhaps the image that it is of, the published values, a tolerance and a
     source. "unit" says that features are of unit norm. Values may be the first few of a row.
     """
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads((path or TABLE).read_text(encoding="utf-8"))
 
 
 def compare(model, preprocess, entries: Sequence[dict], images: Sequence[Path] = ()) -> list[Row]:
