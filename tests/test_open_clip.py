@@ -450,3 +450,28 @@ def test_the_option_is_recorded_and_a_bare_file_gets_a_remark(run, tmp_path, ans
     run("convert_weights.py", "bare.safetensors", "--activation", "quickgelu", "-o", "quick.pkl", cwd=tmp_path)
     again = run("convert_weights.py", "quick.pkl", "--activation", "gelu", "-o", "x.pkl", cwd=tmp_path, check=False)
     assert again.returncode == 1 and "its own record says quickgelu" in again.stderr
+
+
+def test_another_width_scale_and_a_large_resolution_go_through_the_readers(tmp_path):
+    """336 px, as ViT-L/14@336px has, in 70 photographs that processes read: features are those of `preprocess`."""
+    from fewshot.encoder import Encoder
+
+    a = Architecture(20, 336, 14, 48, 1, 2, 77, 49408, 32, 1, 2, "gelu", 80, 64)
+    rng = np.random.default_rng(0)
+    state = {name: rng.normal(0, 0.2, shape).astype(np.float16) for name, shape in expected_shapes(a).items()}
+    state["logit_scale"] = np.float16(np.log(30))
+    settings = ModelSettings("gelu", 2, 2, PreprocessConfig(mean=(0.5,) * 3, resize_mode="longest", fill_color=30))
+    with open(tmp_path / "w.pkl", "wb") as file:
+        weights.write(state, file, settings.differences())
+    paths = [tmp_path / f"{i}.jpg" for i in range(70)]
+    for i, path in enumerate(paths):
+        draw(path, i % 6, i)
+    encoder = Encoder.load(tmp_path / "w.pkl", "cpu")
+    assert (encoder.width, encoder.settings) == (20, settings) and encoder.scale == pytest.approx(30, rel=1e-3)
+    rows = encoder.encode_photos(paths).rows
+    jt = runtime.jittor()
+    with jt.no_grad():
+        expected = encoder.model.encode_image(encoder.preprocess(Image.open(paths[69])).unsqueeze(0)).numpy()
+    assert rows.shape == (70, 20)
+    np.testing.assert_allclose(rows[69], features.unit(expected)[0], atol=1e-5)
+    assert encoder.encode_prompts([["a cat"], ["a dog", "a photo of a dog"]]).shape == (2, 20)
