@@ -222,6 +222,19 @@ def test_what_is_computed_in_another_way_is_refused_by_name(folder, changes, mes
     assert "\n" not in str(raised.value) and "model" in str(raised.value)
 
 
+def test_a_config_without_its_outer_part_is_read_as_open_clips_own_are(folder):
+    (folder / "open_clip_config.json").write_text(json.dumps(CONFIG["model_cfg"]))
+    assert weights.read_model(folder)[1] == ModelSettings("gelu", 2, 4)
+
+
+def test_another_tokenizer_is_refused_without_a_config(tmp_path):
+    state = weights.read(FOLDER)
+    state["token_embedding.weight"] = np.zeros((250_100, 48), np.float16)
+    np.savez(tmp_path / "w.npz", **state)
+    with pytest.raises(jclip.ClipError, match="250100 token ids, those of another tokenizer"):
+        weights.read(tmp_path / "w.npz")
+
+
 def test_harmless_settings_of_open_clip_are_accepted(folder):
     rewrite(
         folder,
@@ -289,6 +302,8 @@ def test_hugging_faces_older_config_and_its_defaults(tmp_path):
         "vision_config": {},
     }
     assert weights.read_model(hugging_face_folder(tmp_path / "old", old))[1].activation == "gelu"
+    empty = {"vision_config": {}, "text_config": {}}
+    assert weights.read_model(hugging_face_folder(tmp_path / "empty", empty))[1] == ModelSettings()
     plain = {"vision_config": {"hidden_size": 64, "num_attention_heads": 1}, "text_config": {"num_attention_heads": 1}}
     assert weights.read_model(hugging_face_folder(tmp_path / "new", plain))[1] == ModelSettings()
 

@@ -93,6 +93,8 @@ def read_model(path: Path, activation: str | None = None) -> tuple[dict[str, np.
         raise ClipError(f"{path}: {_other(names, config_files) or f'{error}{_lacking(state, names)}'}") from None
     if expected_shapes(sizes).keys() != state.keys() and (other := _other(names, config_files)):
         raise ClipError(f"{path}: {other}")
+    if sizes.vocab_size > families.MAX_VOCABULARY:
+        raise ClipError(f"{path}: {sizes.vocab_size} token ids, those of another tokenizer; {families.COMPUTED}")
     _check(path, state, expected_shapes(sizes))
     settings = configs.settings(path, sizes, config_files, record, known)
     try:

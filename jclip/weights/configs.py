@@ -132,7 +132,10 @@ def _configs(configs: list[Path], sizes: Architecture | None, ignored: list[str]
             continue
         if not isinstance(content, dict):
             ignored.append(f"{config.name} is no config")
-        elif sizes and not _has_sizes(content, sizes):
+            continue
+        if "model_cfg" not in content and ("vision_cfg" in content or "text_cfg" in content):
+            content = {"model_cfg": content}  # as open_clip's own model_configs/*.json
+        if sizes and not _has_sizes(content, sizes):
             ignored.append(f"{config.name} has other sizes")
         else:
             yield config, content
@@ -155,7 +158,8 @@ def _stated(name: str, config: dict, sizes: Architecture, is_own: bool) -> dict:
         return {"preprocess": hugging_face_preprocessing(config, sizes.image_resolution, is_own)}
     if isinstance(config.get("model_cfg"), dict):
         return _open_clip(config, sizes)
-    return _hugging_face(config, sizes) if any(isinstance(config.get(key), dict) for key in SIZES) else {}
+    is_clip = any(hugging_face_tower(config, name) is not None for name in ("vision", "text"))
+    return _hugging_face(config, sizes) if is_clip else {}
 
 
 def _open_clip(config: dict, sizes: Architecture) -> dict:

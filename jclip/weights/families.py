@@ -38,6 +38,7 @@ OFF_IN_BOTH = (
     "act_kwargs",
     "norm_kwargs",
 )
+MAX_VOCABULARY = 2 * 49408  # token ids: OpenAI's tokenizer has 49408, and fine-tuning may add some
 EPSILON = 1e-5  # of all layer norms
 HIDDEN_ACTS = {"quick_gelu": "quickgelu", "gelu": "gelu"}  # Hugging Face's names -> those of jclip/settings.py
 

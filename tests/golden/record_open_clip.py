@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 OUT = Path(__file__).parent / "open_clip"
 MODEL = {
@@ -74,6 +73,8 @@ def transform(preprocess: dict, side: int):
 
 def save(model, config: dict, preprocess: dict, folder: Path) -> None:
     """Write the folder of a model as open_clip's push_to_hf_hub does."""
+    from safetensors.torch import save_file  # which only this needs of what imports the module
+
     state = {name: value.half().contiguous() for name, value in model.state_dict().items()}
     save_file(state, str(folder / "open_clip_model.safetensors"), metadata={"format": "pt"})
     content = {"model_cfg": config, "preprocess_cfg": preprocess}
