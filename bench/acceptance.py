@@ -21,9 +21,15 @@ from jclip.paths import expand
 
 def parse(argv) -> argparse.Namespace:
     p = cli.parser(__doc__, "--device", "--precision")
-    p.add_argument("weights", metavar="WEIGHTS", help="a file, a folder or an official name")
+    p.add_argument("weights", type=expand, metavar="WEIGHTS", help="a file, a folder or an official name")
     p.add_argument("--image", nargs="+", type=expand, default=[], metavar="FILE", help="images that the table names")
-    p.add_argument("--model", default="ViT-B/32", metavar="NAME", help="whose numbers (default: ViT-B/32)")
+    p.add_argument(
+        "--model",
+        choices=jclip.available_models(),
+        default="ViT-B/32",
+        metavar="NAME",
+        help="whose numbers (default: ViT-B/32)",
+    )
     p.add_argument("--table", type=expand, default=published.TABLE, metavar="FILE", help="other published numbers")
     return p.parse_args(argv)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from bench.worker import PROJECT, SETUP, Worker, in_turn
 from fewshot import prompts
 from fewshot.data import read_classes
-from jclip import weights
+from jclip import available_models, weights
 from jclip.architecture import Architecture, architecture_of
 from jclip.paths import expand
 
@@ -28,7 +28,7 @@ CLASSES = PROJECT / "Dataset" / "classes_b.txt"
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("weights", nargs="?", type=expand, metavar="MODEL.pt")
-    p.add_argument("--model", metavar="NAME", help="an official name, for random weights")
+    p.add_argument("--model", choices=available_models(), metavar="NAME", help="an official name, for random weights")
     p.add_argument(
         "--torch", type=expand, required=True, metavar="PYTHON", help=f"of an environment made with: {SETUP}"
     )
