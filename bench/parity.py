@@ -19,11 +19,16 @@ def main(argv=None):
     p.add_argument("out", type=expand)
     a = p.parse_args(argv)
     answers = np.load(a.out / "answers.npz")
-    model, preprocess = jclip.load(a.out / "model.pt")
+    archive = a.out / "model.pt"
+    model, preprocess = jclip.load(archive if archive.is_file() else a.out)
     jt = runtime.jittor()
     tokens = jclip.tokenize(answers["texts"].tolist())
-    batch = np.stack([pixels(Image.open(photo), preprocess.resolution) for photo in answers["photos"]])
-    print(f"tokens   {len(answers['texts'])} texts, {(tokens.numpy() != answers['tokens']).sum()} ids differ")
+    batch = np.stack(
+        [pixels(Image.open(photo), preprocess.resolution, preprocess.config) for photo in answers["photos"]]
+    )
+    different = (tokens.numpy() != answers["tokens"]).any(axis=1)
+    print(f"tokens   {len(tokens)} texts, {different.sum()} differ: {answers['texts'][different].tolist()}")
+    tokens = jt.array(answers["tokens"])
     print(f"pixels   {len(batch)} photographs, largest difference {np.abs(batch - answers['pixels']).max():.1e}")
     with jt.no_grad():
         compare("images", model.encode_image(jt.array(batch)).numpy(), answers["image_features"])

@@ -6,9 +6,16 @@ In an environment of its own (never the project's):
     python -m bench.parity_reference OUT_DIR [--model ViT-L/14] PHOTO ...
 
 Writes OUT_DIR/model.pt, whose weights are random (nothing is downloaded), and OUT_DIR/answers.npz, in float32.
+
+With --open-clip ViT-H-14, the model is that of open_clip (pip install --no-deps open-clip-torch; safetensors), and
+OUT_DIR is a folder as open_clip writes it. --layers 4 makes both towers shallower than they are; --preprocess takes a
+preprocess_cfg as JSON.
 """
 
+from __future__ import annotations
+
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +23,7 @@ import torch
 from PIL import Image
 
 from jclip.paths import expand
+from tests.golden import record_open_clip
 from tests.golden.record_clip import TEXTS, openai, set_norms
 
 # image tower: embed_dim, resolution, layers, width, patch; text tower: context, vocabulary, width, heads, layers
@@ -37,15 +45,21 @@ def main(argv=None):
     p.add_argument("out", type=expand)
     p.add_argument("photos", nargs="+", type=expand)
     p.add_argument("--model", choices=MODELS, default="ViT-B/32")
+    p.add_argument("--open-clip", metavar="NAME", help="a name of open_clip.list_models(), instead of --model")
+    p.add_argument("--layers", type=int, metavar="N", help="of both towers, with --open-clip")
+    p.add_argument("--preprocess", type=json.loads, default={}, metavar="JSON", help="with --open-clip")
     a = p.parse_args(argv)
     a.out.mkdir(parents=True, exist_ok=True)
-    clip, code = openai()
-    save(random_model(code, a.model), a.out / "model.pt")
-    model, preprocess = clip.load(str(a.out / "model.pt"), device="cpu")  # as a user loads it: float32 on a CPU
-    tokens = clip.tokenize(TEXTS)
+    if a.open_clip:
+        model, preprocess, tokens = open_clip_model(a.open_clip, a.layers, a.preprocess, a.out)
+    else:
+        clip, code = openai()
+        save(random_model(code, a.model), a.out / "model.pt")
+        model, preprocess = clip.load(str(a.out / "model.pt"), device="cpu")  # as a user loads it: float32 on a CPU
+        tokens = clip.tokenize(TEXTS)
     pixels = torch.stack([preprocess(Image.open(photo)) for photo in a.photos])
     with torch.inference_mode():
-        per_image, _ = model(pixels, tokens)
+        per_image = (model(pixels, tokens) if not a.open_clip else model.get_logits(pixels, tokens))[0]
         np.savez(
             a.out / "answers.npz",
             photos=np.array([str(photo.resolve()) for photo in a.photos]),
@@ -65,6 +79,18 @@ def random_model(code, name: str):
     set_norms(model.visual)
     code.convert_weights(model)
     return model
+
+
+def open_clip_model(name: str, layers: int | None, preprocess: dict, out: Path):
+    """Write the folder of a random model of open_clip; return it, its preprocessing, and the tokens of TEXTS."""
+    open_clip = record_open_clip.open_clip()
+    config = open_clip.get_model_config(name)
+    for tower in ("vision_cfg", "text_cfg"):
+        config[tower]["layers"] = layers or config[tower]["layers"]
+    model = record_open_clip.make_model(config, spread=0.1)
+    record_open_clip.save(model, config, preprocess, out)
+    transform = record_open_clip.transform(preprocess, config["vision_cfg"]["image_size"])
+    return model, transform, open_clip.tokenize(TEXTS)
 
 
 def save(model, path: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.worker import PROJECT, SETUP, Worker, in_turn
 from fewshot import prompts
 from fewshot.data import read_classes
-from jclip import resnet_weights, weights
+from jclip import available_models, resnet_weights, weights
 from jclip.architecture import Architecture, architecture_of
 from jclip.paths import expand
 
@@ -30,7 +30,7 @@ SQUARE = 2048  # rows of a matrix whose product with another shows what the proc
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("file", type=expand, nargs="?", metavar="MODEL.pt")
-    p.add_argument("--model", metavar="NAME", help="an official name: compare models of random weights and its sizes")
+    p.add_argument("--model", choices=available_models(), metavar="NAME", help="an official name, for random weights")
     p.add_argument(
         "--torch", type=expand, required=True, metavar="PYTHON", help=f"of an environment made with: {SETUP}"
     )
@@ -96,14 +96,15 @@ def vit_products(a: Architecture) -> list[tuple[int, int, int, int]]:
 
     After the attention of the last block, only one row is needed.
     """
-    w, layers, patches = a.vision_width, a.vision_layers, (a.image_resolution // a.patch_size) ** 2
+    w, hidden, layers = a.vision_width, a.vision_mlp_width, a.vision_layers
+    patches = (a.image_resolution // a.patch_size) ** 2
     l = patches + 1
     return [
         (patches, 3 * a.patch_size**2, w, 1),
         (l, w, 3 * w, layers),
         (l, w, w, layers - 1),
-        (l, w, 4 * w, layers - 1),
-        (l, 4 * w, w, layers - 1),
+        (l, w, hidden, layers - 1),
+        (l, hidden, w, layers - 1),
     ]
 
 

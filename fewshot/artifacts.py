@@ -206,6 +206,11 @@ def _check_pair(earlier, later) -> None:
             f"{names[0]} has features of width {_width(earlier)}, {names[1]} of width {_width(later)}: they come from "
             "different weights; run extract_feature.py again"
         )
+    if "weights_sha256" in earlier.meta.keys() & later.meta.keys() and settings_differ(earlier.meta, later.meta):
+        raise TaskError(
+            f"{names[0]} and {names[1]} are made with different settings of one model (activation, preprocessing); its "
+            f"config has changed; run {MADE_BY[type(later)]} again"
+        )
     for key in sorted(key for key in earlier.meta.keys() & later.meta.keys() if key.endswith("_sha256")):
         if earlier.meta[key] != later.meta[key]:
             maker = MADE_BY[Adapter] if isinstance(earlier, Adapter) else MADE_BY[type(later)]
@@ -221,6 +226,15 @@ def _check_pair(earlier, later) -> None:
                 f"{names[1]} holds label {wrong[0]}, but there are {len(earlier.names)} classes; labels go from 0 to "
                 f"{len(earlier.names) - 1}"
             )
+
+
+def settings_differ(one: dict, other: dict) -> bool:
+    """Return whether two `meta` of features of one weights file record different settings of its model.
+
+    OpenAI's are not recorded.
+    """
+    same_weights = one.get("weights_sha256") == other.get("weights_sha256")
+    return same_weights and one.get("settings_sha256") != other.get("settings_sha256")
 
 
 def _check_array(path: Path, f, array, sizes: dict[str, int]):

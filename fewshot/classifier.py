@@ -48,6 +48,11 @@ def load_trained(path: Path, weights: Path | str, **options) -> Classifier:
             f"({encoder.weights_sha256[:12]}…); name the weights of the adapter with --weights, or run "
             "extract_feature.py and train_adapter.py again"
         )
+    if "weights_sha256" in adapter.meta and artifacts.settings_differ(adapter.meta, encoder.provenance):
+        raise TaskError(
+            f"{path} was trained on features of {weights} with another activation or preprocessing than the config "
+            "beside it says now; run extract_feature.py and train_adapter.py again"
+        )
     if adapter.text.shape[1] != encoder.width:
         raise TaskError(
             f"{path} was trained on features of width {adapter.text.shape[1]}, but {weights} makes width "

@@ -5,6 +5,8 @@ Unreadable photographs are returned, not raised.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -21,6 +23,7 @@ from jclip import bounded, features, levels, opening, preprocess, runtime, weigh
 from jclip.features import Encoded
 from jclip.paths import expand
 from jclip.progress import Progress, track
+from jclip.settings import ModelSettings
 
 from .data import UNKNOWN, Photo
 from .errors import TaskError
@@ -58,6 +61,8 @@ class Encoder:
     strict : bool
         Whether the first photograph that cannot be read raises TaskError.
     precision : "float32" or "half"
+    settings : ModelSettings
+        What the weights do not show of the model, such as its activation and preprocessing.
     """
 
     model: object
@@ -68,6 +73,7 @@ class Encoder:
     store: Store | None = None
     strict: bool = False
     precision: str = "float32"
+    settings: ModelSettings = ModelSettings()
     _logged_levels: list[str] = field(default_factory=list, repr=False, compare=False)  # the remark, once logged
 
     @classmethod
@@ -104,7 +110,15 @@ class Encoder:
             model, preprocess = jclip.load(path, device, precision=precision)
         opened, device = Store(store, model.visual.output_dim) if store else None, runtime.use(device, precision)
         batch_size = batch_size or features.IMAGE_BATCH[device]
-        return cls(model, preprocess, digest.result(), device, batch_size, opened, strict, precision)
+        digest = digest.result()
+        return cls(model, preprocess, digest, device, batch_size, opened, strict, precision, model.settings)
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What is recorded beside features: the fingerprint of the weights, and of settings other than OpenAI's."""
+        different = self.settings.differences()
+        digest = hashlib.sha256(json.dumps(different, sort_keys=True).encode()).hexdigest()
+        return {"weights_sha256": self.weights_sha256, **({"settings_sha256": digest} if different else {})}
 
     @property
     def width(self) -> int:
@@ -212,7 +226,7 @@ class Encoder:
         missing, rows = self._missing(keys)
         failures: dict[int, str] = {}
         done = 0
-        reader = PixelReader(self.preprocess.resolution, views, seed)
+        reader = PixelReader(self.preprocess.resolution, views, seed, self.settings.preprocess)
         with Progress(len(missing), desc, " photo") as progress:
             for encoded in self._batches([items[i] for i in missing], reader):
                 indices = missing[done : done + len(encoded.rows)]
@@ -246,7 +260,9 @@ class Encoder:
 
     def _key(self, *values: object) -> bytes:
         device = self.device if self.precision == "float32" else f"{self.device} {self.precision}"
-        return make_key(self.weights_sha256, FEATURES_VERSION, device, *values)
+        different = self.settings.differences()
+        settings = ["settings", different] if different else []  # the keys of OpenAI's models are older
+        return make_key(self.weights_sha256, FEATURES_VERSION, device, *values, *settings)
 
     def _photo_key(self, photo: Photo, view: str, number: int, seed: int, photo_set: str) -> bytes:
         try:
@@ -295,11 +311,12 @@ class PixelReader:
     resolution: int
     views: tuple[str, ...]
     seed: int
+    config: preprocess.PreprocessConfig = preprocess.OPENAI
 
     def __call__(self, item: tuple[Photo, int]) -> np.ndarray:
         """Return uint8 pixels (resolution, resolution, 3), or raise Unreadable with the cause."""
         photo, number = item
         rng = augment.view_rng(self.seed, photo.name, number)
-        with opening.opened(photo.path, self.resolution) as image:
+        with opening.opened(photo.path, self.config.size or self.resolution) as image:
             view = augment.VIEWS[self.views[number]](levels.eight_bits(image), rng)
-            return preprocess.crop(view, self.resolution)
+            return preprocess.crop(view, self.resolution, self.config)

@@ -102,7 +102,7 @@ def extract(task: Task, prompts: Prompts, encoder: Encoder, sampling: Sampling, 
     output = expand(output)
     provenance = {
         "program": f"jittor-tip-adapter {jclip.__version__}",
-        "weights_sha256": encoder.weights_sha256,
+        **encoder.provenance,
         "precision": encoder.precision,
         "classes_sha256": fingerprint(task.classes),
     }

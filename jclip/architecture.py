@@ -8,8 +8,12 @@ import numpy as np
 
 from . import resnet_weights
 from .errors import ClipError
+from .settings import OPENAI, ModelSettings
 
 HEAD_WIDTH = 64  # of every attention head in OpenAI's models; build_model in openai/CLIP clip/model.py
+# Width of a larger image tower -> of its heads: H/14, g/14, bigG/14 and e/14; open_clip's model_configs
+VISION_HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
+MLP_RATIO = 4  # of the width inside an MLP to that of its tower, in OpenAI's models
 # Limits, because memory grows with the square of both. OpenAI's largest model has 577 image tokens and 336 pixels.
 MAX_TOKENS = 8192  # of a text or an image
 MAX_RESOLUTION = 4096  # pixels of an image's side
@@ -29,6 +33,8 @@ class Architecture:
     context_length : int, tokens of a text
     vocab_size : int, number of token ids
     text_width, text_layers, text_heads : int, of the text tower
+    activation : "quickgelu" or "gelu"
+    vision_mlp_width, text_mlp_width : int, inside the MLPs; 0 stands for MLP_RATIO times the width
     """
 
     embed_dim: int
@@ -42,6 +48,14 @@ class Architecture:
     text_width: int
     text_layers: int
     text_heads: int
+    activation: str = OPENAI.activation
+    vision_mlp_width: int = 0
+    text_mlp_width: int = 0
+
+    def __post_init__(self):
+        for tower in ("vision", "text"):
+            if not getattr(self, f"{tower}_mlp_width"):
+                object.__setattr__(self, f"{tower}_mlp_width", MLP_RATIO * getattr(self, f"{tower}_width"))
 
     @property
     def is_resnet(self) -> bool:
@@ -55,10 +69,16 @@ class Architecture:
             blocks = "-".join(map(str, self.vision_layers))
             vision, pixels = f"ResNet of {blocks} blocks, width {self.vision_width}", f"{self.image_resolution} px"
         text = f"text of {self.text_layers} layers, width {self.text_width}, {self.context_length} tokens"
-        return f"{vision}, {pixels}; {text}; features of width {self.embed_dim}"
+        activation = "" if self.activation == OPENAI.activation else "; plain GELU"
+        return f"{vision}, {pixels}; {text}; features of width {self.embed_dim}{activation}"
 
 
-def architecture_of(state: dict[str, np.ndarray]) -> Architecture:
+def usual_heads(width: int, is_vision: bool) -> int:
+    """Return the attention heads that the official models have at a width."""
+    return max(1, width // (VISION_HEAD_WIDTHS.get(width, HEAD_WIDTH) if is_vision else HEAD_WIDTH))
+
+
+def architecture_of(state: dict[str, np.ndarray], settings: ModelSettings = OPENAI) -> Architecture:
     """Return the sizes of a model, read from the shapes of its tensors.
 
     The rules are those of build_model in openai/CLIP clip/model.py.
@@ -67,6 +87,8 @@ def architecture_of(state: dict[str, np.ndarray]) -> Architecture:
     ----------
     state : dict of str to array
         A state dict with OpenAI's names.
+    settings : ModelSettings
+        What the tensors do not show.
 
     Returns
     -------
@@ -78,7 +100,8 @@ def architecture_of(state: dict[str, np.ndarray]) -> Architecture:
         If a tensor that is needed is missing or has another number of dimensions, or a size is 0, does not divide into
         heads, or exceeds MAX_TOKENS or MAX_RESOLUTION.
     """
-    if resnet_weights.is_resnet(state):
+    is_resnet = resnet_weights.is_resnet(state)
+    if is_resnet:
         vision_width, patch_size = _shape(state, "visual.layer1.0.conv1.weight", 4)[0], resnet_weights.STRIDE
         attention_width = resnet_weights.feature_width(vision_width)
         image_tokens, _ = _shape(state, "visual.attnpool.positional_embedding", 2)  # the mean and the pixels
@@ -97,17 +120,20 @@ def architecture_of(state: dict[str, np.ndarray]) -> Architecture:
         patch_size=patch_size,
         vision_width=vision_width,
         vision_layers=vision_layers,
-        vision_heads=max(1, attention_width // HEAD_WIDTH),
+        vision_heads=settings.vision_heads or usual_heads(attention_width, is_vision=not is_resnet),
         context_length=context_length,
         vocab_size=vocab_size,
         text_width=text_width,
         text_layers=_count_layers(state, "transformer.resblocks."),
-        text_heads=max(1, text_width // HEAD_WIDTH),
+        text_heads=settings.text_heads or usual_heads(text_width, False),
+        activation=settings.activation,
+        vision_mlp_width=_mlp_width(state, "visual.transformer.resblocks.0."),
+        text_mlp_width=_mlp_width(state, "transformer.resblocks.0."),
     )
     is_uneven = attention_width % sizes.vision_heads or text_width % sizes.text_heads
     is_large = max(image_tokens, context_length) > MAX_TOKENS or sizes.image_resolution > MAX_RESOLUTION
-    smallest = min(min(size) if isinstance(size, tuple) else size for size in vars(sizes).values())
-    if smallest < 1 or is_uneven or is_large:
+    numbers = [value for value in vars(sizes).values() if isinstance(value, int)]
+    if min(*numbers, *(vision_layers if is_resnet else ())) < 1 or is_uneven or is_large:
         raise ClipError(f"sizes that no CLIP has ({sizes})")
     return sizes
 
@@ -118,6 +144,12 @@ def _shape(state: dict[str, np.ndarray], name: str, ndim: int) -> tuple[int, ...
         actual = f"of shape {state[name].shape}" if name in state else "missing"
         raise ClipError(f"{name} is {actual}, expected {ndim} dimension{'s' * (ndim > 1)}")
     return state[name].shape
+
+
+def _mlp_width(state: dict[str, np.ndarray], block: str) -> int:
+    """Return the width inside the MLP of a block; 0 if its bias is missing, which is found later."""
+    bias = state.get(f"{block}mlp.c_fc.bias")
+    return bias.shape[0] if bias is not None and bias.ndim == 1 else 0
 
 
 def _count_layers(state: dict[str, np.ndarray], prefix: str) -> int:
@@ -147,7 +179,7 @@ def expected_shapes(a: Architecture) -> dict[str, tuple[int, ...]]:
         "logit_scale": (),
     }
     for layer in range(a.text_layers):
-        shapes.update(_block_shapes(f"transformer.resblocks.{layer}.", t))
+        shapes.update(_block_shapes(f"transformer.resblocks.{layer}.", t, a.text_mlp_width))
     tokens = (a.image_resolution // a.patch_size) ** 2 + 1
     if a.is_resnet:
         return {**shapes, **resnet_weights.shapes(a.vision_width, a.vision_layers, tokens, a.embed_dim)}
@@ -168,11 +200,11 @@ def _vit_shapes(a: Architecture, tokens: int) -> dict[str, tuple[int, ...]]:
         "visual.proj": (v, a.embed_dim),
     }
     for layer in range(a.vision_layers):
-        shapes.update(_block_shapes(f"visual.transformer.resblocks.{layer}.", v))
+        shapes.update(_block_shapes(f"visual.transformer.resblocks.{layer}.", v, a.vision_mlp_width))
     return shapes
 
 
-def _block_shapes(prefix: str, width: int) -> dict[str, tuple[int, ...]]:
+def _block_shapes(prefix: str, width: int, mlp_width: int) -> dict[str, tuple[int, ...]]:
     """Return `expected_shapes` of one transformer block."""
     shapes = {
         "attn.in_proj_weight": (3 * width, width),
@@ -183,9 +215,9 @@ def _block_shapes(prefix: str, width: int) -> dict[str, tuple[int, ...]]:
         "ln_1.bias": (width,),
         "ln_2.weight": (width,),
         "ln_2.bias": (width,),
-        "mlp.c_fc.weight": (4 * width, width),
-        "mlp.c_fc.bias": (4 * width,),
-        "mlp.c_proj.weight": (width, 4 * width),
+        "mlp.c_fc.weight": (mlp_width, width),
+        "mlp.c_fc.bias": (mlp_width,),
+        "mlp.c_proj.weight": (width, mlp_width),
         "mlp.c_proj.bias": (width,),
     }
     return {prefix + name: shape for name, shape in shapes.items()}

@@ -52,12 +52,12 @@ def load(name, device: str = "auto", jit: bool = False, download_root: str | Non
 
     if not isinstance(jit, bool):
         raise ClipError(f"load: jit is True or False, found {jit!r}; give a folder by its name, download_root=…")
-    state = weights.read(weights_file(name, download_root))
+    state, settings = weights.read_model(weights_file(name, download_root))
     runtime.use(device, precision)
     from .model import build_model  # imports Jittor, which `use` has checked
 
-    model = build_model(state, precision)
-    return model, Preprocess(model.visual.input_resolution)
+    model = build_model(state, precision, settings)
+    return model, Preprocess(model.visual.input_resolution, settings.preprocess)
 
 
 def weights_file(name_or_path, download_root: str | None = None) -> Path:

@@ -10,8 +10,9 @@ import numpy as np
 
 from . import reading
 from .errors import ClipError
-from .preprocess import LEVELS, normalised
+from .preprocess import normalised
 from .runtime import jittor
+from .settings import OPENAI
 from .tokenizer import tokenize
 
 # Rows computed at a time, by device: a GPU needs many to be busy.
@@ -61,8 +62,8 @@ def image_features(
     images : iterable
         Whatever `read` understands: paths, (path, view) pairs, …
     read : callable
-        Turns one of `images` into the uint8 array (resolution, resolution, 3) that `preprocess.crop` makes, or raises
-        Unreadable; `reading.batches` says more.
+        Turns one of `images` into the uint8 array (resolution, resolution, 3) that `preprocess.crop` makes, with the
+        model's PreprocessConfig, or raises Unreadable; `reading.batches` says more.
     batch_size : int, optional
         Images computed at a time; by default IMAGE_BATCH of the device.
     workers : int
@@ -80,11 +81,12 @@ def image_features(
     """
     jt, device = jittor(), _device()
     batch_size = batch_size or IMAGE_BATCH[device]
+    levels = getattr(model, "settings", OPENAI).preprocess.levels  # whatever has an encode_image may be a model
     started: list = []  # the batch that CUDA may still be computing
     with _memory_errors(batch_size):
         for batch in reading.batches(images, read, model.visual.input_resolution, batch_size, workers):
             with jt.no_grad():
-                rows = model.encode_image(_pixels(_filled(batch.pixels, batch_size), device))
+                rows = model.encode_image(_pixels(_filled(batch.pixels, batch_size), levels, device))
             # Fetch before the next batch starts: CUDA would first compute that one, and the readers would wait with us.
             finished = [_fetch(*started.pop())] if started else []
             rows.sync()
@@ -96,11 +98,11 @@ def image_features(
             yield _fetch(*started.pop())
 
 
-def _pixels(rgb: np.ndarray, device: str):
+def _pixels(rgb: np.ndarray, levels: np.ndarray, device: str):
     """uint8 (n, h, w, 3) -> normalised Var (n, 3, h, w)."""
     from . import kernels
 
-    return kernels.normalise(rgb, LEVELS) if device == "cuda" else jittor().array(normalised(rgb))
+    return kernels.normalise(rgb, levels) if device == "cuda" else jittor().array(normalised(rgb, levels))
 
 
 def _fetch(rows, count: int, failures: dict[int, str]) -> Encoded:

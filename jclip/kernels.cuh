@@ -113,6 +113,19 @@ template <int V, class T> __global__ void quick_gelu_kernel(const T* x, const fl
     store(out + i, part);
 }
 
+// out (rows, w) = z · Φ(z) with z = x + bias. V numbers per thread.
+template <int V, class T> __global__ void gelu_kernel(const T* x, const float* bias, T* out, Int count, int w) {
+    const Int i = ((Int)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (i >= count) return;
+    auto part = load<V>(x + i);
+    const auto shift = load<V>(bias + i % w);
+    for (int k = 0; k < V; k++) {
+        const float z = number(part.at[k]) + shift.at[k];
+        put(part.at[k], 0.5f * z * (1 + erff(z * 0.707106781186547524f)));
+    }
+    store(out + i, part);
+}
+
 // out (n, l, w) = the class token (w), then the patches (n, l - 1, w), plus the positional embedding (l, w).
 template <class T>
 __global__ void tokens_kernel(const T* patches, const float* first, const float* positions, float* out, Int count,
@@ -396,6 +409,12 @@ template <class T> void quick_gelu(const T* x, const float* bias, T* out, Int ro
     else quick_gelu_kernel<1><<<blocks(count), THREADS>>>(x, bias, out, count, w);
 }
 
+template <class T> void gelu(const T* x, const float* bias, T* out, Int rows, int w) {
+    const Int count = rows * w;
+    if (w % 8 == 0) gelu_kernel<8><<<blocks(count / 8), THREADS>>>(x, bias, out, count, w);
+    else gelu_kernel<1><<<blocks(count), THREADS>>>(x, bias, out, count, w);
+}
+
 template <class T>
 void tokens(const T* patches, const float* first, const float* positions, float* out, Int n, int l, int w) {
     tokens_kernel<<<blocks(n * l * w), THREADS>>>(patches, first, positions, out, n * l * w, l, w);
@@ -434,16 +453,17 @@ template <class T> void product(const T* x, const T* matrix, T* out, Int m, int 
 #endif
 
 // A block of the transformer: out = y + MLP of y, where y = x + attention of x, x (n, l, w). With `rows` (n), only
-// those rows of y are computed, and out is (n, w): after the attention, no position depends on another. scratch has
-// n·l·5w numbers.
-template <int DEPTH, class T>
+// those rows of y are computed, and out is (n, w): after the attention, no position depends on another. The MLP has
+// `hidden` numbers inside, and plain GELU or QuickGELU. scratch has n·l·(wide_w + w) numbers; wide_w is a multiple of 8, and
+// neither below 3w nor below hidden.
+template <int DEPTH, bool PLAIN_GELU, class T>
 void block(const float* x, const float* norm_1, const float* norm_1_bias, const T* qkv, const float* qkv_bias,
            const T* projection, const float* projection_bias, const float* norm_2, const float* norm_2_bias,
            const T* fc, const float* fc_bias, const T* fc_out, const float* fc_out_bias, const int* rows, float* out,
-           T* scratch, Int n, int l, int w, int heads, bool causal, float epsilon) {
+           T* scratch, Int n, int l, int w, int hidden, int wide_w, int heads, bool causal, float epsilon) {
     Int count = n * l;
-    // (count, 4w), first, because its alignment allows loads of 8 numbers, and (count, w)
-    T *wide = scratch, *narrow = scratch + count * 4 * w;
+    // (count, wide_w), first, because its alignment allows loads of 8 numbers, and (count, w)
+    T *wide = scratch, *narrow = scratch + count * wide_w;
     layer_norm(x, norm_1, norm_1_bias, narrow, count, w, epsilon);
     product(narrow, qkv, wide, count, w, 3 * w);
     attention<DEPTH>(wide, qkv_bias, narrow, n, l, w, heads, causal);
@@ -456,9 +476,10 @@ void block(const float* x, const float* norm_1, const float* norm_1_bias, const 
     product(mixed, projection, branch, count, w, w);
     residual(x, branch, projection_bias, out, count, w);
     layer_norm(out, norm_2, norm_2_bias, narrow, count, w, epsilon);
-    product(narrow, fc, wide, count, w, 4 * w);
-    quick_gelu(wide, fc_bias, wide, count, 4 * w);
-    product(wide, fc_out, narrow, count, 4 * w, w);
+    product(narrow, fc, wide, count, w, hidden);
+    if (PLAIN_GELU) gelu(wide, fc_bias, wide, count, hidden);
+    else quick_gelu(wide, fc_bias, wide, count, hidden);
+    product(wide, fc_out, narrow, count, hidden, w);
     residual(out, narrow, fc_out_bias, out, count, w);
 }
 

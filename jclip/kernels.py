@@ -134,6 +134,29 @@ def quick_gelu(x, bias):
     return (z * (z * 1.702).sigmoid()).cast(str(x.dtype))
 
 
+def gelu(x, bias):
+    """Add a bias and apply GELU, z · Φ(z), in its exact form (Hendrycks & Gimpel, arXiv:1606.08415, section 2).
+
+    Most models of open_clip have it.
+
+    Parameters
+    ----------
+    x : Var, (..., w)
+    bias : Var, float32 (w,)
+
+    Returns
+    -------
+    Var, the shape and dtype of x
+    """
+    if _device():
+        return _run(x.shape, str(x.dtype), "gelu(in0_p, in1_p, out0_p, in0->num / in1->num, in1->num)", x, bias)
+    z = x + bias
+    return (z * ((z * 0.5**0.5).erf() + 1) * 0.5).cast(str(x.dtype))
+
+
+ACTIVATIONS = {"quickgelu": quick_gelu, "gelu": gelu}  # by the names of jclip/settings.py
+
+
 def residual(x, branch, bias):
     """Add a branch of the network and its bias to the residual stream: x + branch + bias.
 
@@ -233,7 +256,7 @@ def plain_attention(qkv, bias, heads: int, causal: bool):
     return mixed.permute((0, 2, 1, 3)).reshape(n, l, heads * depth).cast(str(qkv.dtype))
 
 
-def block(x, rows, parameters: list, heads: int, causal: bool):
+def block(x, rows, parameters: list, heads: int, causal: bool, activation: str):
     """Compute a block of the transformer, matrix products included, as one operator on CUDA without gradients.
 
     Parameters
@@ -246,6 +269,7 @@ def block(x, rows, parameters: list, heads: int, causal: bool):
         projection, the second layer norm, and the two layers of the MLP. Matrices have the dtype of the products.
     heads : int
     causal : bool
+    activation : a key of ACTIVATIONS
 
     Returns
     -------
@@ -256,9 +280,10 @@ def block(x, rows, parameters: list, heads: int, causal: bool):
     n, l, w = x.shape
     optional = [] if rows is None else [rows]
     arguments = [*(f"in{i}_p" for i in range(13)), "in13_p" if optional else "nullptr", "out0_p", "out1_p"]
-    arguments += ["in0_shape0", "in0_shape1", "in0_shape2", str(heads), str(int(causal)), f"{EPSILON}f"]
-    call = f"block<{w // heads}>({', '.join(arguments)})"
-    shapes = [(n, w) if optional else (n, l, w), (n * l * 5 * w,)]  # the result and scratch memory
+    wide = -(-max(3 * w, parameters[8].shape[0]) // 8) * 8  # a multiple of 8, which keeps what follows it aligned
+    arguments += ["in0_shape0", "in0_shape1", "in0_shape2", "in9_shape0", str(wide), str(heads), str(int(causal))]
+    call = f"block<{w // heads}, {int(activation == 'gelu')}>({', '.join([*arguments, f'{EPSILON}f'])})"
+    shapes = [(n, w) if optional else (n, l, w), (n * l * (wide + w),)]  # the result and scratch memory
     return _run(shapes, ["float32", str(parameters[2].dtype)], call, x, *parameters, *optional)[0]
 
 

@@ -19,6 +19,7 @@ from .module import Module, Sequential
 from .products import Linear
 from .products import matmul as _matmul
 from .resnet import ResNet
+from .settings import OPENAI, ModelSettings
 
 DTYPES = {"float32": "float32", "half": "float16"}  # precision -> dtype of the matrix products
 
@@ -77,21 +78,22 @@ class Attention(Module):
 class MLP(Module):
     """The two layers of a block's feed-forward part, without the last bias."""
 
-    def __init__(self, width: int, dtype: str):
-        self.c_fc = Linear(width, 4 * width, dtype)
-        self.c_proj = Linear(4 * width, width, dtype)
+    def __init__(self, width: int, hidden: int, activation: str, dtype: str):
+        self.c_fc = Linear(width, hidden, dtype)
+        self.c_proj = Linear(hidden, width, dtype)
+        self.activation = activation
 
     def execute(self, x):
-        return self.c_proj(kernels.quick_gelu(self.c_fc(x), self.c_fc.bias))
+        return self.c_proj(kernels.ACTIVATIONS[self.activation](self.c_fc(x), self.c_fc.bias))
 
 
 class ResidualAttentionBlock(Module):
     """x + attention of its layer norm, then the same with the MLP."""
 
-    def __init__(self, width: int, heads: int, causal: bool, dtype: str):
+    def __init__(self, width: int, heads: int, causal: bool, dtype: str, hidden: int, activation: str):
         self.attn = Attention(width, heads, causal, dtype)
         self.ln_1 = LayerNorm(width, dtype)
-        self.mlp = MLP(width, dtype)
+        self.mlp = MLP(width, hidden, activation, dtype)
         self.ln_2 = LayerNorm(width, dtype)
 
     def execute(self, x, rows=None):
@@ -110,7 +112,7 @@ class ResidualAttentionBlock(Module):
         Var, float32 (n, l, w), or (n, w) with `rows`
         """
         attn, mlp = self.attn, self.mlp
-        fused = kernels.block(x, rows, self._block_parameters(), attn.heads, attn.causal)
+        fused = kernels.block(x, rows, self._block_parameters(), attn.heads, attn.causal, mlp.activation)
         if fused is not None:
             return fused
         mixed = attn(self.ln_1(x))
@@ -147,9 +149,10 @@ class Transformer(Module):
     resblocks : the blocks; each takes and returns (n, l, w)
     """
 
-    def __init__(self, width: int, layers: int, heads: int, causal: bool, dtype: str):
+    def __init__(self, width: int, layers: int, *block):
+        """Make `layers` blocks; `block` are the arguments of each ResidualAttentionBlock after its width."""
         self.width, self.layers = width, layers
-        self.resblocks = Sequential(*[ResidualAttentionBlock(width, heads, causal, dtype) for _ in range(layers)])
+        self.resblocks = Sequential(*[ResidualAttentionBlock(width, *block) for _ in range(layers)])
 
     def execute(self, x):
         """Compute all blocks at all positions; positions come first, as in OpenAI's code.
@@ -205,7 +208,8 @@ class VisionTransformer(Module):
         self.class_embedding = jt.zeros((a.vision_width,))
         self.positional_embedding = jt.zeros(((a.image_resolution // a.patch_size) ** 2 + 1, a.vision_width))
         self.ln_pre = LayerNorm(a.vision_width, "float32")
-        self.transformer = Transformer(a.vision_width, a.vision_layers, a.vision_heads, False, dtype)
+        block = a.vision_heads, False, dtype, a.vision_mlp_width, a.activation
+        self.transformer = Transformer(a.vision_width, a.vision_layers, *block)
         self.ln_post = LayerNorm(a.vision_width, dtype)
         self.proj = jt.zeros((a.vision_width, a.embed_dim), dtype)
 
@@ -231,12 +235,16 @@ class CLIP(Module):
     visual : VisionTransformer or ResNet; `visual.input_resolution` is the side of its images in pixels
     context_length, vocab_size : int, of the texts
     logit_scale : Var of shape (1,), the logarithm of the factor on cosine similarities
+    settings : ModelSettings, as the model was built with; the preprocessing of its images is there
     """
+
+    settings = OPENAI
 
     def __init__(self, a: Architecture, dtype: str = "float32"):
         self.context_length, self.vocab_size = a.context_length, a.vocab_size
         self.visual = (ResNet if a.is_resnet else VisionTransformer)(a, dtype)
-        self.transformer = Transformer(a.text_width, a.text_layers, a.text_heads, True, dtype)
+        block = a.text_heads, True, dtype, a.text_mlp_width, a.activation
+        self.transformer = Transformer(a.text_width, a.text_layers, *block)
         self.token_embedding = Embedding(a.vocab_size, a.text_width)
         self.positional_embedding = jt.zeros((a.context_length, a.text_width))
         self.ln_final = LayerNorm(a.text_width, dtype)
@@ -414,7 +422,7 @@ def check_ids(ids, vocab_size: int, caller: str) -> np.ndarray:
     return ids.astype(np.int32)
 
 
-def build_model(state: dict, precision: str = "float32") -> CLIP:
+def build_model(state: dict, precision: str = "float32", settings: ModelSettings = OPENAI) -> CLIP:
     """Build the model whose weights are given; its sizes are those of the weights.
 
     Parameters
@@ -423,6 +431,7 @@ def build_model(state: dict, precision: str = "float32") -> CLIP:
         As `jclip.weights.read` returns it. It is empty afterwards: each tensor is removed once it is copied, so that
         memory does not hold all of them twice.
     precision : "float32" or "half"
+    settings : ModelSettings, as `jclip.weights.read_model` returns it
 
     Returns
     -------
@@ -433,12 +442,13 @@ def build_model(state: dict, precision: str = "float32") -> CLIP:
     ClipError
         If the weights are not those of a CLIP.
     """
-    a = architecture_of(state)
+    a = architecture_of(state, settings)
     names = set(expected_shapes(a))
     if a.is_resnet:
         names = resnet_weights.folded(names, a.vision_width, a.vision_layers)
         resnet_weights.fold(state, a.vision_width, a.vision_layers)
     model = CLIP(a, DTYPES[precision])
+    model.settings = settings
     parameters = model.state_dict()
     assert set(parameters) == names, "model.py and architecture.py disagree about the parameters' names"
     for name, parameter in parameters.items():

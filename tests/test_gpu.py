@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import PROJECT
 from tasks import make_overlapping_task, train
-from test_kernels import WIDTHS, normal
+from test_kernels import WIDTHS, exact_gelu, normal
 from test_kernels import attention as exact_attention
 
 import jclip
@@ -72,6 +72,12 @@ def quick_gelu(jt, kernels, dtype, shape, scale):
     )
 
 
+def gelu(jt, kernels, dtype, shape, scale):
+    (x, z), bias = rounded(normal(shape, scale), dtype), normal(shape[-1:], seed=1)
+    tolerance = 3e-6 if dtype == "float32" else 2e-3
+    return kernels.gelu(jt.array(x), jt.array(bias)), exact_gelu(z + bias), tolerance, tolerance
+
+
 def residual(jt, kernels, dtype, shape):
     x, (branch, exact), bias = normal(shape), rounded(normal(shape, seed=1), dtype), normal(shape[-1:], seed=2)
     return kernels.residual(*map(jt.array, (x, branch, bias))), x + exact + bias, 1e-6, 1e-6
@@ -109,6 +115,7 @@ CASES = {
     for function, sizes in (
         (layer_norm, [(shape, mean) for shape in WIDTHS for mean in (0, 100)]),
         (quick_gelu, [(shape, scale) for shape in WIDTHS for scale in (1, 40)]),
+        (gelu, [(shape, scale) for shape in WIDTHS for scale in (1, 40)]),
         (residual, [(shape,) for shape in WIDTHS]),
         (tokens, [(2, 50, 128), (3, 5, 17)]),
         (attention, [(*size, causal) for size in ATTENTION for causal in (False, True)]),

@@ -1,5 +1,7 @@
 """Each CPU kernel and its equivalent in plain Jittor are compared with numpy in float64."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -53,11 +55,13 @@ def test_kernels_without_a_gradient_are_used_under_no_grad_only(jt, kernels, mon
     called = []
     monkeypatch.setattr(kernels, "_run", lambda shape, dtype, call, *inputs: called.append(call) or inputs[0])
     x, bias = jt.array(normal((2, 8))), jt.array(normal((8,)))
-    kernels.quick_gelu(x, bias)
-    assert not called
-    with jt.no_grad():
-        kernels.quick_gelu(x, bias)
-    assert len(called) == 1
+    for activation in kernels.ACTIVATIONS.values():
+        activation(x, bias)
+        assert not called
+        with jt.no_grad():
+            activation(x, bias)
+        assert len(called) == 1
+        called.clear()
 
 
 @pytest.mark.parametrize("shape", WIDTHS)
@@ -80,9 +84,31 @@ def test_quick_gelu_is_exact_in_all_its_range(jt, kernels, shape, scale):
         np.testing.assert_allclose(actual, z / (1 + np.exp(-1.702 * z)), rtol=2e-6, atol=2e-6)
 
 
+def exact_gelu(z):
+    """z · Φ(z) in float64, without the cancellation of 1 + erf for negative z."""
+    return z.astype(np.float64) * np.vectorize(math.erfc)(-z.astype(np.float64) / math.sqrt(2)) / 2
+
+
+@pytest.mark.parametrize("shape", WIDTHS)
+@pytest.mark.parametrize("scale", [1, 40])
+def test_gelu_is_exact_in_all_its_range(jt, kernels, shape, scale):
+    x, bias = normal(shape, scale), normal(shape[-1:], seed=1)
+    for actual in both(jt, kernels.gelu, x, bias):
+        np.testing.assert_allclose(actual, exact_gelu(x + bias), rtol=2e-6, atol=2e-6)
+
+
+def test_the_kernel_of_gelu_is_exact_at_every_z(jt, kernels):
+    """Also between the points that random numbers hit; the tail below -9 is not zero, but too small to matter."""
+    z = np.linspace(-15, 15, 30 * 4096 + 16, dtype=np.float32).reshape(8, -1)
+    with jt.no_grad():
+        actual = kernels.gelu(jt.array(z), jt.zeros(z.shape[1:])).numpy()
+    np.testing.assert_allclose(actual, exact_gelu(z), rtol=1e-6, atol=5e-7)
+
+
 def test_with_gradients_half_stays_half(jt, kernels):
     x, bias = jt.array(normal((2, 8)).astype(np.float16)), jt.array(normal((8,)))
-    assert str(kernels.quick_gelu(x, bias).dtype) == "float16"
+    for activation in kernels.ACTIVATIONS.values():
+        assert str(activation(x, bias).dtype) == "float16"
     assert str(kernels.layer_norm(jt.array(normal((2, 8))), bias, bias, "float16").dtype) == "float16"
 
 

@@ -24,7 +24,11 @@ from jclip.paths import expand
 from report import metrics, result
 
 NAME = "name.png"  # a suffix that --sheet takes
-OTHER_TEXTS = {("bench/accuracy.py", "methods"), ("bench/cuda.py", "only")}  # options that are text, but no path
+OTHER_TEXTS = {  # options that are text, but no path
+    ("bench/accuracy.py", "methods"),
+    ("bench/cuda.py", "only"),
+    ("bench/parity_reference.py", "open_clip"),
+}
 PROGRAMS = [
     path.relative_to(PROJECT)
     for path in sorted([*PROJECT.glob("*.py"), *PROJECT.glob("demo/*.py"), *PROJECT.glob("bench/*.py")])

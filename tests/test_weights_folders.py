@@ -120,16 +120,44 @@ def test_folders_of_open_clip_and_of_hugging_faces_cache(tmp_path, folder, state
         '{"model_cfg": {"quick_gelu": true, "text_cfg": {"width": 64, "heads": 1}}}'
     )
     check(folder, expected)
-    (folder / "open_clip_config.json").write_text('{"model_cfg": {"text_cfg": {"width": 64, "heads": 1}}}')
-    with pytest.raises(jclip.ClipError, match="quick_gelu is off"):
-        weights.read(folder)
+    shard(folder, load_file(FILES / "open_clip.safetensors"), 2, "open_clip_model.safetensors")
+    (folder / "open_clip_model.safetensors").unlink()
+    check(folder, expected)
 
 
-def test_a_config_of_a_folder_with_plain_gelu_is_refused(folder, state):
+def test_the_cache_of_the_hub_is_read_at_refs_main(tmp_path, folder, state, expected):
+    """Snapshots hold links to blobs, as huggingface_hub makes them; a config is beside the link, not the blob."""
+    cache = tmp_path / "models--laion--clip"
+    save(folder / "model.safetensors", state)
+    for number, name in enumerate(("aaa111", "bbb222")):
+        snapshot, blobs = cache / "snapshots" / name, cache / "blobs"
+        snapshot.mkdir(parents=True)
+        blobs.mkdir(exist_ok=True)
+        shutil.copy(folder / "model.safetensors", blobs / f"{number}")
+        (snapshot / "model.safetensors").symlink_to(f"../../blobs/{number}")
+        acts = {"hidden_act": ["quick_gelu", "gelu"][number]}
+        (snapshot / "config.json").write_text(json.dumps({"vision_config": acts, "text_config": acts}))
+    with pytest.raises(jclip.ClipError, match="2 snapshots, and refs/main names none.*aaa111, bbb222"):
+        weights.read(cache)
+    (cache / "refs").mkdir()
+    for name, activation in (("aaa111", "quickgelu"), ("bbb222", "gelu")):
+        (cache / "refs/main").write_text(name)
+        check(cache, expected)
+        assert weights.read_model(cache)[1].activation == activation
+        assert weights.sha256(cache) == file_sha256(cache / "snapshots" / name / "model.safetensors")
+    (cache / "refs/main").write_text("../../clip-vit\n")
+    with pytest.raises(jclip.ClipError, match="refs/main names none"):
+        weights.read(cache)
+    (cache / "refs/main").write_text("bbb222\n")
+    (cache / "blobs/1").unlink()
+    with pytest.raises(jclip.ClipError, match="bbb222/model.safetensors: a link to a file that does not exist"):
+        weights.read(cache)
+
+
+def test_shards_with_a_config_of_plain_gelu(folder, state):
     shard(folder, state)
     (folder / "config.json").write_text('{"vision_config": {"hidden_act": "gelu"}}')
-    with pytest.raises(jclip.ClipError, match="config.json says hidden_act is gelu"):
-        weights.read(folder)
+    assert weights.read_model(folder)[1].activation == "gelu"
 
 
 def damage_index(change):

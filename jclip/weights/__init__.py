@@ -2,12 +2,13 @@
 
 folders.py finds the files, formats.py recognises the format by a file's content, checkpoints.py finds the CLIP in it,
 layouts.py maps names to OpenAI's, such as visual.transformer.resblocks.0.attn.in_proj_weight, and the result must be
-complete and have the right shapes.
+complete and have the right shapes. configs.py reads what the tensors do not show, such as the activation.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 from pathlib import Path
 from typing import BinaryIO
@@ -17,9 +18,11 @@ import numpy as np
 from ..architecture import architecture_of, expected_shapes
 from ..errors import ClipError
 from ..paths import expand
-from . import checkpoints, configs, folders, foreign, formats, layouts, unpickle
+from ..settings import ModelSettings
+from . import checkpoints, configs, families, folders, foreign, formats, layouts, unpickle
 
 MAX_LISTED = 8  # names in an error message before "and n more"
+RECORD = "meta"  # the name, beside the tensors, of a JSON text with the settings of the model
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -40,27 +43,70 @@ def read(path: Path) -> dict[str, np.ndarray]:
     Raises
     ------
     ClipError
+        As in `read_model`.
+    """
+    return read_model(path)[0]
+
+
+def read_model(path: Path, activation: str | None = None) -> tuple[dict[str, np.ndarray], ModelSettings]:
+    """Read weights as `read` does, and what they do not show of their model.
+
+    The activation, the attention heads and the preprocessing are those that a config of open_clip or Hugging Face
+    beside the file states, or the record of `write` in it. Without either they are OpenAI's, and where that may be
+    wrong, it is logged.
+
+    Parameters
+    ----------
+    path : str or Path
+    activation : "gelu", "quickgelu" or None
+        For weights without a config or record.
+
+    Returns
+    -------
+    dict of str to array
+    ModelSettings
+
+    Raises
+    ------
+    ClipError
         If the file is missing, damaged or in another format; if tensors are missing, extra, misshapen or not finite,
-        which the message lists; or if the model is one that jclip does not compute, also according to a config of
-        Hugging Face or open_clip beside the file.
+        which the message lists; if the model is one that jclip does not compute, also according to a config of
+        Hugging Face or open_clip beside the file; or if the activation given is another than that stated there.
     """
     path = expand(path)
     files, index = folders.find(path)
-    state = _tensors(path, files, index)
+    state, record = _tensors(path, files, index)
     config_files = configs.candidates(files[0], state)
+    known = {"--activation": activation} if activation else {}
+    if configs.OPENAI_ONLY in state:
+        known["OpenAI's own file"] = "quickgelu"
     names = list(state)
     try:
         state = layouts.openai_names(state)
-        sizes = architecture_of(state)
+        sizes = architecture_of(state, ModelSettings(vision_heads=1, text_heads=1))  # the heads are not known yet
     except (ValueError, ClipError) as error:
-        raise ClipError(f"{path}: {error}{_lacking(state, names)}") from None
+        raise ClipError(f"{path}: {_other(names, config_files) or f'{error}{_lacking(state, names)}'}") from None
+    if expected_shapes(sizes).keys() != state.keys() and (other := _other(names, config_files)):
+        raise ClipError(f"{path}: {other}")
+    if sizes.vocab_size > families.MAX_VOCABULARY:
+        raise ClipError(f"{path}: {sizes.vocab_size} token ids, those of another tokenizer; {families.COMPUTED}")
     _check(path, state, expected_shapes(sizes))
-    configs.check(config_files, path, sizes)
-    return state
+    settings = configs.settings(path, sizes, config_files, record, known)
+    try:
+        architecture_of(state, settings)
+    except ClipError as error:
+        raise ClipError(f"{path}: {error}; the config beside the weights says how many heads they have") from None
+    return state, settings
 
 
-def _tensors(path: Path, files: list[Path], index: Path | None) -> dict[str, np.ndarray]:
-    """Return the tensors of the CLIP in the files, by the names in them."""
+def _other(names: list[str], config_files: list[Path]) -> str | None:
+    """Return what a model is that jclip does not compute, by the names of its tensors or a config, or None."""
+    family = families.family(names)
+    return f"{family}; {families.COMPUTED}" if family else configs.refusal(config_files)
+
+
+def _tensors(path: Path, files: list[Path], index: Path | None) -> tuple[dict[str, np.ndarray], str | None]:
+    """Return the tensors of the CLIP in the files, by the names in them, and the record of its settings."""
     contents = {}
     for file in files:
         try:
@@ -75,7 +121,10 @@ def _tensors(path: Path, files: list[Path], index: Path | None) -> dict[str, np.
         raise
     except unpickle.DAMAGE as error:
         raise _damaged(path, error) from None
-    return state
+    record = unpickle.to_array(content.get(RECORD)) if isinstance(content, dict) else None
+    if isinstance(record, np.ndarray):
+        record = str(record) if record.shape == () and record.dtype.kind == "U" else None
+    return state, record if isinstance(record, str) else None
 
 
 def _damaged(path: Path, error: Exception) -> ClipError:
@@ -95,7 +144,7 @@ def _lacking(state: dict[str, np.ndarray], names: list[str]) -> str:
     return f": {lacking}; its tensors are named {_join(names)}" if names else f": {lacking}"
 
 
-def write(state: dict[str, np.ndarray], file: BinaryIO) -> None:
+def write(state: dict[str, np.ndarray], file: BinaryIO, settings: dict | None = None) -> None:
     """Write weights as float32 in the format of jt.save, which jt.load and JCLIP read.
 
     The format is a pickle, its SHA-1 and Jittor's magic word.
@@ -104,6 +153,8 @@ def write(state: dict[str, np.ndarray], file: BinaryIO) -> None:
     ----------
     state : dict of str to array
     file : binary file
+    settings : dict, optional
+        What `ModelSettings.differences` returns; it is recorded under the name RECORD, and nothing is if it is empty.
     """
     digest = hashlib.sha1()
 
@@ -114,7 +165,9 @@ def write(state: dict[str, np.ndarray], file: BinaryIO) -> None:
 
     pickler = pickle.Pickler(HashingWriter(), 4)
     pickler.fast = True  # no memo, which would keep a copy of every array until the end
-    pickler.dump({name: np.ascontiguousarray(value, np.float32).reshape(value.shape) for name, value in state.items()})
+    record = {RECORD: json.dumps(settings, sort_keys=True)} if settings else {}
+    arrays = {name: np.ascontiguousarray(value, np.float32).reshape(value.shape) for name, value in state.items()}
+    pickler.dump({**arrays, **record})
     file.write(digest.digest() + unpickle.JITTOR_MAGIC)
 
 

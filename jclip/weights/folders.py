@@ -17,8 +17,11 @@ NAMES = (
     "pytorch_model.bin",
     f"pytorch_model.bin{INDEX}",
     "open_clip_model.safetensors",
+    f"open_clip_model.safetensors{INDEX}",
     "open_clip_pytorch_model.bin",
+    f"open_clip_pytorch_model.bin{INDEX}",
 )
+HASH = re.compile(r"[0-9A-Za-z]{1,80}")  # of a snapshot in the cache of Hugging Face's hub
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz")
 SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.[a-z]+)")
 
@@ -29,7 +32,7 @@ def find(path: Path) -> tuple[list[Path], Path | None]:
     Parameters
     ----------
     path : Path
-        A file, an index of shards, or a folder with either, such as one of Hugging Face.
+        A file, an index of shards, or a folder with either, such as one of Hugging Face, or of its hub's cache.
 
     Returns
     -------
@@ -112,9 +115,11 @@ def _in_folder(folder: Path) -> Path:
     named = next((folder / name for name in NAMES if (folder / name).is_file()), None)
     if named:
         return named
-    snapshots = [path for path in (folder / "snapshots").glob("*") if path.is_dir()]  # Hugging Face's cache
-    if len(snapshots) == 1:
-        return _in_folder(snapshots[0])
+    if snapshot := _snapshot(folder):
+        return _in_folder(snapshot)
+    missing = next((folder / name for name in NAMES if (folder / name).is_symlink()), None)
+    if missing:
+        raise ClipError(f"{missing}: a link to a file that does not exist; download the weights again")
     present = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     if len(present) == 1:
         return present[0]
@@ -124,3 +129,22 @@ def _in_folder(folder: Path) -> Path:
         f"{folder}: a folder without {NAMES[0]}, {NAMES[2]} or an index of their parts; weights files in it: {found}; "
         f"{remedy}"
     )
+
+
+def _snapshot(folder: Path) -> Path | None:
+    """Return the snapshot in a folder models--OWNER--NAME of the hub's cache that refs/main names, or the only one.
+
+    Raises ClipError if there are several, and refs/main names none of them.
+    """
+    snapshots = sorted(path for path in (folder / "snapshots").glob("*") if path.is_dir())
+    try:
+        main = bounded.content(folder / "refs/main", 1 << 10).decode("ascii", "replace").strip()
+    except (OSError, ValueError):
+        main = ""
+    named = [path for path in snapshots if HASH.fullmatch(main) and path.name == main]
+    if len(snapshots) > 1 and not named:
+        names = ", ".join(path.name for path in snapshots[:8])
+        raise ClipError(
+            f"{folder}: {len(snapshots)} snapshots, and refs/main names none; give one of snapshots/: {names}"
+        )
+    return next(iter(named or snapshots), None)

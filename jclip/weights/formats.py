@@ -59,7 +59,9 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
             names = file.keys()
             if any(file.get_slice(name).get_dtype() == "BF16" for name in names):
                 raise ValueError("its numbers are bfloat16, which numpy lacks; save it as float16 or float32")
-            return {name: file.get_tensor(name) for name in names}
+            state = {name: file.get_tensor(name) for name in names}
+            record = (file.metadata() or {}).get("meta")  # as in an .npz, a JSON text about the model
+            return {**state, "meta": np.array(record)} if record and "meta" not in state else state
     except SafetensorError as error:
         is_cut = "not fully covered" in str(error) or "larger than the file" in str(error)
         raise ValueError(f"{'cut short, or damaged: ' * is_cut}{error}") from None
