@@ -80,7 +80,7 @@ def test_the_variable_of_the_flags_is_not_left_behind_and_not_set_without_need()
 
 @pytest.mark.parametrize("version, changed", [((3, 12), False), ((3, 13), True), ((3, 15), True)])
 def test_locals_has_what_a_module_of_jittor_has_imported(monkeypatch, version, changed):
-    monkeypatch.setattr(sys, "version_info", version)
+    monkeypatch.setattr(compat, "PYTHON", version)
     module = ModuleType("jittor_utils")
     compat.before_import(module)
     assert hasattr(module, "locals") is changed
@@ -91,7 +91,7 @@ def test_locals_has_what_a_module_of_jittor_has_imported(monkeypatch, version, c
 
 @pytest.mark.parametrize("version, method", [((3, 13), None), ((3, 14), "fork")])
 def test_processes_that_compile_are_forked(monkeypatch, version, method):
-    monkeypatch.setattr(sys, "version_info", version)
+    monkeypatch.setattr(compat, "PYTHON", version)
     module = ModuleType("jittor_utils")
     module.Pool = None
     compat.after_import(module)

@@ -31,6 +31,7 @@ import numpy as np
 from .. import home
 from ..errors import ClipError
 
+PYTHON = sys.version_info[:2]
 MODULES = ("jittor_utils", "jittor.compiler")  # those that `before_import` and `after_import` change
 HEADER = Path(__file__).with_name("numpy.h")
 # One word each, because Jittor takes a separate `cstdint` for a source file.
@@ -98,13 +99,13 @@ def _gcc_version() -> int:
 
 def before_import(module) -> None:
     """Change a module of MODULES before its code runs."""
-    if sys.version_info >= (3, 13):
+    if PYTHON >= (3, 13):
         module.locals = lambda: sys.modules  # what it looks up there is a module that it has just imported
 
 
 def after_import(module) -> None:
     """Change a module of MODULES after its code has run."""
-    if sys.version_info >= (3, 14) and hasattr(module, "Pool") and hasattr(os, "fork"):
+    if PYTHON >= (3, 14) and hasattr(module, "Pool") and hasattr(os, "fork"):
         # Other processes than forked ones would import the main script, and then wait for Jittor's lock for ever.
         module.Pool = multiprocessing.get_context("fork").Pool
 
