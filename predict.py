@@ -140,7 +140,7 @@ def write_report(a: argparse.Namespace, adapter: artifacts.Adapter, test: artifa
     answers = report_data.collect(a.output, adapter, test, logits)
     written = publish.write(a.report, answers, a.data, a.split, a.report_photos, a.lang)
     print(
-        f"{a.report}: {written.shown} test photographs, {written.pictures} pictures; the numbers are in {written.json}, "
+        f"{a.report}: {written.shown} test photographs, {written.pictures} pictures; the numbers in {written.json}, "
         f"what to label next in {written.csv}"
     )
 

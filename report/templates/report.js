@@ -228,7 +228,7 @@
     const list = scores.confused.map((pair) => {
       const strip = el("div", { class: "strip" });
       const details = el("details", { class: "pair", on: { toggle: () => { if (details.open && !strip.childNodes.length) strip.append(...pairPhotos(pair)); } } },
-        el("summary", {}, el("span", { class: "badge" }, number(pair.n)), el("span", {}, name(className(pair.is)), el("span", { class: "quiet arrow-right" }, " → "), name(className(pair.taken_for)))), strip);
+        el("summary", { "aria-label": `${say("pair", { is: className(pair.is), as: className(pair.taken_for) })}: ${number(pair.n)}` }, el("span", { class: "badge" }, number(pair.n)), el("span", {}, name(className(pair.is)), el("span", { class: "quiet arrow-right" }, " → "), name(className(pair.taken_for)))), strip);
       return el("li", {}, details);
     });
     return [el("h3", {}, say("pairs")), quiet(list.length ? say("pairs_note") : say("no_pairs")), el("ol", { class: "pairs" }, list)];
@@ -275,7 +275,7 @@
   const byRow = new Map(DATA.photographs.map((photo) => [photo.row, photo]));
   const margin = (photo) => photo.top[0][1] - (photo.top[1] ? photo.top[1][1] : 0);
   const LEVELS = [0, 0.5, 0.8, 0.95];
-  let found = [], shown = 0;
+  let found = [], shown = 0, flowing = false;
 
   function fillSelect(id, options) {
     const select = $(id), kept = select.value;
@@ -321,6 +321,7 @@
     $("count").textContent = found.length ? say("count", { n: number(found.length), total: number(DATA.photographs.length) }) : say("count_none");
     $("grid").replaceChildren();
     shown = 0;
+    flowing = false;
     more();
   }
 
@@ -485,7 +486,7 @@
   // ---- what made it ----
 
   const plain = (value) => (typeof value === "number" ? String(Number(value.toPrecision(4))) : Array.isArray(value) ? value.map(plain).join(", ")
-    : value && typeof value === "object" ? Object.entries(value).map(([key, inner]) => `${key} ${plain(inner)}`).join(", ") : visible(String(value)));
+    : value && typeof value === "object" ? Object.entries(value).map(([key, inner]) => `${visible(key)}: ${plain(inner)}`).join(" · ") : visible(String(value)));
 
   function about() {
     const { method, program, versions, shots, val, test, labelled, made_by: made } = DATA.about;
@@ -522,7 +523,7 @@
   $("filters").addEventListener("submit", (event) => event.preventDefault());
   $("filters").addEventListener("input", apply);
   $("reset").addEventListener("click", () => { reset(); apply(); });
-  $("more").addEventListener("click", more);
+  $("more").addEventListener("click", () => { flowing = true; more(); });
   $("next-more").addEventListener("click", moreNext);
   $("close").addEventListener("click", () => $("dialog").close());
   $("previous").addEventListener("click", () => step(-1));
@@ -532,7 +533,9 @@
     if (event.key === "ArrowLeft") step(-1);
     if (event.key === "ArrowRight") step(1);
   });
-  // further photographs are drawn when the end of the list comes near
-  new IntersectionObserver((entries) => { if (entries.some((entry) => entry.isIntersecting) && !$("more").hidden) more(); }, { rootMargin: "0px" }).observe($("more"));
+  // Once more photographs are asked for, further ones follow as the end of the list comes near; not before, because the
+  // sections below would run away from who scrolls to them.
+  new IntersectionObserver((entries) => { if (flowing && entries.some((entry) => entry.isIntersecting) && !$("more").hidden) more(); }, { rootMargin: "600px" }).observe($("more"));
+  for (const link of document.querySelectorAll("nav a")) link.addEventListener("click", () => { flowing = false; });
   render();
 })();
