@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +18,11 @@ FLAGS = (
     *("--disable-background-networking", "--disable-sync", "--disable-extensions", "--disable-dev-shm-usage"),
     *("--remote-debugging-pipe", "--hide-scrollbars", "--lang=en-US"),
 )
+# the browser reads commands from descriptor 3 and writes to 4
+START = """import fcntl, os, sys
+read, write = (fcntl.fcntl(int(descriptor), fcntl.F_DUPFD, 5) for descriptor in sys.argv[1:3])
+os.dup2(read, 3), os.dup2(write, 4)
+os.execvp(sys.argv[3], sys.argv[3:])"""
 SECONDS = 60  # to wait for an answer or a condition
 
 
@@ -42,8 +48,7 @@ class Browser:
         self._pending, self._last = b"", 0
         to_browser, self._to = os.pipe()
         self._from, from_browser = os.pipe()
-        # the browser reads commands from descriptor 3 and writes to 4
-        command = ["sh", "-c", f'exec "$@" 3<&{to_browser} 4>&{from_browser}', "sh", find(), *FLAGS]
+        command = [sys.executable, "-c", START, str(to_browser), str(from_browser), find(), *FLAGS]
         self._process = subprocess.Popen(
             [*command, f"--user-data-dir={profile}", "about:blank"],
             pass_fds=(to_browser, from_browser),

@@ -14,7 +14,7 @@ from fewshot.artifacts import Split, Support, Text
 from jclip.features import unit
 
 HOSTILE_CLASS = "<img src=x onerror=\"document.title='pwned'\">"
-CLASSES = ["cat", "dog", HOSTILE_CLASS, "Tower & '\"bridge\""]
+CLASSES = ["cat", "dog", HOSTILE_CLASS, 'Tower & \'"bridge"']
 # a folder "…<" with a file "script>…": names are paths below the test folder
 HOSTILE_NAME = "</script><script>document.title='pwned'</script>.jpg"
 BIDI_NAME = "photo\u202egpj.exe.jpg"
@@ -49,7 +49,9 @@ def make(folder: Path, method: str = "tip", labelled: bool = True, photographs: 
     test[rows] = around(np.full(PAIR[2], PAIR[1]))
     test[COPY] = unit(shots[COPIED] + 0.005 * rng.normal(size=32))
     names = test_names()
-    text = Text(unit(centres + 0.5 * rng.normal(size=(4, 32)) / 32**0.5), np.array(CLASSES), 20.0, {"groups": list("AABB")})
+    text = Text(
+        unit(centres + 0.5 * rng.normal(size=(4, 32)) / 32**0.5), np.array(CLASSES), 20.0, {"groups": list("AABB")}
+    )
     support = Support(shots[:, None], of_shots, np.array(_train_names("shot", of_shots)))
     validation = Split(val, of_val, np.array(_train_names("val", of_val)))
     unreadable = {"broken <b>.jpg": "not an image"}

@@ -7,9 +7,7 @@ from report_task import BIDI_NAME, COPIED, COPY, HOSTILE_CLASS, HOSTILE_NAME, LO
 
 import predict
 
-pytestmark = pytest.mark.skipif(
-    browser.find() is None, reason="needs Chromium (Debian, Ubuntu: apt install chromium)"
-)
+pytestmark = pytest.mark.skipif(browser.find() is None, reason="needs Chromium (Debian, Ubuntu: apt install chromium)")
 TOTAL = 4 * TEST
 
 
@@ -62,7 +60,9 @@ def text(page, selector):
 def test_all_photographs_and_their_pictures_are_shown(opened):
     assert sorted(rows(opened)) == list(range(TOTAL)) and f"{TOTAL} of {TOTAL}" in text(opened, "#count")
     opened.until("[...document.querySelectorAll('#grid img')].every((image) => image.complete)")
-    assert opened.js("[...document.querySelectorAll('#grid img')].filter((i) => i.naturalWidth === 160).length") == TOTAL
+    assert (
+        opened.js("[...document.querySelectorAll('#grid img')].filter((i) => i.naturalWidth === 160).length") == TOTAL
+    )
     assert opened.js("[...document.images].every((image) => image.alt)")
 
 
@@ -90,7 +90,9 @@ def test_filters_and_search_do_what_they_say(opened):
 
 
 def test_the_order_is_by_margin(opened):
-    margins = "JSON.parse(document.getElementById('data').textContent).photographs.map((p) => p.top[0][1] - p.top[1][1])"
+    margins = (
+        "JSON.parse(document.getElementById('data').textContent).photographs.map((p) => p.top[0][1] - p.top[1][1])"
+    )
     margin = opened.js(margins)
     for order, sign in (("unsure", 1), ("sure", -1)):
         choose(opened, "sort", order)
@@ -140,7 +142,7 @@ def test_planted_faults_are_seen_first(opened):
     assert "Labelled dog" in text(opened, first) and "looks like cat" in text(opened, first)
     assert f"image_{COPY}.jpg" in text(opened, "#suspect-copies .couple")
     assert f"shot_{COPIED}.jpg" in text(opened, "#suspect-copies .couple")
-    assert text(opened, "#pairs summary").startswith(f"{PAIR[2]}dog → Tower & '\"bridge\"")
+    assert text(opened, "#pairs summary").startswith(f'{PAIR[2]}dog → Tower & \'"bridge"')
     opened.js("document.querySelector('#pairs summary').click()")
     opened.until(f"document.querySelectorAll('#pairs .strip img').length === {PAIR[2]}")
 
@@ -163,6 +165,7 @@ def test_nothing_of_a_hostile_page_could_run(opened):
     assert text(opened, "title") == "Classification report"
     assert any("Content Security Policy" in problem for problem in opened.problems)
     opened.problems.clear()
+    assert opened.requests.pop().endswith("/x")  # asked for, and refused
 
 
 @pytest.mark.parametrize("width, dark", [(1280, False), (1280, True), (390, False), (390, True)])
@@ -180,7 +183,9 @@ def test_every_control_has_a_name(opened):
     nameless = """[...document.querySelectorAll('button, input, select, summary, [role=region], [role=img]')].filter(
         (e) => !(e.textContent.trim() || e.getAttribute('aria-label') || (e.labels && e.labels.length))).length"""
     assert opened.js(nameless) == 0
-    assert opened.js("[...document.querySelectorAll('table')].every((t) => t.caption && t.querySelector('th[scope=col]'))")
+    assert opened.js(
+        "[...document.querySelectorAll('table')].every((t) => t.caption && t.querySelector('th[scope=col]'))"
+    )
 
 
 def test_chinese_where_the_browser_says_so_and_by_the_button(opened, path):
