@@ -22,7 +22,7 @@ from fewshot.rows import softmax
 from fewshot.task_features import read_features
 from jclip.paths import expand
 from methods import METHODS, Settings, train
-from report.label_next import suggest, uncertainty
+from report.label_next import suggest
 from tip_adapter_utils import predict_logits
 
 SHARES = (0.25, 0.5, 1.0)  # of the number of classes
@@ -64,8 +64,7 @@ def compare(task: Task, method: str, seeds: int) -> dict[int, list[tuple[float, 
         pool, rest = np.sort(order[: len(order) // 2]), order[len(order) // 2 :]
         before, probabilities = _trained(task, method, pool[:0], rest, pool)
         sizes = [round(share * len(task.text.names)) for share in SHARES]
-        shots, features = task.support.features[:, 0], task.test.features[pool]
-        suggested = pool[suggest(uncertainty(probabilities), features, shots, sizes[-1])]
+        suggested = pool[suggest(probabilities, task.test.features[pool], sizes[-1])]
         drawn = np.random.default_rng([seed, 1]).permutation(pool)
         for n in sizes:
             top1 = [_trained(task, method, labelled[:n], rest, pool)[0] for labelled in (drawn, suggested)]

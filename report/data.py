@@ -248,10 +248,7 @@ def _label_next(answers: Answers) -> dict:
     unlabelled = np.flatnonzero(answers.test.labels < 0)
     pool = unlabelled if len(unlabelled) else np.arange(len(answers.test.labels))
     probabilities = softmax(answers.logits[pool])
-    uncertain = label_next.uncertainty(probabilities)
-    chosen = label_next.suggest(
-        uncertain, answers.test.features[pool], answers.support.features[:, 0], label_next.SUGGESTED
-    )
+    chosen = label_next.suggest(probabilities, answers.test.features[pool], label_next.SUGGESTED)
     suggested = []
     for i, best in zip(chosen, metrics.top_classes(probabilities[chosen], 2)):
         top = [[int(label), float(f"{probabilities[i, label]:.4g}")] for label in best]

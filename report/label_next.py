@@ -1,4 +1,4 @@
-"""Which unlabelled photographs to label next: those that the classifier is unsure of, unlike each other and the shots.
+"""Which unlabelled photographs to label next: those that the classifier is unsure of, each unlike the others.
 
 bench/label_next.py measures what labelling them gives; docs/report.md has the figures.
 """
@@ -11,54 +11,48 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from fewshot.rows import chunks
-
 from .metrics import spreadsheet_text
 from .space import around
 
 SUGGESTED = 100  # photographs in the list
+MAX_POOL = 3000  # photographs that are compared with each other, the least sure ones
 COLUMNS = ("rank", "name", "likeliest", "probability", "second", "second_probability")
 
 
-def uncertainty(probabilities: np.ndarray) -> np.ndarray:
-    """Return 1 minus the margin between the two likeliest classes, (M,), of probabilities (M, C)."""
-    if probabilities.shape[1] < 2:
-        return np.zeros(len(probabilities))
-    best = -np.partition(-probabilities, 1, axis=1)[:, :2]
-    return 1 - (best[:, 0] - best[:, 1])
-
-
-def suggest(uncertain: np.ndarray, features: np.ndarray, shots: np.ndarray, n: int) -> list[int]:
+def suggest(probabilities: np.ndarray, features: np.ndarray, n: int) -> list[int]:
     """Return the indices of at most n photographs to label, the most useful first.
 
-    Photographs are chosen one after the other: the next is that with the highest product of its uncertainty and its
-    distance (1 minus the cosine similarity, around the mean of all) to the nearest shot or photograph already chosen.
+    Of each photograph, the gradient of the loss for the class that it gets now is (p − e)·fᵀ, with its probabilities p,
+    the unit vector e of its likeliest class, and its features f around their mean. It is long where the classifier is
+    unsure, and two of them are alike where photographs look alike and are torn between the same classes. Photographs
+    are chosen one after the other so that for every photograph there is one among the chosen whose gradient is like its
+    own (facility location): each stands for many others that the classifier is unsure of, and no two for the same.
 
     Parameters
     ----------
-    uncertain : float array of shape (M,)
-        What `uncertainty` returns.
+    probabilities : float array of shape (M, C)
     features : float32 array of shape (M, D)
-    shots : float32 array of shape (N, D)
     n : int
     """
-    if not len(features):
-        return []
-    mean = features.mean(axis=0)
-    placed = around(features, mean)
-    nearest = np.full(len(placed), -1.0, np.float32)
-    if len(shots):
-        placed_shots = around(shots, mean)
-        for rows in chunks(len(placed), len(shots)):
-            nearest[rows] = (placed[rows] @ placed_shots.T).max(axis=1)
-    chosen: list[int] = []
-    for _ in range(min(n, len(placed))):
-        gain = uncertain * (1 - nearest)
-        gain[chosen] = -np.inf
+    unsure = probabilities.astype(np.float32)
+    unsure[np.arange(len(unsure)), probabilities.argmax(axis=1)] -= 1
+    length = np.einsum("mc,mc->m", unsure, unsure)
+    pool = np.sort(np.argsort(-length, kind="stable")[:MAX_POOL])
+    alike = _alike(unsure[pool], features[pool])
+    best, chosen = np.zeros(len(pool), np.float32), []
+    for _ in range(min(n, len(pool))):
+        gain = np.array([np.maximum(row - best, 0).sum() for row in alike])
+        gain[chosen] = -1
         index = int(gain.argmax())
         chosen.append(index)
-        np.maximum(nearest, placed @ placed[index], out=nearest)
-    return chosen
+        np.maximum(best, alike[index], out=best)
+    return pool[chosen].tolist()
+
+
+def _alike(unsure: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Return the products of the photographs' gradients, none below 0: float32 (M, M)."""
+    placed = around(features, features.mean(axis=0))
+    return np.maximum(unsure @ unsure.T, 0) * np.maximum(placed @ placed.T, 0)
 
 
 def table(rows: Iterable[Sequence]) -> bytes:
