@@ -4,7 +4,7 @@
 
 Half of the test photographs, drawn by the seed, are the pool from which N are labelled; the other half scores the
 classifier before and after. Suggested and random photographs are compared on the same halves. The suggestions
-(report/label_next.py) see no label of the pool. N is a quarter, a half and once the number of classes.
+(report/label_next.py) see no label of the pool. N is half, once and twice the number of classes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from methods import METHODS, Settings, train
 from report.label_next import suggest
 from tip_adapter_utils import predict_logits
 
-SHARES = (0.25, 0.5, 1.0)  # of the number of classes
+SHARES = (0.5, 1.0, 2.0)  # of the number of classes
 MARKS = r"(?<=<!-- label next -->\n).*?(?=<!-- end -->)"
 
 

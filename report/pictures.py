@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, features
 
-from jclip import levels, opening, preprocess, reading
+from jclip import levels, opening, preprocess
+from jclip.errors import Unreadable
 from jclip.progress import track
 
 SIDE = 160  # pixels
@@ -18,35 +19,28 @@ SMALLER = (SIDE, 128, 96, 64)  # sides that are tried until a thumbnail is withi
 QUALITIES = (72, 50, 30)
 MAX_BYTES = 24_000_000  # of all thumbnails; base64 makes 32 MB of them
 MAX_SHARE = 12_000  # bytes of one thumbnail, where there are few
-BATCH = 64
-WORKERS = 2  # reading processes, where there are many photographs
 
 
 def thumbnails(paths: Sequence[Path | None]) -> Iterator[str]:
     """Yield the data URI of a thumbnail of each photograph, or "" where there is none or it cannot be read.
 
-    Photographs are read one batch at a time, so memory does not grow with their number.
+    Photographs are read one after the other, so memory does not grow with their number.
 
     Parameters
     ----------
     paths : sequence of Path or None
     """
     share = min(MAX_SHARE, MAX_BYTES // max(1, len(paths)))
-    workers = WORKERS if len(paths) > BATCH else 0
-    images = _read(paths, workers)
-    for image in track(images, "thumbnails", " photograph", len(paths), leave=False):
-        yield "" if image is None else data_uri(image, share)
+    for path in track(paths, "thumbnails", " photograph", len(paths), leave=False):
+        try:
+            yield data_uri(read_square(path), share) if path else ""
+        except Unreadable:  # the report says elsewhere which photographs cannot be read, and why
+            yield ""
 
 
-def _read(paths: Sequence[Path | None], workers: int) -> Iterator[np.ndarray | None]:
-    for batch in reading.batches(paths, read_square, SIDE, BATCH, workers):
-        for i, pixels in enumerate(batch.pixels):
-            yield None if i in batch.failures else pixels
-
-
-def read_square(path: Path | None) -> np.ndarray:
+def read_square(path: Path) -> np.ndarray:
     """Return uint8 (SIDE, SIDE, 3), the square of a photograph that CLIP sees; raise Unreadable with the cause."""
-    with opening.opened(path or "", SIDE) as image:
+    with opening.opened(path, SIDE) as image:
         image.draft("RGB", (SIDE, SIDE))  # decodes a large JPEG at a reduced size, at least as large as this
         return preprocess.crop(levels.eight_bits(image), SIDE)
 
