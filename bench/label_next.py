@@ -4,13 +4,14 @@
 
 Half of the test photographs, drawn by the seed, are the pool from which N are labelled; the other half scores the
 classifier before and after. Suggested and random photographs are compared on the same halves. The suggestions
-(report/label_next.py) see no label of the pool. N is half, once and twice the number of classes.
+(report/label_next.py) see no label of the pool. N is given as shares of the number of classes.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from methods import METHODS, Settings, train
 from report.label_next import suggest
 from tip_adapter_utils import predict_logits
 
-SHARES = (0.5, 1.0, 2.0)  # of the number of classes
+SHARES = "0.25,0.5,1"  # of the number of classes
 MARKS = r"(?<=<!-- label next -->\n).*?(?=<!-- end -->)"
 
 
@@ -35,14 +36,16 @@ def main():
     p.add_argument("--folder", action="append", default=[], type=expand, metavar="DIR", help="an output folder")
     p.add_argument("--method", choices=METHODS, default="blend")
     p.add_argument("--seeds", type=int, default=5, metavar="N", help="halves of the test photographs (default: 5)")
+    p.add_argument("--shares", default=SHARES, metavar="LIST", help=f"N / number of classes (default: {SHARES})")
     p.add_argument("--write", type=expand, metavar="FILE", help="put the table into this file")
     a = p.parse_args()
+    shares = [float(share) for share in a.shares.split(",")]
     lines = [
         "| task | classes | shots | N | before | at random | suggested | suggested − random |\n",
         "|---" * 8 + "|\n",
     ]
     for task in [*map(read, a.tasks), *map(of_folder, a.folder)]:
-        for n, top1 in compare(task, a.method, a.seeds).items():
+        for n, top1 in compare(task, a.method, a.seeds, shares).items():
             lines.append(row(task, n, 100 * np.array(top1)))
             print(lines[-1], end="", flush=True)
     if a.write:
@@ -56,14 +59,16 @@ def of_folder(folder: Path) -> Task:
     return Task(folder.parent.parent.name, *read_features(folder), test)
 
 
-def compare(task: Task, method: str, seeds: int) -> dict[int, list[tuple[float, float, float]]]:
+def compare(
+    task: Task, method: str, seeds: int, shares: Sequence[float]
+) -> dict[int, list[tuple[float, float, float]]]:
     """Return {N: [(top-1 before, with N at random, with the first N suggested), of each seed]}."""
     found: dict[int, list] = {}
     for seed in range(1, seeds + 1):
         order = np.random.default_rng(seed).permutation(len(task.test.labels))
         pool, rest = np.sort(order[: len(order) // 2]), order[len(order) // 2 :]
         before, probabilities = _trained(task, method, pool[:0], rest, pool)
-        sizes = [round(share * len(task.text.names)) for share in SHARES]
+        sizes = [round(share * len(task.text.names)) for share in shares]
         suggested = pool[suggest(probabilities, task.test.features[pool], sizes[-1])]
         drawn = np.random.default_rng([seed, 1]).permutation(pool)
         for n in sizes:

@@ -30,7 +30,7 @@ MAX_FITTED = 2**23  # elements of the logits on which the two weights are fitted
 MIN_ODDS = 20.0  # another class must be so many times as likely as the label
 # Two photographs are near copies if they are so much nearer to each other than a photograph usually is to its nearest
 # neighbour among the training photographs.
-COPY_RATIO = 0.3
+COPY_RATIO = 0.35
 MAX_REFERENCE = 2000  # photographs on which the usual distance is measured
 MAX_UNKNOWN = 0.05  # zero-shot top-1 up to which a name counts as not known
 SPREAD = 3.0  # median absolute deviations below the median from which a class hangs together unusually badly

@@ -243,18 +243,17 @@
 
   function classTable(scores) {
     const rows = DATA.classes.map((entry, label) => ({ ...entry, label, ...(scores ? scores.per_class[label] : {}) }));
-    const columns = [
-      { key: "class", text: say("class"), cell: (row) => name(className(row.label)), value: (row) => className(row.label) },
-      { key: "group", text: say("group"), cell: (row) => visible(row.group), value: (row) => row.group },
-      { key: "shots", text: say("shots"), number: true, cell: (row) => number(row.shots), value: (row) => row.shots },
-    ];
+    // the figures that matter come first, for narrow windows
+    const columns = [{ key: "class", text: say("class"), cell: (row) => name(className(row.label)), value: (row) => className(row.label) }];
     if (scores) columns.push(
-      { key: "n", text: say("n"), number: true, cell: (row) => number(row.n), value: (row) => row.n },
       { key: "top1", text: say("top1"), number: true, cell: (row) => (row.n ? rateCell(row.top1, row.top1 < 0.5 ? "low" : "") : "–"), value: (row) => row.top1 },
       { key: "top5", text: say("top5"), number: true, cell: (row) => percent(row.top5), value: (row) => row.top5 },
-      { key: "zero", text: say("zero_shot"), number: true, cell: (row) => percent(row.zero_shot), value: (row) => row.zero_shot });
+      { key: "zero", text: say("zero_shot"), number: true, cell: (row) => percent(row.zero_shot), value: (row) => row.zero_shot },
+      { key: "n", text: say("n"), number: true, cell: (row) => number(row.n), value: (row) => row.n });
+    columns.push({ key: "shots", text: say("shots"), number: true, cell: (row) => number(row.shots), value: (row) => row.shots });
+    const grouped = new Set(DATA.classes.map((entry) => entry.group)).size > 1;
+    if (grouped) columns.push({ key: "group", text: say("group"), cell: (row) => visible(row.group), value: (row) => row.group });
     columns.push({ key: "show", text: say("show"), cell: (row) => el("button", { type: "button", class: "link", "aria-label": say("photographs_of", { class: className(row.label) }), on: { click: () => showClass(row.label) } }, say("show")) });
-    if (new Set(DATA.classes.map((entry) => entry.group)).size < 2) columns.splice(1, 1);
     const made = table(columns, rows, say("classes"), { sorted: scores ? "top1" : "class" });
     const search = el("input", { type: "search", id: "class-search", autocomplete: "off", spellcheck: "false", on: { input: () => made.filter(search.value) } });
     made.element.classList.add("tall");
@@ -504,6 +503,7 @@
   function render() {
     document.documentElement.lang = language;
     document.title = say("title");
+    document.body.classList.toggle("without-pictures", !places.size);
     for (const part of document.querySelectorAll("[data-t]")) part.textContent = say(part.dataset.t);
     for (const part of document.querySelectorAll("[data-label]")) part.setAttribute("aria-label", say(part.dataset.label));
     $("language").textContent = say("other_language");
