@@ -16,6 +16,7 @@ import numpy as np
 
 import jclip
 from fewshot.artifacts import Adapter, Split, Support, Text, check_together, read
+from fewshot.errors import TaskError
 from fewshot.prompts import class_groups, display_names
 from fewshot.rows import softmax
 from fewshot.task_features import TaskFeatures, has_labels
@@ -53,8 +54,10 @@ def collect(folder: Path, adapter: Adapter, test: Split, logits: np.ndarray) -> 
     Raises
     ------
     TaskError
-        If support.npz or val.npz is damaged, or is of another task than the adapter.
+        If support.npz or val.npz is damaged, or is of another task than the adapter, or a logit is not finite.
     """
+    if not np.isfinite(logits).all():
+        raise TaskError("the adapter gives logits that are not finite; run train_adapter.py again")
     folder, no_rows = expand(folder), np.zeros(0, np.int64)
     support = Support(np.zeros((0, 1, adapter.text.shape[1]), np.float32), no_rows, np.zeros(0, np.str_))
     if (folder / "support.npz").exists():

@@ -34,11 +34,13 @@ def suggest(probabilities: np.ndarray, features: np.ndarray, n: int) -> list[int
     features : float32 array of shape (M, D)
     n : int
     """
-    unsure = probabilities.astype(np.float32)
-    unsure[np.arange(len(unsure)), probabilities.argmax(axis=1)] -= 1
-    length = np.einsum("mc,mc->m", unsure, unsure)
+    length = (
+        np.einsum("mc,mc->m", probabilities, probabilities) - 2 * probabilities.max(axis=1) + 1
+    )  # of p − e, squared
     pool = np.sort(np.argsort(-length, kind="stable")[:MAX_POOL])
-    alike = _alike(unsure[pool], features[pool])
+    unsure = probabilities[pool].astype(np.float32)
+    unsure[np.arange(len(pool)), unsure.argmax(axis=1)] -= 1
+    alike = _alike(unsure, features[pool])
     best, chosen = np.zeros(len(pool), np.float32), []
     for _ in range(min(n, len(pool))):
         gain = np.array([np.maximum(row - best, 0).sum() for row in alike])

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from fewshot.errors import TaskError
+
 TEMPLATES = Path(__file__).parent / "templates"
 LANGUAGES = ("auto", "en", "zh")  # auto: that of the browser
 PICTURES_IN_BLOCK = 64  # thumbnails that the page decodes together
@@ -30,9 +32,16 @@ def parts(data: dict, thumbnails: Iterable[str], language: str = "auto") -> Iter
     thumbnails : iterable of str
         Data URIs; "" where there is no picture.
     language : {"auto", "en", "zh"}
-    """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+    Raises
+    ------
+    TaskError
+        If Jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError:
+        raise TaskError("the report needs Jinja2; run: pip install -r requirements.txt") from None
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

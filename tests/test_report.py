@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -223,6 +224,19 @@ def test_label_next_is_a_table_that_no_spreadsheet_computes(tmp_path):
     assert b"'=1+1" in label_next.table([[1, "=1+1", "a", 0.5, "b", 0.4]])
 
 
+def test_suggestions_are_unsure_and_stand_for_different_photographs():
+    """Two groups of photographs that the classifier is unsure of, and one that it is sure of."""
+    rng = np.random.default_rng(0)
+    group = np.array([0] * 8 + [1] * 5 + [2] * 20)
+    features = np.eye(3)[group] + 0.05 * rng.normal(size=(33, 3))
+    features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+    probabilities = np.array([[0.5, 0.45, 0.05], [0.05, 0.5, 0.45], [0.0, 0.0, 1.0]])[group]
+    chosen = label_next.suggest(probabilities, features, 40)
+    assert [int(group[i]) for i in chosen[:2]] == [0, 1]  # the larger group first, then the other
+    assert len(chosen) == 33 == len(set(chosen)) and set(group[chosen[:13]]) == {0, 1}
+    assert label_next.suggest(probabilities, features, 2) == chosen[:2]
+
+
 def test_only_unlabelled_photographs_are_suggested(tmp_path):
     task = report_task.make(tmp_path / "task", photographs=False)
     split = artifacts.read(task.output / "test.npz", artifacts.Split)
@@ -247,6 +261,26 @@ def test_an_error_leaves_the_old_report(task, tmp_path, monkeypatch, capsys):
     assert "No space left" in capsys.readouterr().err
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == old[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == files
+
+
+def test_without_jinja_one_line_says_what_to_install(task, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    arguments = ["--output", task.output, "--data", task.data, "--report", tmp_path / "report.html"]
+    assert predict.main([*map(str, arguments), "--result", str(tmp_path / "result.txt")]) == 1
+    assert "pip install -r requirements.txt" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["result.txt", "result.zip"]
+
+
+def test_the_least_of_tasks_has_a_report(tmp_path):
+    """One class, one photograph, no shots, and nothing in the folder but adapter.npz and test.npz."""
+    row = np.ones((1, 1), np.float32)
+    text = artifacts.Text(row, np.array(["only"]), 10.0)
+    (tmp_path / "output").mkdir()
+    artifacts.write(tmp_path / "output/adapter.npz", artifacts.Adapter.without_cache("zero-shot", text))
+    artifacts.write(tmp_path / "output/test.npz", artifacts.Split(row, np.array([-1]), np.array(["a.jpg"])))
+    data = report(report_task.Planted(tmp_path / "output", tmp_path / "none"), tmp_path)[1]
+    assert data["splits"] == {} and data["photographs"][0]["top"] == [[0, 1.0]]
+    assert data["confidence"]["classes_answered"] == 1 and data["suspects"]["names"] == []
 
 
 def test_thumbnails_keep_within_their_share(tmp_path):
