@@ -3,6 +3,8 @@
 Bare, it classifies output/test.npz with output/adapter.npz and writes result.txt (one line a photograph: its name and
 five labels, best first) and result.zip. Given photographs or folders, it prints each one's classes and probabilities,
 from the trained adapter or, with --classes, zero-shot: no training and no data set at all. --sheet draws both ways.
+--report writes a page about the test set: how good the answers are and why, what looks wrong in the data, what to label
+next.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from fewshot.prompts import class_groups
 from fewshot.rows import softmax
 from jclip import bounded
 from jclip.paths import expand
-from report import metrics, result, sheet
+from report import data as report_data
+from report import metrics, page, publish, result, sheet
 from tip_adapter_utils import predict_logits
 
 
@@ -54,11 +57,32 @@ def parse(argv) -> argparse.Namespace:
         help=f"also draw a contact sheet of up to {sheet.MAX_PHOTOS} photographs; of the test set, it needs --data",
     )
     p.add_argument(
+        "--report",
+        type=report_path,
+        metavar="FILE.html",
+        help="also write a page for the browser, the same as FILE.json, and label_next.csv; with pictures from --data",
+    )
+    p.add_argument(
+        "--report-photos",
+        type=cli.whole_number(0),
+        default=publish.PHOTOS,
+        metavar="N",
+        help=f"test photographs on the page at most; 0: no pictures (default: {publish.PHOTOS})",
+    )
+    p.add_argument(
+        "--lang",
+        choices=page.LANGUAGES,
+        default="auto",
+        help="language of the page; auto is that of the browser (default: auto)",
+    )
+    p.add_argument(
         "--topk", type=cli.whole_number(1), default=5, metavar="K", help="classes per photograph (default: 5)"
     )
     a = p.parse_args(argv)
     if a.classes is not None and not a.photos:
         p.error("--classes needs photographs or folders to classify")
+    if a.report and a.photos:
+        p.error("--report is about the test set; leave out the photographs")
     if a.result.suffix.lower() == ".zip":
         p.error("--result names the text file; the .zip of it is written beside it")
     return a
@@ -82,6 +106,13 @@ def sheet_path(text: str) -> Path:
     return expand(text)
 
 
+def report_path(text: str) -> Path:
+    """Parse the path of a page, as an argparse type."""
+    if Path(text).suffix.lower() not in (".html", ".htm"):
+        raise argparse.ArgumentTypeError(f"{text}: expected a name that ends in .html")
+    return expand(text)
+
+
 @cli.command
 def main(argv=None):
     a = parse(argv)
@@ -100,6 +131,18 @@ def main(argv=None):
         photos = find_photos(a, adapter, [test.names[i] for i in rows])
         sheet.write(a.sheet, photos, softmax(logits[rows]), adapter, test.labels[rows], a.topk)
         print(f"{a.sheet}: {len(photos)} photographs")
+    if a.report:
+        write_report(a, adapter, test, logits)
+
+
+def write_report(a: argparse.Namespace, adapter: artifacts.Adapter, test: artifacts.Split, logits: np.ndarray) -> None:
+    """Write the report, and print what it is."""
+    answers = report_data.collect(a.output, adapter, test, logits)
+    written = publish.write(a.report, answers, a.data, a.split, a.report_photos, a.lang)
+    print(
+        f"{a.report}: {written.shown} test photographs, {written.pictures} pictures; the numbers in {written.json}, "
+        f"what to label next in {written.csv}"
+    )
 
 
 def write_result(path: Path, adapter: artifacts.Adapter, test: artifacts.Split, logits: np.ndarray, k: int) -> None:

@@ -1,4 +1,4 @@
-"""Run the three scripts on a drawn data set, with each method, and end with a table of accuracies and a picture.
+"""Run the three scripts on a drawn data set, with each method, and end with a table, a picture and a report.
 
     python -m demo.run [FOLDER]
 
@@ -51,14 +51,16 @@ def main(argv=None):
     figures = {}
     for method, name in METHODS.items():
         run("train_adapter.py", "--method", method, "--output", output, "--device", a.device)
-        sheet = ["--sheet", a.folder / "sheet.png", "--data", dataset] if method == "blend" else []
-        run("predict.py", "--output", output, "--result", a.folder / "result.txt", *sheet)
+        pictures = ["--sheet", a.folder / "sheet.png", "--report", a.folder / "report.html", "--data", dataset]
+        last = pictures if method == "blend" else []
+        run("predict.py", "--output", output, "--result", a.folder / "result.txt", *last)
         figures[name] = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["test"]
     with np.load(output / "support.npz") as support, np.load(output / "text.npz") as text:
         shots = {str(text["names"][label]) for label in support["labels"]}
     print(
         table(figures, shots),
         f"The photographs with their five likeliest classes: {a.folder / 'sheet.png'}",
+        f"The report, to be opened in a browser: {a.folder / 'report.html'}",
         sep="\n\n",
     )
 

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -101,12 +102,25 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray) -> float | None:
     """
     if not len(labels):
         return None
+    bins = reliability(logits, labels)
+    return float(np.abs(bins.confidence - bins.correct).sum() / len(labels))
+
+
+class Reliability(NamedTuple):
+    """Sums over the rows of each bin of confidence, the probability of the top-1 prediction; arrays (BINS,)."""
+
+    n: np.ndarray  # rows
+    confidence: np.ndarray  # sum of the confidences
+    correct: np.ndarray  # correct rows
+
+
+def reliability(logits: np.ndarray, labels: np.ndarray) -> Reliability:
+    """Return the bins of a reliability diagram; `labels` (M,) are all known."""
     probabilities = softmax(logits)
     predicted = probabilities.argmax(axis=1)
     confidence, correct = probabilities[np.arange(len(labels)), predicted], predicted == labels
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    gaps = np.abs(np.bincount(bins, confidence, BINS) - np.bincount(bins, correct, BINS))
-    return float(gaps.sum() / len(labels))
+    return Reliability(*(np.bincount(bins, weights, BINS) for weights in (None, confidence, correct)))
 
 
 def confused_pairs(predicted: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> list[dict]:

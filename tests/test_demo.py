@@ -1,5 +1,7 @@
 """A full run of the demo: what `make demo` shows must hold on every machine."""
 
+import json
+
 import numpy as np
 import pytest
 from conftest import PROJECT
@@ -45,6 +47,16 @@ def test_the_contact_sheet_is_drawn(demo_run):
     with Image.open(demo_run[0] / "sheet.png") as sheet:
         assert sheet.width > 1000 and sheet.height > 1000
         assert len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 1000
+
+
+def test_the_report_stands_beside_the_sheet(demo_run):
+    page = (demo_run[0] / "report.html").read_text(encoding="utf-8")
+    data = json.loads((demo_run[0] / "report.json").read_text(encoding="utf-8"))
+    assert len(data["photographs"]) == 480 and data["splits"]["test"]["top1"] == pytest.approx(
+        demo_run[1]["all"][7] / 100, abs=1e-3
+    )
+    assert page.count("data:image/") >= 480 + len(data["shots"])
+    assert set(data["splits"]["test"]["beside"]) == {"zero-shot", "tip", "gda"}
 
 
 def test_the_task_is_new_to_the_demos_clip():
