@@ -15,7 +15,6 @@ import numpy as np
 
 from fewshot.artifacts import Adapter, Split, Support
 from fewshot.rows import chunks, class_sums, softmax, unit_rows
-from methods.blend import fit_weights
 
 from .metrics import top_classes
 from .space import around, distance
@@ -98,6 +97,8 @@ def labels(train: Training, adapter: Adapter) -> list[dict]:
 
 
 def _weights(train: Training, adapter: Adapter) -> np.ndarray:
+    from methods.blend import fit_weights  # here, because predict.py does without the methods unless it reports
+
     n = max(1, MAX_FITTED // len(adapter.names))
     rows = np.linspace(0, len(train.labels) - 1, min(n, len(train.labels))).astype(int)
     logits = np.concatenate([part for _, part in _left_out(train, adapter, rows)], axis=1)

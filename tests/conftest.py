@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jclip import runtime, weights
+from jclip import compat, jittor_cache, runtime, weights
 from jclip.architecture import Architecture, expected_shapes
 
 PROJECT = Path(__file__).parent.parent
@@ -28,6 +28,13 @@ for name, handler in {"SIGINT": signal.default_int_handler, "SIGQUIT": signal.SI
     number = getattr(signal, name, None)  # Windows has no SIGQUIT
     if number and signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
+
+
+# Of an import of Jittor before jclip, which prepares the system for it
+jittor_alone = pytest.mark.skipif(
+    compat.PYTHON >= (3, 13) or bool(jittor_cache.compiler_flags()),
+    reason="on this system Jittor cannot be imported without jclip",
+)
 
 
 def pytest_addoption(parser):
@@ -52,6 +59,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess:
         timeout=600,
         env={
             **{k: v for k, v in os.environ.items() if k not in ("nvcc_path", "use_mpi", "use_parallel_op_compiler")},
+            "PYTHONUNBUFFERED": "1",  # what was printed is there when a signal ends the process
             **environment,
         },
     )

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import python
+from conftest import jittor_alone, python
 
-from jclip import compat, jittor_cache, runtime
+from jclip import jittor_cache, runtime
 
 SHOW_LOG = "import logging; logging.basicConfig(level=logging.INFO, format='%(message)s')\n"
 
@@ -194,7 +194,7 @@ def core_folder(home, **environment) -> Path:
 
 def test_jittor_keeps_its_core_where_it_is_looked_for():
     done = python(
-        "from jclip import compat, jittor_cache, runtime\nruntime.use('cpu')\nimport jittor as jt\n"
+        "from jclip import jittor_cache, runtime\nruntime.use('cpu')\nimport jittor as jt\n"
         "print(jt.flags.cache_path)\nprint(jittor_cache.folder())\nprint(jittor_cache._core_folders())",
         nvcc_path="",
     )
@@ -302,16 +302,7 @@ def test_no_compiler_is_one_clear_error():
     assert done.returncode == 1 and "g++ is missing" in done.stderr.splitlines()[-1]
 
 
-JITTOR_FIRST = pytest.param(
-    "jittor, jclip",
-    marks=pytest.mark.skipif(
-        compat.PYTHON >= (3, 13) or bool(jittor_cache.compiler_flags()),
-        reason="on this system Jittor cannot be imported without jclip",
-    ),
-)
-
-
-@pytest.mark.parametrize("first", ["jclip", "jclip, jittor", JITTOR_FIRST])
+@pytest.mark.parametrize("first", ["jclip", "jclip, jittor", pytest.param("jittor, jclip", marks=jittor_alone)])
 def test_ctrl_c_and_killed_children_act_as_in_any_python(first):
     done = python(
         f"import {first}"

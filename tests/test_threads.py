@@ -1,7 +1,7 @@
 """Jittor imported and used in several threads, each test in a process of its own."""
 
 import pytest
-from conftest import PROJECT, python
+from conftest import PROJECT, jittor_alone, python
 
 SETUP = f"""
 import os, signal, subprocess, sys, threading, time
@@ -64,6 +64,7 @@ check_python_is_itself()
     assert not done.stderr
 
 
+@jittor_alone
 def test_a_thread_may_import_jittor_before_jclip_and_end_after_it_has_loaded():
     done = python(f"""
 import threading
