@@ -450,7 +450,7 @@ PROMPTS = {
     "half a character as a group": (b'{"default": "a {}", "\\udfff": "a {}"}', "surrogates not allowed"),
     "a brace too many": (b'{"default": "a {}}"}', "'default': expected a sentence"),
     "an attribute in braces": (b'{"default": "a {0.__class__} {}"}', "'default': expected a sentence"),
-    "a group that is a path": (b'{"default": "a {}", "../x": "a {}"}', "no name of a group"),
+    "a group that is a path": (b'{"default": "a {}", "../x": "a {}"}', "is not a valid group name"),
     "a group of two lines": (b'{"default": "a {}", "x\\ny": 1}', "expected a sentence"),
     "too much": (b" " * (17 << 20), "larger than 16777216 bytes"),
     "nothing": (b"", "not JSON"),

@@ -27,6 +27,7 @@ NAME = "name.png"  # a suffix that --sheet takes
 OTHER_TEXTS = {  # options that are text, but no path
     ("bench/accuracy.py", "methods"),
     ("bench/cuda.py", "only"),
+    ("bench/label_next.py", "shares"),
     ("bench/parity_reference.py", "open_clip"),
 }
 PROGRAMS = [
