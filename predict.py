@@ -23,8 +23,7 @@ from fewshot.prompts import class_groups
 from fewshot.rows import softmax
 from jclip import bounded
 from jclip.paths import expand
-from report import data as report_data
-from report import metrics, page, publish, result, sheet
+from report import metrics, page, result, sheet
 from tip_adapter_utils import predict_logits
 
 
@@ -65,9 +64,9 @@ def parse(argv) -> argparse.Namespace:
     p.add_argument(
         "--report-photos",
         type=cli.whole_number(0),
-        default=publish.PHOTOS,
+        default=page.PHOTOS,
         metavar="N",
-        help=f"test photographs on the page at most; 0: no pictures (default: {publish.PHOTOS})",
+        help=f"test photographs on the page at most; 0: no pictures (default: {page.PHOTOS})",
     )
     p.add_argument(
         "--lang",
@@ -83,6 +82,8 @@ def parse(argv) -> argparse.Namespace:
         p.error("--classes needs photographs or folders to classify")
     if a.report and a.photos:
         p.error("--report is about the test set; leave out the photographs")
+    if a.report and a.report.with_suffix(".json").name == "metrics.json":
+        p.error("--report also writes FILE.json, which would replace metrics.json; choose another name")
     if a.result.suffix.lower() == ".zip":
         p.error("--result names the text file; the .zip of it is written beside it")
     return a
@@ -137,7 +138,9 @@ def main(argv=None):
 
 def write_report(a: argparse.Namespace, adapter: artifacts.Adapter, test: artifacts.Split, logits: np.ndarray) -> None:
     """Write the report, and print what it is."""
-    answers = report_data.collect(a.output, adapter, test, logits)
+    from report import data, publish  # here, because they import the methods, without which predict.py starts sooner
+
+    answers = data.collect(a.output, adapter, test, logits)
     written = publish.write(a.report, answers, a.data, a.split, a.report_photos, a.lang)
     print(
         f"{a.report}: {written.shown} test photographs, {written.pictures} pictures; the numbers in {written.json}, "

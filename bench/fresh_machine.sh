@@ -18,19 +18,18 @@ if [ ! -e "$root/etc/debian_version" ]; then
   { debootstrap --variant=minbase "$suite" "$root" || { rm -rf "$root"; false; }; } > "$root.log" 2>&1 ||
     { tail -5 "$root.log" >&2; exit 3; }
 fi
-rm -rf "$root"/root/{project,.cache,.jittor}
-git clone -q --no-hardlinks "$project" "$root/root/project"
-# pip may be behind a proxy whose certificate only this machine knows.
-cp -L "${PIP_CERT:-/etc/ssl/certs/ca-certificates.crt}" "$root/root/certificates.crt" 2>/dev/null || true
+rm -rf "$root/newcomer"
+git clone -q --no-hardlinks "$project" "$root/newcomer/project"
+[ -z "${PIP_CERT:-}" ] || cp -L "$PIP_CERT" "$root/newcomer/certificates"  # behind a proxy, pip needs this one
 
-cat > "$root/root/run.sh" <<'RUN'
+cat > "$root/newcomer/run" <<'RUN'
 set -uo pipefail
 export DEBIAN_FRONTEND=noninteractive
 # A mirror that is a snapshot of the past is good enough.
-apt-get -o Acquire::Check-Valid-Until=false update -qq && apt-get install -qq --no-install-recommends $PACKAGES > /root/apt.log 2>&1 \
-  || { tail -5 /root/apt.log >&2; exit 3; }
-[ -s /root/certificates.crt ] && export PIP_CERT=/root/certificates.crt
-cd /root/project
+apt="apt-get -qq -o Acquire::Check-Valid-Until=false"
+{ $apt update && $apt install --no-install-recommends $PACKAGES; } > ~/apt.log 2>&1 || { tail -5 ~/apt.log >&2; exit 3; }
+[ ! -s ~/certificates ] || export PIP_CERT=~/certificates
+cd ~/project
 summary="$(date -u +%F)  Debian $(cat /etc/debian_version)  $(python3 --version)  g++ $(g++ -dumpfullversion)"
 worst=0
 for command in "$@"; do
@@ -47,5 +46,5 @@ exit $worst
 RUN
 unshare --mount bash -c '
   mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && mount --rbind /sys "$0/sys" &&
-  exec chroot "$0" env -i HOME=/root TERM=dumb PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-    LANG=C.UTF-8 PACKAGES="$1" bash /root/run.sh "${@:2}"' "$root" "$packages" "$@"
+  exec chroot "$0" env -i HOME=/newcomer TERM=dumb PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    LANG=C.UTF-8 PACKAGES="$1" bash /newcomer/run "${@:2}"' "$root" "$packages" "$@"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from . import jittor_cache
 from .progress import Progress
 
 INTERVAL = 0.5  # seconds between two looks into the cache
-N_FILES = {"cpu": 157, "cuda": 200}  # that Jittor 1.3.11 compiles for its core, oneDNN's operators included
+# Files that Jittor 1.3.11 compiles for its core without CUDA, oneDNN's operators included. With CUDA there are more, which
+# have not been counted.
+N_FILES = 157
 _log = logging.getLogger("jclip")
 
 
@@ -40,9 +43,9 @@ def shown(nvcc: str, is_compiled: bool) -> Iterator[None]:
 
 def _count(nvcc: str, is_over: threading.Event) -> None:
     started = time.time()
-    total = N_FILES["cuda" if nvcc else "cpu"]
+    total = None if nvcc else N_FILES
     # A quarter of the time passes before the first of these files is compiled, and says nothing about the others.
-    for until, leave in ((1, False), (total + 1, True)):
+    for until, leave in ((1, False), (math.inf, True)):
         with Progress(total, "compiling Jittor", " file", leave=leave) as progress:
             while progress.done < until and not is_over.wait(INTERVAL):
-                progress.update(min(total, jittor_cache.count_objects(started)) - progress.done)
+                progress.update(min(total or math.inf, jittor_cache.count_objects(started)) - progress.done)

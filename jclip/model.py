@@ -16,8 +16,7 @@ from . import kernels, resnet_weights, runtime
 from .architecture import Architecture, architecture_of, expected_shapes
 from .errors import ClipError
 from .module import Module, Sequential
-from .products import Linear
-from .products import matmul as _matmul
+from .products import Linear, matmul
 from .resnet import ResNet
 from .settings import OPENAI, ModelSettings
 
@@ -59,7 +58,7 @@ class PatchEmbedding(Module):
     def tokens(self, x):
         """Return the result as (n, grid², w)."""
         kernel = self.weight.reshape(self.weight.shape[0], -1)  # (w, 3·patch_size²)
-        return _matmul(kernels.patches(x, self.weight.shape[-1], str(kernel.dtype)), kernel)
+        return matmul(kernels.patches(x, self.weight.shape[-1], str(kernel.dtype)), kernel)
 
 
 class Attention(Module):
@@ -72,7 +71,7 @@ class Attention(Module):
         self.heads, self.causal = heads, causal
 
     def execute(self, x):  # (n, l, w) -> (n, l, w)
-        return kernels.attention(_matmul(x, self.in_proj_weight), self.in_proj_bias, self.heads, self.causal)
+        return kernels.attention(matmul(x, self.in_proj_weight), self.in_proj_bias, self.heads, self.causal)
 
 
 class MLP(Module):
@@ -219,7 +218,7 @@ class VisionTransformer(Module):
         # the row of each class token, computed on the device: copying an array to it would wait for the device
         class_rows = jt.index((x.shape[0],), 0) * x.shape[1]
         x = self.transformer.at_rows(self.ln_pre(x), class_rows)  # (n, w)
-        return _matmul(self.ln_post(x), self.proj, transposed=False).float32()  # (n, d)
+        return matmul(self.ln_post(x), self.proj, transposed=False).float32()  # (n, d)
 
 
 class CLIP(Module):
@@ -373,7 +372,7 @@ class CLIP(Module):
         end_rows = jt.array((np.arange(n) * l + end).astype(np.int32))
         end_rows.sync()  # copied now; in the middle of the tower, copying would wait for the device
         x = self.transformer.at_rows(x, end_rows)  # (n, w)
-        return _matmul(self.ln_final(x), self.text_projection, transposed=False).float32()  # (n, d)
+        return matmul(self.ln_final(x), self.text_projection, transposed=False).float32()  # (n, d)
 
     def _check_tokens(self, text) -> np.ndarray:
         """Return token ids as an int32 array; raise ClipError if `encode_text` cannot use them."""

@@ -33,7 +33,8 @@ MIN_BASE_ROWS = 500  # with fewer validation rows of base classes, cross-validat
 # Gaussian prior on the weights of experts that are scaled to logits of mean absolute deviation 1: in the middle between
 # zero-shot and the regression nearest to it, with a sum about as confident as CLIP itself. Its precision is
 # PRIOR_ROWS / rows, so it decides where rows are few and soon yields as they grow; docs/log.md, "Few validation rows".
-PRIOR_MEAN = {"zero-shot": 1.5, EXPERTS[1]: 1.5}
+PRIOR_WEIGHT = 1.5
+PRIOR_MEAN = {"zero-shot": PRIOR_WEIGHT, EXPERTS[1]: PRIOR_WEIGHT}
 PRIOR_ROWS = 200  # number of rows at which the precision is 1
 MIN_SPREAD = 1e-5  # an expert whose logits differ by less, relative to their size, differs by rounding only
 

@@ -73,7 +73,8 @@ def _figures(path: Path, adapter: Adapter) -> dict:
         figures = bounded.json_value(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return figures if isinstance(figures, dict) and figures.get("meta") == adapter.meta else {}
+    is_own = isinstance(figures, dict) and figures.get("meta") == adapter.meta
+    return figures if is_own and isinstance(figures.get("val", {}), dict) else {}
 
 
 def summary(answers: Answers) -> dict:

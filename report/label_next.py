@@ -34,9 +34,8 @@ def suggest(probabilities: np.ndarray, features: np.ndarray, n: int) -> list[int
     features : float32 array of shape (M, D)
     n : int
     """
-    length = (
-        np.einsum("mc,mc->m", probabilities, probabilities) - 2 * probabilities.max(axis=1) + 1
-    )  # of p − e, squared
+    squares = np.einsum("mc,mc->m", probabilities, probabilities)
+    length = squares - 2 * probabilities.max(axis=1) + 1  # of p − e, squared
     pool = np.sort(np.argsort(-length, kind="stable")[:MAX_POOL])
     unsure = probabilities[pool].astype(np.float32)
     unsure[np.arange(len(pool)), unsure.argmax(axis=1)] -= 1

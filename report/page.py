@@ -16,6 +16,7 @@ from pathlib import Path
 from fewshot.errors import TaskError
 
 TEMPLATES = Path(__file__).parent / "templates"
+PHOTOS = 5000  # test photographs on a page, if nobody asks for another number
 LANGUAGES = ("auto", "en", "zh")  # auto: that of the browser
 PICTURES_IN_BLOCK = 64  # thumbnails that the page decodes together
 # in JSON inside <script>: nothing that could end the element, or begin a comment

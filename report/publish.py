@@ -17,7 +17,6 @@ from jclip.paths import expand
 
 from . import data, label_next, page, pictures
 
-PHOTOS = 5000  # test photographs on the page
 logger = logging.getLogger("report")
 
 
@@ -31,7 +30,7 @@ class Written(NamedTuple):
 
 
 def write(
-    path: Path, answers: data.Answers, folder: Path, split: str = "B", photos: int = PHOTOS, language: str = "auto"
+    path: Path, answers: data.Answers, folder: Path, split: str = "B", photos: int = page.PHOTOS, language: str = "auto"
 ) -> Written:
     """Write the report of the answers as an HTML page, with a .json file and label_next.csv beside it.
 
@@ -68,9 +67,9 @@ def write(
 def shown_rows(summary: dict, total: int, most: int) -> list[int]:
     """Return the rows of the test photographs on the page: those of findings first, then evenly spaced ones.
 
-    All photographs are on a page without pictures of up to PHOTOS.
+    All photographs are on a page without pictures of up to page.PHOTOS.
     """
-    most = most or PHOTOS
+    most = most or page.PHOTOS
     if total <= most:
         return list(range(total))
     wanted = [entry["row"] for entry in summary["label_next"]["photographs"]]

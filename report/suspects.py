@@ -15,6 +15,7 @@ import numpy as np
 
 from fewshot.artifacts import Adapter, Split, Support
 from fewshot.rows import chunks, class_sums, softmax, unit_rows
+from methods.blend import PRIOR_WEIGHT, fit_weights
 
 from .metrics import top_classes
 from .space import around, distance
@@ -24,7 +25,6 @@ MAX_ELEMENTS = 2**22  # of the matrices of a chunk: 16 MB each
 # Of a class's text in its prototype, beside a weight of 1 for each photograph. On Stanford Cars and SUN397 (training
 # rows, 3 % of them mislabelled), 0.5 and 1 find the same; a ridge regression and a cache find a little less.
 TEXT_WEIGHT = 0.5
-PRIOR = np.array([1.5, 1.5])  # mean weights of texts and prototypes, as in methods.blend
 MAX_FITTED = 2**23  # elements of the logits on which the two weights are fitted
 MIN_ODDS = 20.0  # another class must be so many times as likely as the label
 # Two photographs are near copies if they are so much nearer to each other than a photograph usually is to its nearest
@@ -97,12 +97,10 @@ def labels(train: Training, adapter: Adapter) -> list[dict]:
 
 
 def _weights(train: Training, adapter: Adapter) -> np.ndarray:
-    from methods.blend import fit_weights  # here, because predict.py does without the methods unless it reports
-
     n = max(1, MAX_FITTED // len(adapter.names))
     rows = np.linspace(0, len(train.labels) - 1, min(n, len(train.labels))).astype(int)
     logits = np.concatenate([part for _, part in _left_out(train, adapter, rows)], axis=1)
-    return fit_weights(logits, train.labels[rows], PRIOR)
+    return fit_weights(logits, train.labels[rows], np.array([PRIOR_WEIGHT, PRIOR_WEIGHT]))
 
 
 def _left_out(train: Training, adapter: Adapter, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

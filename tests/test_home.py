@@ -115,7 +115,7 @@ from jclip import compiling, jittor_cache, progress
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 progress.INTERVAL = 10
 model, _ = jclip.load({str(PROJECT / "demo/clip.npz")!r}, device="cpu")
-print(compiling.N_FILES["cpu"] - jittor_cache.count_objects(since=0))
+print(compiling.N_FILES - jittor_cache.count_objects(since=0))
 print(model.encode_image(np.zeros((2, 3, 48, 48), np.float32)).shape)
 """,
         HOME=str(tmp_path / name),
