@@ -111,7 +111,10 @@ def report_path(text: str) -> Path:
     """Parse the path of a page, as an argparse type."""
     if Path(text).suffix.lower() not in (".html", ".htm"):
         raise argparse.ArgumentTypeError(f"{text}: expected a name that ends in .html")
-    return expand(text)
+    path = expand(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; expected the name of a file")
+    return path
 
 
 @cli.command

@@ -13,8 +13,8 @@ from . import jittor_cache
 from .progress import Progress
 
 INTERVAL = 0.5  # seconds between two looks into the cache
-# Files that Jittor 1.3.11 compiles for its core without CUDA, oneDNN's operators included. With CUDA there are more, which
-# have not been counted.
+# Files that Jittor 1.3.11 compiles for its core without CUDA, oneDNN's operators included. With CUDA there are more,
+# which have not been counted.
 N_FILES = 157
 _log = logging.getLogger("jclip")
 

@@ -298,8 +298,19 @@ def test_reliability_adds_up():
     assert bins.n.sum() == 3 and bins.correct.sum() == 2 and bins.confidence.sum() == pytest.approx(2.3)
 
 
-@pytest.mark.parametrize("options", [["--report", "x.pdf"], ["--report", "x.html", "photo.jpg"], ["--lang", "de"]])
-def test_wrong_options_are_refused(options):
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--report", "x.pdf"], "expected a name that ends in .html"),
+        (["--report", "x.html", "photo.jpg"], "leave out the photographs"),
+        (["--report", "folder.html"], "is a folder"),
+        (["--report", "output/metrics.html"], "would replace metrics.json"),
+        (["--lang", "de"], "invalid choice"),
+    ],
+)
+def test_wrong_options_are_refused(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.html").mkdir()
     with pytest.raises(SystemExit) as stopped:
         predict.parse(options)
-    assert stopped.value.code == 2
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
