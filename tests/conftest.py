@@ -65,6 +65,13 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.fixture(scope="module")
+def jt():
+    """Jittor in this process, on the CPU."""
+    runtime.use("cpu")
+    return runtime.jittor()
+
+
 @pytest.fixture
 def run():
     """Give run(script, *arguments, cwd=…), which runs `python script arguments…` and returns a CompletedProcess."""

@@ -22,7 +22,7 @@ from conftest import GOLDEN, PROJECT
 from PIL import Image
 
 import jclip
-from jclip import features, reading, runtime, weights
+from jclip import features, reading, weights
 from jclip.errors import Unreadable
 from jclip.preprocess import normalised, pixels
 from jclip.tokenizer import clean, tokenize
@@ -33,12 +33,6 @@ TOLERANCE = 1e-5  # relative L2 error of one stage
 def error(actual, expected):
     """Return the largest relative L2 error of any row."""
     return (np.linalg.norm(actual - expected, axis=-1) / np.linalg.norm(expected, axis=-1)).max()
-
-
-@pytest.fixture(scope="module")
-def jt():
-    runtime.use("cpu")
-    return runtime.jittor()
 
 
 @pytest.fixture(scope="module")

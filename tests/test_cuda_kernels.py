@@ -9,19 +9,12 @@ from conftest import GOLDEN
 from cuda_emulator import Emulator
 from test_kernels import WIDTHS, attention, exact_gelu, normal
 
-from jclip import runtime
 from jclip.preprocess import LEVELS, normalised
 
 if not shutil.which("g++"):
     pytest.skip("needs g++", allow_module_level=True)
 
 DTYPES = {"float32": 2e-5, "float16": 2e-3}  # dtype -> tolerance for numbers up to about 5
-
-
-@pytest.fixture(scope="module")
-def jt():
-    runtime.use("cpu")
-    return runtime.jittor()
 
 
 @pytest.fixture(scope="module")

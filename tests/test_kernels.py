@@ -5,16 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from jclip import runtime
 from jclip.errors import ClipError
 
 WIDTHS = [(3, 5, 64), (2, 7, 48), (1, 1, 1), (2, 3, 17), (1, 33, 130)]  # multiples of the vector width, and others
-
-
-@pytest.fixture(scope="module")
-def jt():
-    runtime.use("cpu")
-    return runtime.jittor()
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,6 @@ import jclip
 from jclip import runtime, tokenizer
 
 
-@pytest.fixture(scope="module")
-def jt():
-    runtime.use("cpu")
-    return runtime.jittor()
-
-
 @pytest.fixture
 def model(jt):
     return jclip.load(GOLDEN / "clip_weights.npz", "cpu")[0]

@@ -9,7 +9,7 @@ from test_clip import TOLERANCE, error
 
 import jclip
 from fewshot import artifacts
-from jclip import features, resnet_weights, runtime, weights
+from jclip import features, resnet_weights, weights
 from jclip.architecture import Architecture, architecture_of, expected_shapes
 from jclip.preprocess import normalised
 
@@ -39,12 +39,6 @@ OFFICIAL = {
     "RN50x16": (sizes(768, 384, (6, 8, 18, 8), 96, 768), 290_979_217),
     "RN50x64": (sizes(1024, 448, (3, 15, 36, 10), 128, 1024), 623_258_305),
 }
-
-
-@pytest.fixture(scope="module")
-def jt():
-    runtime.use("cpu")
-    return runtime.jittor()
 
 
 @pytest.fixture(scope="module")

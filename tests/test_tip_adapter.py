@@ -55,14 +55,6 @@ def rng():
     return np.random.default_rng(3)
 
 
-@pytest.fixture(scope="module")
-def jt():
-    from jclip import runtime
-
-    runtime.use("cpu")
-    return runtime.jittor()
-
-
 # ---- the formula ----
 
 
