@@ -3,8 +3,8 @@
 Bare, it classifies output/test.npz with output/adapter.npz and writes result.txt (one line a photograph: its name and
 five labels, best first) and result.zip. Given photographs or folders, it prints each one's classes and probabilities,
 from the trained adapter or, with --classes, zero-shot: no training and no data set at all. --sheet draws both ways.
---report writes a page about the test set: how good the answers are and why, what looks wrong in the data, what to label
-next.
+--transductive lets the photographs of the test set help to classify each other. --report writes a page about the test
+set: how good the answers are and why, what looks wrong in the data, what to label next.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fewshot import artifacts, class_names, cli, data
 from fewshot.errors import TaskError, preview
 from fewshot.prompts import class_groups
 from fewshot.rows import softmax
+from fewshot.task_features import read_labelled
 from jclip import bounded
 from jclip.paths import expand
 from report import metrics, page, result, sheet
@@ -48,6 +49,15 @@ def parse(argv) -> argparse.Namespace:
         default=Path("result.txt"),
         metavar="FILE",
         help="what to write; a .zip of it stands beside it (default: result.txt)",
+    )
+    p.add_argument(
+        "--transductive",
+        nargs="?",
+        const=True,
+        choices=("balanced",),
+        metavar="balanced",
+        help="let the test photographs help to classify each other: an answer then depends on the others, too; with "
+        "`balanced`, all classes are taken to be about equally frequent among them",
     )
     p.add_argument(
         "--sheet",
@@ -80,6 +90,8 @@ def parse(argv) -> argparse.Namespace:
     a = p.parse_args(argv)
     if a.classes is not None and not a.photos:
         p.error("--classes needs photographs or folders to classify")
+    if a.transductive and a.photos:
+        p.error("--transductive is about the test set; leave out the photographs")
     if a.report and a.photos:
         p.error("--report is about the test set; leave out the photographs")
     if a.report and a.report.with_suffix(".json").name == "metrics.json":
@@ -126,24 +138,50 @@ def main(argv=None):
     adapter = artifacts.read(a.output / "adapter.npz", artifacts.Adapter)
     test = artifacts.read(a.output / "test.npz", artifacts.Split)
     artifacts.check_together(adapter, test)
-    logits = predict_logits(adapter, test.features)
+    logits, used = predict_logits(adapter, test.features), None
+    if a.transductive:
+        logits, used = predict_together(a.output, adapter, test, a.transductive == "balanced")
     write_result(a.result, adapter, test, logits, a.topk)
-    if (test.labels >= 0).any():
-        record_scores(a.output, adapter, test, logits)
+    if (test.labels >= 0).any() or used:
+        record(a.output, adapter, test, logits, used)
     if a.sheet:  # last, so that an error here loses nothing else
         rows = sheet_rows(test)
         photos = find_photos(a, adapter, [test.names[i] for i in rows])
         sheet.write(a.sheet, photos, softmax(logits[rows]), adapter, test.labels[rows], a.topk)
         print(f"{a.sheet}: {len(photos)} photographs")
     if a.report:
-        write_report(a, adapter, test, logits)
+        write_report(a, adapter, test, logits, used)
 
 
-def write_report(a: argparse.Namespace, adapter: artifacts.Adapter, test: artifacts.Split, logits: np.ndarray) -> None:
+def predict_together(
+    output: Path, adapter: artifacts.Adapter, test: artifacts.Split, balanced: bool
+) -> tuple[np.ndarray, dict]:
+    """Return the logits of test rows that help to classify each other, and what was used; print it."""
+    from methods.transduction import UNEQUAL, transduce
+
+    used = transduce(adapter, test, *read_labelled(output, adapter, test), balanced)
+    sizes = used.sizes
+    spread = (
+        f"confident answers are spread like those of {sizes.effective_classes:.0f} equally frequent classes of "
+        f"{len(adapter.names)}; class sizes vary {sizes.ratio:.1f} times as much as errors explain"
+    )
+    print(f"transductive: strength {used.strength:g}, sizes to the power {sizes.rho:.2f}; {spread}")
+    if balanced and sizes.ratio >= UNEQUAL:
+        print(f"warning: the classes do not look balanced ({spread}); leave out `balanced` in doubt", file=sys.stderr)
+    return used.logits, {"balanced": balanced, "strength": used.strength, **sizes._asdict()}
+
+
+def write_report(
+    a: argparse.Namespace,
+    adapter: artifacts.Adapter,
+    test: artifacts.Split,
+    logits: np.ndarray,
+    transductive: dict | None,
+) -> None:
     """Write the report, and print what it is."""
     from report import data, publish  # here, because they import the methods, without which predict.py starts sooner
 
-    answers = data.collect(a.output, adapter, test, logits)
+    answers = data.collect(a.output, adapter, test, logits, transductive)
     written = publish.write(a.report, answers, a.data, a.split, a.report_photos, a.lang)
     print(
         f"{a.report}: {written.shown} test photographs, {written.pictures} pictures; the numbers in {written.json}, "
@@ -166,12 +204,16 @@ def write_result(path: Path, adapter: artifacts.Adapter, test: artifacts.Split, 
         print(head, *preview(causes), sep="\n  ")
 
 
-def record_scores(output: Path, adapter: artifacts.Adapter, test: artifacts.Split, logits: np.ndarray) -> None:
-    """Print the scores of the labelled test photographs and add them to metrics.json."""
-    scores = metrics.score(logits, test.labels, adapter.names, class_groups(adapter))
+def record(
+    output: Path, adapter: artifacts.Adapter, test: artifacts.Split, logits: np.ndarray, transductive: dict | None
+) -> None:
+    """Print the scores of the labelled test photographs, and add them and what was used to metrics.json."""
+    scores = None
+    if (test.labels >= 0).any():
+        scores = metrics.score(logits, test.labels, adapter.names, class_groups(adapter))
+        print(f"test: top-1 {scores['top1']:.1%}, top-5 {scores['top5']:.1%} of {scores['n']} labelled photographs")
     with cli.locked(output):
-        metrics.record_test(output, scores)
-    print(f"test: top-1 {scores['top1']:.1%}, top-5 {scores['top5']:.1%} of {scores['n']} labelled photographs")
+        metrics.record_test(output, scores, transductive)
 
 
 def sheet_rows(test: artifacts.Split) -> list[int]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from jclip.paths import expand
 
-from .artifacts import Split, Support, Text, check_together, read
+from .artifacts import Adapter, Split, Support, Text, check_together, read
 
 
 class TaskFeatures(NamedTuple):
@@ -33,15 +33,40 @@ def read_features(folder: Path) -> TaskFeatures:
     TaskError
         If text.npz is missing, a file is damaged, or two files do not belong together.
     """
-    folder = expand(folder)
-    text = read(folder / "text.npz", Text)
-    no_shots = Support(
-        np.zeros((0, 1, text.features.shape[1]), np.float32), np.zeros(0, np.int64), np.zeros(0, np.str_)
-    )
-    support = read(folder / "support.npz", Support) if (folder / "support.npz").exists() else no_shots
+    text = read(expand(folder) / "text.npz", Text)
+    return TaskFeatures(text, *read_labelled(folder, text))
+
+
+class Labelled(NamedTuple):
+    """The labelled features of a task."""
+
+    support: Support  # may hold no shots
+    val: Split | None
+
+
+def read_labelled(folder: Path, first: Text | Adapter, *last: Split) -> Labelled:
+    """Read support.npz and val.npz, where they exist, and check that all belongs together.
+
+    Parameters
+    ----------
+    folder : Path
+    first : Text or Adapter
+        What the files must belong to.
+    *last : Split
+        What was made later and must belong to them, such as the test rows.
+
+    Raises
+    ------
+    TaskError
+        If a file is damaged, or two of all these do not belong together.
+    """
+    folder, width = expand(folder), (first.text if isinstance(first, Adapter) else first.features).shape[1]
+    support = Support(np.zeros((0, 1, width), np.float32), np.zeros(0, np.int64), np.zeros(0, np.str_))
+    if (folder / "support.npz").exists():
+        support = read(folder / "support.npz", Support)
     val = read(folder / "val.npz", Split) if (folder / "val.npz").exists() else None
-    check_together(text, support, *([] if val is None else [val]))
-    return TaskFeatures(text, support, val)
+    check_together(first, support, *([] if val is None else [val]), *last)
+    return Labelled(support, val)
 
 
 def has_labels(split: Split | None) -> bool:

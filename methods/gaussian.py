@@ -61,21 +61,23 @@ class TextMap:
 
 
 def pooled_covariance(residuals: np.ndarray, dof: int) -> np.ndarray:
-    """Return the covariance of residuals, shrunk towards a multiple of the identity (after Ledoit & Wolf 2004).
+    """Return the shrunk covariance of residuals, float32 (D, D).
 
     Parameters
     ----------
     residuals : array of shape (n, D)
     dof : int
-        Degrees of freedom: n minus the number of means that were subtracted. The unshrunk covariance has weight
-        dof/(dof + D).
-
-    Returns
-    -------
-    float32 array of shape (D, D)
+        Degrees of freedom: n minus the number of means that were subtracted.
     """
-    width = residuals.shape[1]
-    covariance = residuals.T @ residuals / max(1, dof)
+    return shrunk(residuals.T @ residuals / max(1, dof), dof)
+
+
+def shrunk(covariance: np.ndarray, dof: int) -> np.ndarray:
+    """Return a covariance (D, D), shrunk towards a multiple of the identity (after Ledoit & Wolf 2004), as float32.
+
+    The unshrunk covariance has the weight dof/(dof + D), where dof are the degrees of freedom that it was made from.
+    """
+    width = len(covariance)
     weight, variance = dof / (dof + width), max(np.trace(covariance) / width, MIN_VARIANCE)
     return (weight * covariance + (1 - weight) * variance * np.eye(width)).astype(np.float32)
 

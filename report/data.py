@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 import jclip
-from fewshot.artifacts import Adapter, Split, Support, Text, check_together, read
+from fewshot.artifacts import Adapter, Split, Support, Text
 from fewshot.errors import TaskError
 from fewshot.prompts import class_groups, display_names
 from fewshot.rows import softmax
-from fewshot.task_features import TaskFeatures, has_labels
+from fewshot.task_features import TaskFeatures, has_labels, read_labelled
 from jclip import bounded
 from jclip.paths import expand
 from methods import METHODS, Settings, train
@@ -46,9 +46,12 @@ class Answers(NamedTuple):
     support: Support  # may hold no shots
     val: Split | None
     figures: dict  # metrics.json of this adapter, or {}
+    transductive: dict | None = None  # how the test photographs helped each other, if they did
 
 
-def collect(folder: Path, adapter: Adapter, test: Split, logits: np.ndarray) -> Answers:
+def collect(
+    folder: Path, adapter: Adapter, test: Split, logits: np.ndarray, transductive: dict | None = None
+) -> Answers:
     """Return the Answers of an adapter, with what else is in its folder: shots, validation rows, metrics.json.
 
     Raises
@@ -58,13 +61,9 @@ def collect(folder: Path, adapter: Adapter, test: Split, logits: np.ndarray) -> 
     """
     if not np.isfinite(logits).all():
         raise TaskError("the adapter gives logits that are not finite; run train_adapter.py again")
-    folder, no_rows = expand(folder), np.zeros(0, np.int64)
-    support = Support(np.zeros((0, 1, adapter.text.shape[1]), np.float32), no_rows, np.zeros(0, np.str_))
-    if (folder / "support.npz").exists():
-        support = read(folder / "support.npz", Support)
-    val = read(folder / "val.npz", Split) if (folder / "val.npz").exists() else None
-    check_together(adapter, support, *([] if val is None else [val]), test)
-    return Answers(adapter, test, logits, support, val, _figures(folder / "metrics.json", adapter))
+    support, val = read_labelled(folder, adapter, test)
+    figures = _figures(expand(folder) / "metrics.json", adapter)
+    return Answers(adapter, test, logits, support, val, figures, transductive)
 
 
 def _figures(path: Path, adapter: Adapter) -> dict:
@@ -104,8 +103,10 @@ def photographs(answers: Answers, rows: Sequence[int] | None = None) -> Iterator
     """Yield the answer to each test photograph, or to those of the given rows, and what speaks for it."""
     rows = range(len(answers.test.names)) if rows is None else rows
     evidence = Evidence(answers.adapter, answers.support)
-    features = answers.test.features if isinstance(rows, range) else answers.test.features[list(rows)]
-    for row, answer in zip(rows, evidence.answers(features)):
+    features, logits = answers.test.features, answers.logits
+    if not isinstance(rows, range):
+        features, logits = features[list(rows)], logits[list(rows)]
+    for row, answer in zip(rows, evidence.answers(features, logits)):
         yield {
             "row": int(row),
             "name": str(answers.test.names[row]),
@@ -135,6 +136,7 @@ def _about(answers: Answers) -> dict:
         "test": len(answers.test.labels),
         "labelled": int((answers.test.labels >= 0).sum()),
         "made_by": meta,
+        **({"transductive": answers.transductive} if answers.transductive else {}),
     }
 
 

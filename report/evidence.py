@@ -59,13 +59,16 @@ class Evidence:
         """Return what the strength of a shot is: "affinity" or "similarity"."""
         return "affinity" if self.has_cache else "similarity"
 
-    def answers(self, features: np.ndarray) -> Iterator[Answer]:
-        """Yield the Answer of each row of features (M, D); memory does not grow with their number."""
-        for rows in chunks(len(features), len(self._keys) + len(self.adapter.names), MAX_ELEMENTS):
-            yield from self._chunk(features[rows])
+    def answers(self, features: np.ndarray, logits: np.ndarray) -> Iterator[Answer]:
+        """Yield the Answer of each row of features (M, D), from its logits (M, C), which other rows may have changed.
 
-    def _chunk(self, features: np.ndarray) -> Iterator[Answer]:
-        logits = predict_logits(self.adapter, features)
+        Memory does not grow with the number of rows.
+        """
+        for rows in chunks(len(features), len(self._keys) + len(self.adapter.names), MAX_ELEMENTS):
+            yield from self._chunk(features[rows], logits[rows])
+
+    def _chunk(self, features: np.ndarray, logits: np.ndarray) -> Iterator[Answer]:
+        own = predict_logits(self.adapter, features) if self.has_cache else logits
         by_text = self.adapter.scale * (features @ self.adapter.text.T)
         strengths = features @ self._keys.T
         if self.has_cache:
@@ -74,7 +77,7 @@ class Evidence:
         for row, (top, text) in enumerate(zip(*tops)):
             compared = [label for label, _ in top[:2]]
             shots = [self._strongest(strengths[row], label) for label in compared]
-            yield Answer(top, text, shots, self._lead(logits[row], by_text[row], compared))
+            yield Answer(top, text, shots, self._lead(own[row], by_text[row], compared))
 
     def _strongest(self, strengths: np.ndarray, label: int) -> list[tuple[int, float]]:
         shots = np.arange(len(strengths)) if self._fitted else self._shots_of[label]

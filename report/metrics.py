@@ -173,8 +173,16 @@ def _table_rows(scores: dict) -> Iterator[tuple[str, str, dict]]:
         yield from (("class", name, row) for name, row in scores["per_class"].items())
 
 
-def record_test(folder: Path, scores: dict) -> None:
-    """Add the test scores to the metrics.json and metrics.csv that training wrote.
+def record_test(folder: Path, scores: dict | None, transductive: dict | None = None) -> None:
+    """Add what predict.py did to the metrics.json and metrics.csv that training wrote.
+
+    Parameters
+    ----------
+    folder : Path
+    scores : dict or None
+        Those of the test rows, as `score` returns them; None if no label is known. Older ones are replaced or removed.
+    transductive : dict or None
+        How the test rows helped to classify each other; None if they did not.
 
     Raises
     ------
@@ -188,7 +196,11 @@ def record_test(folder: Path, scores: dict) -> None:
             raise ValueError(f"holds a {type(recorded).__name__}, expected an object")
     except ValueError as error:
         raise TaskError(f"{path}: {error}; run train_adapter.py again") from None
-    write(folder, {**recorded, "test": scores})
+    new = {"test": scores, "transductive": transductive}
+    kept = {key: value for key, value in recorded.items() if key not in new}
+    results = {**kept, **{key: value for key, value in new.items() if value is not None}}
+    if results != recorded:
+        write(folder, results)
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -488,10 +488,11 @@
     : value && typeof value === "object" ? Object.entries(value).map(([key, inner]) => `${visible(key)}: ${plain(inner)}`).join(" · ") : visible(String(value)));
 
   function about() {
-    const { method, program, versions, shots, val, test, labelled, made_by: made } = DATA.about;
+    const { method, program, versions, shots, val, test, labelled, made_by: made, transductive = {} } = DATA.about;
     const { training = {}, ...rest } = made, { chosen = {}, ...options } = training;
     const { weights_sha256: weights, ...extraction } = rest;
     const facts = [["fact_method", method], ["fact_weights", weights], ["fact_training", plain(options)], ["fact_chosen", plain(chosen)],
+      ["fact_transductive", plain(transductive)],
       ["fact_shots", number(shots)], ["fact_val", number(val)], ["fact_test", say("labelled", { n: number(test), m: number(labelled) })],
       ["fact_extraction", plain(Object.fromEntries(Object.entries(extraction).filter(([key]) => !key.endsWith("_sha256"))))],
       ["fact_program", program], ["fact_versions", plain(versions)]];
