@@ -15,15 +15,18 @@ import argparse
 import itertools
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from fewshot.artifacts import Split, Support, Text
-from fewshot.rows import index_in_class, subset, unit_rows
+from bench.transclip import transclip
+from fewshot.artifacts import Adapter, Split, Support, Text
+from fewshot.rows import index_in_class, softmax, subset, unit_rows
 from jclip.paths import expand
 from methods import METHODS, Settings, train
+from methods.transduction import transduce
 from report import metrics
 from tip_adapter_utils import predict_logits
 
@@ -32,6 +35,7 @@ HIDING = ("zero-shot", "tip", "tip-f", "gda", "blend")
 HIDDEN_SEED = 5
 FEW_METHODS = ("zero-shot", "tip", "gda", "blend")  # fast ones, for many small tasks
 SMALL_CLASSES, SMALL_DRAWS = 24, 20  # classes of a small task, and how many of them are drawn
+TAIL, TAIL_DRAWS = 20, 3  # how much more frequent the first class of a long-tailed test set is than the last; draws
 
 
 class Task(NamedTuple):
@@ -50,6 +54,7 @@ class NewClasses(NamedTuple):
 class Predicted(NamedTuple):
     logits: np.ndarray  # of the test rows
     seconds: float  # that training took
+    adapter: Adapter
 
 
 def main():
@@ -70,6 +75,8 @@ def main():
         tables["no validation"] = compare(without_val, methods, a.seeds)
     if small := [task for task in tasks if task.name.endswith("_4")]:
         tables["few rows"] = few_rows(small, [method for method in FEW_METHODS if method in methods])
+    if "blend" in methods:
+        tables["transductive"], tables["long tail"] = transductive(tasks)
     named, hiding = {task.name: task for task in tasks}, [method for method in HIDING if method in methods]
     if hiding and {"sun397_4", "cars_4"} <= named.keys():
         tables["same kind"] = new_classes(hidden(named["sun397_4"], 97), hiding)
@@ -109,7 +116,7 @@ def compare(tasks: list[Task], methods: list[str], seeds: int) -> str:
         for method in methods:
             scores = []
             for seed in range(1, 1 + (seeds if method in DRAWING else 1)):
-                logits, took = predicted(method, task, seed)
+                logits, took, _ = predicted(method, task, seed)
                 figures = metrics.score(logits, task.test.labels, task.text.names, task.text.names)
                 scores.append((100 * figures["top1"], 100 * figures["top5"]))
                 seconds[method].append(took)
@@ -128,7 +135,7 @@ def predicted(method: str, task: Task, seed: int = 1) -> Predicted:
     started = time.perf_counter()
     outcome = train(method, task.text, task.support, task.val, Settings(seed=seed, device="cpu"))
     seconds = time.perf_counter() - started
-    return Predicted(predict_logits(outcome.adapter, task.test.features), seconds)
+    return Predicted(predict_logits(outcome.adapter, task.test.features), seconds, outcome.adapter)
 
 
 # ---- few validation rows ----
@@ -182,6 +189,55 @@ def small_task(task: Task, n_classes: int, shots: int, rows: int, rng: np.random
     )
 
 
+# ---- test rows that help to classify each other ----
+
+
+def transductive(tasks: list[Task]) -> tuple[str, str]:
+    """Two tables, a row a task: top-1 of the test rows as they are, and of long-tailed draws from them, in the mean."""
+    heads = ["blend", "`--transductive`", "`--transductive balanced`"]
+    whole, tails, seconds = [], [], []
+    for task in tasks:
+        logits, _, adapter = predicted("blend", task)
+        zero_shot = task.text.scale * (task.test.features @ task.text.features.T)
+        started = time.perf_counter()
+        found = _top1_together(adapter, task)
+        seconds.append((time.perf_counter() - started) / 2)
+        peers = [transclip(softmax(start), task.test, task.support, task.val) for start in (zero_shot, logits)]
+        whole.append(found + [_top1(peer, task.test) for peer in peers])
+        drawn = [task._replace(test=long_tailed(task.test, seed)) for seed in range(1, 1 + TAIL_DRAWS)]
+        tails.append(np.mean([_top1_together(adapter, draw) for draw in drawn], axis=0))
+        print(f"{task.name:10} together: {np.round(whole[-1], 2)}, long-tailed {np.round(tails[-1], 2)}", flush=True)
+    names = [task.name for task in tasks]
+    table = _table(names, heads + ["TransCLIP on zero-shot", "TransCLIP on blend"], whole)
+    return table + f"| seconds | | {np.mean(seconds):.1f} | | | |\n", _table(names, heads, tails)
+
+
+def _top1_together(adapter: Adapter, task: Task) -> list[float]:
+    ways = (transduce(adapter, task.test, task.support, task.val, balanced).logits for balanced in (False, True))
+    return [_top1(logits, task.test) for logits in (predict_logits(adapter, task.test.features), *ways)]
+
+
+def _top1(logits: np.ndarray, test: Split) -> float:
+    return 100 * float((logits.argmax(axis=1) == test.labels).mean())
+
+
+def _table(names: list[str], heads: list[str], rows: list) -> str:
+    lines = ["| task | " + " | ".join(heads) + " |\n", "|---" * (len(heads) + 1) + "|\n"]
+    lines += [f"| {name} | " + " | ".join(f"{cell:.2f}" for cell in row) + " |\n" for name, row in zip(names, rows)]
+    return "".join(lines) + "| **mean** | " + " | ".join(f"**{x:.2f}**" for x in np.mean(rows, axis=0)) + " |\n"
+
+
+def long_tailed(test: Split, seed: int) -> Split:
+    """Draw rows such that class sizes fall in equal steps of their logarithm, from all rows to one of TAIL."""
+    rng, sizes = np.random.default_rng(seed), np.bincount(test.labels)
+    share = TAIL ** -(rng.permutation(len(sizes)) / (len(sizes) - 1))
+    order = rng.permutation(len(test.labels))
+    kept = np.sort(
+        order[index_in_class(test.labels[order]) < np.maximum(1, np.round(sizes * share))[test.labels[order]]]
+    )
+    return Split(test.features[kept], test.labels[kept], test.names[kept])
+
+
 # ---- classes without shots ----
 
 
@@ -217,18 +273,26 @@ def new_classes(case: NewClasses, methods: list[str]) -> str:
     task, new = case
     is_new = np.isin(task.test.labels, new)
     lines = ["| method | with shots | among these alone | without | harmonic mean | all |\n", "|---" * 6 + "|\n"]
-    for method in methods:
-        logits, _ = predicted(method, task)
+    for name, logits in _of_all_classes(task, methods):
         right = logits.argmax(axis=1) == task.test.labels
         logits[:, new] = -np.inf
         alone = (logits.argmax(axis=1) == task.test.labels)[~is_new]
         base, without = 100 * right[~is_new].mean(), 100 * right[is_new].mean()
         lines.append(
-            f"| {method} | {base:.1f} | {100 * alone.mean():.1f} | {without:.1f} | "
+            f"| {name} | {base:.1f} | {100 * alone.mean():.1f} | {without:.1f} | "
             f"{2 * base * without / (base + without):.1f} | {100 * right.mean():.1f} |\n"
         )
         print(lines[-1], end="", flush=True)
     return "".join(lines)
+
+
+def _of_all_classes(task: Task, methods: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the name and the logits of each method, and those of blend on test rows that help each other."""
+    for method in methods:
+        logits, _, adapter = predicted(method, task)
+        yield method, logits
+        if method == "blend":
+            yield "blend, `--transductive`", transduce(adapter, task.test, task.support, task.val).logits
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from tip_adapter_utils import predict_logits
 
 from .gaussian import TextMap, shrunk
 
-STRENGTHS = (0.0, 0.01, 0.02, 0.04, 0.06)  # tried on the validation rows
+STRENGTHS = (0.0, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)  # tried on the validation rows, until they like it less
 DEFAULT_STRENGTH = 0.02  # without validation rows
 SCALES = np.arange(3, 13, dtype=np.float32) / 10  # of the final logits, which are too confident with Gaussians
 DEFAULT_SCALE = np.float32(0.85)
@@ -85,8 +85,10 @@ def transduce(adapter: Adapter, test: Split, support: Support, val: Split | None
     n_test, features = len(test.features), np.concatenate([test.features, val_rows])
     logp = _log_softmax(predict_logits(adapter, features))
     sizes = class_sizes(np.exp(logp[:n_test]), np.exp(logp[n_test:]), labels, balanced)
+    if not n_test:
+        return Transduced(logp[:0], DEFAULT_STRENGTH, sizes)
     rows = _Rows(features, logp, n_test, adapter.text, support, sizes.rho)
-    if not len(labels) or not n_test:
+    if not len(labels):
         return Transduced(DEFAULT_SCALE * rows.logits(DEFAULT_STRENGTH)[:n_test], DEFAULT_STRENGTH, sizes)
     best, highest = None, -np.inf
     for strength in track(STRENGTHS, "transduction", " strength", leave=False):
