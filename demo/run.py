@@ -51,10 +51,10 @@ def main(argv=None):
     figures = {}
     for method, name in METHODS.items():
         run("train_adapter.py", "--method", method, "--output", output, "--device", a.device)
-        pictures = ["--sheet", a.folder / "sheet.png", "--report", a.folder / "report.html", "--data", dataset]
-        last = pictures if method == "blend" else []
-        run("predict.py", "--output", output, "--result", a.folder / "result.txt", *last)
-        figures[name] = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["test"]
+        figures[name] = predict(output, a.folder / "result.txt")
+    figures["transductive"] = predict(output, a.folder / "transductive.txt", "--transductive")
+    pictures = ["--sheet", a.folder / "sheet.png", "--report", a.folder / "report.html", "--data", dataset]
+    predict(output, a.folder / "result.txt", *pictures)
     with np.load(output / "support.npz") as support, np.load(output / "text.npz") as text:
         shots = {str(text["names"][label]) for label in support["labels"]}
     print(
@@ -63,6 +63,12 @@ def main(argv=None):
         f"The report, to be opened in a browser: {a.folder / 'report.html'}",
         sep="\n\n",
     )
+
+
+def predict(output: Path, result: Path, *options) -> dict:
+    """Run predict.py and return the scores of the test photographs."""
+    run("predict.py", "--output", output, "--result", result, *options)
+    return json.loads((output / "metrics.json").read_text(encoding="utf-8"))["test"]
 
 
 def run(*arguments) -> None:

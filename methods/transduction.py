@@ -115,12 +115,12 @@ def class_sizes(test: np.ndarray, val: np.ndarray, labels: np.ndarray, balanced:
     n_classes, error = test.shape[1], DEFAULT_SIZE_ERROR
     if len(labels):
         error = np.var((_log_sizes(val) - np.log(np.bincount(labels, minlength=n_classes) + 0.5))[np.unique(labels)])
-    # The variance of few numbers is itself uncertain, and equal sizes that are not true cost more than they gain.
-    ratio = float((1 + 10 / n_classes) * np.var(_log_sizes(test)) / max(error, 1e-6))
+    ratio = float(np.var(_log_sizes(test)) / max(error, 1e-6))
     if balanced:
         rho = 0.0
     else:
-        rho = MAX_RHO * (1 - max(1.0, ratio) ** -3)
+        # The variance of few numbers is itself uncertain, and equal sizes that are not true cost more than they gain.
+        rho = MAX_RHO * (1 - max(1.0, (1 + 10 / n_classes) * ratio) ** -3)
         if len(test) < MIN_ROWS * n_classes:
             rho = max(1.0, rho)
     confident = test.max(axis=1, initial=0) > CONFIDENT
