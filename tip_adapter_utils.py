@@ -162,11 +162,10 @@ def fine_tune(
 
     train = _on_device(jt, text, *rows, base_logits)
     val = _on_device(jt, text, *validation) if validation else None
-    logits = CacheLogits(cache.values.argmax(axis=1), len(text.names), alpha, beta)
+    logits = CacheLogits(cache.values.argmax(axis=1), cache.values.shape[1], alpha, beta)
     keys = jt.array(cache.keys)
     optimizer = jt.optim.AdamW([keys], lr, eps=1e-4, betas=(0.9, 0.999), weight_decay=0.01)
     n_rows, steps = len(rows[0]), epochs * n_batches(len(rows[0]))
-
     hidden = None if own_keys is None else _HiddenKeys(jt, own_keys, cache.values)
 
     def loss(batch):

@@ -91,7 +91,8 @@ def _tune_cache(
     left_out = [(fold, linear) for fold, linear in zip(folds, choice.fold_classifiers) if not fold.shots.all()]
     if not left_out:  # the validation rows were enough to choose the weights
         shot_folds = make_folds(support, None, MAX_FOLDS).folds
-        learned = (learn_experts(text, subset(support, fold.shots)) for fold in shot_folds)
+        plain = replace(support, features=support.features[:, :1])  # one view, since learning takes long
+        learned = (learn_experts(text, subset(plain, fold.shots)) for fold in shot_folds)
         left_out = [(f, weighted_sum(e, choice.weights, choice.offsets)) for f, e in zip(shot_folds, learned)]
     rows = left_out_rows(support, *zip(*left_out))
     return tune_cache(text, support, rows, folds, choice.fold_classifiers, settings)

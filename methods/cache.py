@@ -31,8 +31,8 @@ ALPHAS = TRAIN_ALPHA * np.array([0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6,
 SCORED_EPOCHS = (5, 10)  # the learning rate falls to 0 at the last
 LEARNING_RATE = 1e-3
 # Bounds of the work. Where the base logits of all views would have more elements, there is no cache: to learn the base
-# without each shot would take many minutes (1,000 classes of 16 shots).
-MAX_LOGITS = 2**23
+# without each shot would take minutes (1,000 classes of more than 4 shots).
+MAX_LOGITS = 2**22
 MAX_AFFINITIES = 2**24  # elements; of more rows, those that are trained or scored on are drawn at random
 
 
