@@ -117,6 +117,8 @@ def fine_tune(
     seed: int,
     device: str,
     validation: tuple[np.ndarray, np.ndarray] | None = None,
+    base_logits: np.ndarray | None = None,
+    own_keys: np.ndarray | None = None,
 ) -> Iterator[Epoch]:
     """Fine-tune the keys of a cache with the cross-entropy of `tip_logits`, and yield an Epoch after each epoch.
 
@@ -138,6 +140,11 @@ def fine_tune(
         As for `jclip.runtime.use`.
     validation : (float32 array of shape (M, D), int array of shape (M,)) or None
         Features and labels to validate on after each epoch.
+    base_logits : float32 array of shape (R, C) or None
+        The logits of the rows to which the cache is added; by default the zero-shot logits.
+    own_keys : int array of shape (R,) or None
+        If given, row r does not see key own_keys[r], and the cache adds to a class the mean over the keys that the row
+        sees, not their sum. The class of each row needs another key.
 
     Raises
     ------
@@ -153,16 +160,20 @@ def fine_tune(
     from fewshot.cache_logits import CacheLogits, cross_entropy
     from fewshot.training import cosine_lr, descend, n_batches
 
-    train = _on_device(jt, text, *rows)
+    train = _on_device(jt, text, *rows, base_logits)
     val = _on_device(jt, text, *validation) if validation else None
-    logits = CacheLogits(cache.values.argmax(axis=1), len(text.names), alpha, beta)
+    logits = CacheLogits(cache.values.argmax(axis=1), cache.values.shape[1], alpha, beta)
     keys = jt.array(cache.keys)
     optimizer = jt.optim.AdamW([keys], lr, eps=1e-4, betas=(0.9, 0.999), weight_decay=0.01)
     n_rows, steps = len(rows[0]), epochs * n_batches(len(rows[0]))
+    hidden = None if own_keys is None else _HiddenKeys(jt, own_keys, cache.values)
 
     def loss(batch):
-        affinity = jt.nn.matmul_transpose(train.features[batch], keys)
-        return cross_entropy(logits(affinity, train.zero_shot[batch]), train.labels[batch])
+        affinity, labels = jt.nn.matmul_transpose(train.features[batch], keys), train.labels[batch]
+        if hidden is None:
+            return cross_entropy(logits(affinity, train.base[batch]), labels)
+        base = train.base[batch]
+        return cross_entropy(base + hidden.means(batch, affinity, labels, base, logits), labels)
 
     for epoch in descend(optimizer, loss, n_rows, epochs, lambda _, step: cosine_lr(lr, step, steps), seed):
         if not np.isfinite(keys.sqr().sum().item()):
@@ -174,21 +185,45 @@ class _DeviceRows(NamedTuple):
     """Rows on the device, as Vars."""
 
     features: object  # float32 (R, D)
-    zero_shot: object  # float32 (R, C), their zero-shot logits
+    base: object  # float32 (R, C), the logits to which the cache is added
     labels: object  # int32 (R,)
 
 
-def _on_device(jt, text: Text, features: np.ndarray, labels: np.ndarray) -> _DeviceRows:
-    arrays = features, text.scale * (features @ text.features.T), labels.astype(np.int32)
+def _on_device(jt, text: Text, features: np.ndarray, labels: np.ndarray, base=None) -> _DeviceRows:
+    base = text.scale * (features @ text.features.T) if base is None else base
+    arrays = features, base, labels.astype(np.int32)
     return _DeviceRows(*(jt.array(x).stop_grad() for x in arrays))
+
+
+class _HiddenKeys:
+    """Hides from each row its own key, and turns the sums over the keys of a class into means."""
+
+    def __init__(self, jt, own_keys: np.ndarray, values: np.ndarray):
+        self.jt = jt
+        self.own, self.counts = (
+            jt.array(x).stop_grad() for x in (own_keys.astype(np.int32), values.sum(axis=0, dtype=np.float32))
+        )
+
+    def means(self, batch, affinity, labels, base, logits):
+        """Return what the cache adds to the logits of a batch, (B, C)."""
+        is_own = _matches(self.jt, affinity.shape, self.own[batch])
+        # exp(−beta·(1 + 1e4)) is 0; affinities may be anything, since keys are not normalised again
+        affinity = affinity * (1 - is_own) - 1e4 * is_own
+        counts = self.counts.broadcast(base.shape, [0]) - _matches(self.jt, base.shape, labels)
+        return logits(affinity, self.jt.zeros(base.shape)) / counts
+
+
+def _matches(jt, shape, columns):
+    """Return 1 where the column of a matrix is that of its row in `columns`, int32 (B,), else 0: float32 (B, n)."""
+    return (jt.index(shape, 1) == columns.broadcast(shape, [1])).float32()
 
 
 def _count_correct(jt, logits, keys, rows: _DeviceRows) -> int:
     """Return the number of rows whose predicted class is their label; a tie is predicted as the lowest label."""
     correct = 0
     with jt.no_grad():
-        for chunk in chunks(len(rows.features), len(keys) + rows.zero_shot.shape[1], DEVICE_CHUNK):
-            computed = logits(jt.nn.matmul_transpose(rows.features[chunk], keys), rows.zero_shot[chunk])
+        for chunk in chunks(len(rows.features), len(keys) + rows.base.shape[1], DEVICE_CHUNK):
+            computed = logits(jt.nn.matmul_transpose(rows.features[chunk], keys), rows.base[chunk])
             labels, shape = rows.labels[chunk], computed.shape
             label_logit = computed.reindex(labels.shape, ["i0", "@e0(i0)"], extras=[labels]).broadcast(shape, [1])
             is_lower = jt.index(shape, 1) < labels.broadcast(shape, [1])

@@ -29,7 +29,7 @@ def parse(argv) -> argparse.Namespace:
         "--method",
         choices=METHODS,
         default="blend",
-        help="(default: blend, of zero-shot, text-anchored regression and Gaussian discriminants)",
+        help="(default: blend, of zero-shot, text-anchored regression and Gaussian discriminants, with a tuned cache)",
     )
     p.add_argument("--epochs", type=cli.whole_number(1), metavar="N", help="tip-f: epochs (default: 20)")
     p.add_argument("--lr", type=learning_rate, metavar="X", help="tip-f: learning rate (default: 0.001)")

@@ -1,8 +1,7 @@
 """Methods that learn a classifier: they take text, shots and validation rows and return an Outcome with an Adapter.
 
-METHODS is the registry; the code of a method is imported when the method is trained. tip-f,
-taskres and clap need Jittor. To add a method, write a function of (text, support, val, settings) and list it in
-METHODS.
+METHODS is the registry; the code of a method is imported when the method is trained. blend, tip-f, taskres and clap
+need Jittor. To add a method, write a function of (text, support, val, settings) and list it in METHODS.
 
 Letters: C classes, N shots, V views of each shot, D feature width, M rows. Features are float32 rows of unit L2 norm.
 """

@@ -1,12 +1,14 @@
-"""The default method: a weighted sum of linear experts, with weights fitted to the validation rows under a prior.
+"""The default method: a blend of linear experts, and on top of it a cache with fine-tuned keys.
 
-Each expert (experts.py) is a matrix and a bias, so the blend is one matrix and one bias, and its probabilities are
-calibrated. docs/accuracy.md reports its accuracy, docs/log.md the experiments behind it.
+The weights of the experts are fitted to the validation rows under a prior. Each expert (experts.py) is a matrix and a
+bias, so the blend is one matrix and one bias, and its probabilities are calibrated. The cache (cache.py) is added where
+it earns something. docs/accuracy.md reports its accuracy, docs/log.md the experiments behind it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +18,7 @@ from fewshot.rows import subset
 from fewshot.support import add_validation_rows
 from jclip.progress import Progress
 
+from .cache import BETA, TunedCache, can_learn, left_out_rows, tune_cache
 from .experts import EXPERTS, N_ANCHORED, Experts, learn_experts
 from .folds import Fold, make_folds
 from .linear import Linear, linear_adapter
@@ -46,6 +49,7 @@ class Choice(NamedTuple):
     offsets: Offsets
     # "rows", "top1" and "zero_shot_top1" of the validation rows; empty if the weights are the defaults
     scores: dict[str, float]
+    fold_classifiers: Sequence[Linear] = ()  # the blend of each fold's shots; empty if the weights are the defaults
 
 
 def blend(text: Text, support: Support, val: Split | None, settings: Settings) -> Outcome:
@@ -55,13 +59,15 @@ def blend(text: Text, support: Support, val: Split | None, settings: Settings) -
     choice = choose_blend(text, support, folds, experts, settings.seed)
     if folds and not choice.scores:
         how = "defaults: the validation rows cannot compare classes with shots"
+    tuned = _tune_cache(text, support, folds, choice, settings)
 
     def refit(text: Text, support: Support, val: Split) -> Adapter:
-        return _adapter(text, learn_experts(text, add_validation_rows(support, val)), choice)
+        return _adapter(text, learn_experts(text, add_validation_rows(support, val)), choice, tuned)
 
     return Outcome(
-        _adapter(text, experts, choice),
+        _adapter(text, experts, choice, tuned),
         how,
+        settings=tuned.record() if tuned else {"alpha": 0.0},
         scores=choice.scores,
         weights={name: float(weight) for name, weight in zip(EXPERTS, choice.weights)},
         new_classes=_new_class_record(experts, choice.offsets),
@@ -69,8 +75,27 @@ def blend(text: Text, support: Support, val: Split | None, settings: Settings) -
     )
 
 
-def _adapter(text: Text, experts: Experts, choice: Choice) -> Adapter:
-    return linear_adapter("blend", text, weighted_sum(experts, choice.weights, choice.offsets))
+def _adapter(text: Text, experts: Experts, choice: Choice, tuned: TunedCache | None) -> Adapter:
+    adapter = linear_adapter("blend", text, weighted_sum(experts, choice.weights, choice.offsets))
+    if tuned is None:
+        return adapter
+    return replace(adapter, keys=tuned.cache.keys, values=tuned.cache.values, alpha=tuned.alpha, beta=BETA)
+
+
+def _tune_cache(
+    text: Text, support: Support, folds: Sequence[Fold], choice: Choice, settings: Settings
+) -> TunedCache | None:
+    """Return the cache on top of the blend, or None if there is nothing to learn or choose it from."""
+    if not choice.scores or not can_learn(support, len(text.names)):
+        return None
+    left_out = [(fold, linear) for fold, linear in zip(folds, choice.fold_classifiers) if not fold.shots.all()]
+    if not left_out:  # the validation rows were enough to choose the weights
+        shot_folds = make_folds(support, None, MAX_FOLDS).folds
+        plain = replace(support, features=support.features[:, :1])  # one view, since learning takes long
+        learned = (learn_experts(text, subset(plain, fold.shots)) for fold in shot_folds)
+        left_out = [(f, weighted_sum(e, choice.weights, choice.offsets)) for f, e in zip(shot_folds, learned)]
+    rows = left_out_rows(support, *zip(*left_out))
+    return tune_cache(text, support, rows, folds, choice.fold_classifiers, settings)
 
 
 def _new_class_record(experts: Experts, offsets: Offsets) -> dict[str, float]:
@@ -118,7 +143,8 @@ def choose_blend(text: Text, support: Support, folds: Sequence[Fold], experts: E
     rows = _base_rows(limited, fold_experts)
     weights = fit_weights(*rows, np.array([PRIOR_MEAN.get(name, 0.0) for name in EXPERTS]))
     offsets = Offsets() if is_base.all() else choose_offsets(text, support, limited, fold_experts, weights)
-    return Choice(weights, offsets, _scores(rows, weights))
+    fold_classifiers = [weighted_sum(experts, weights, offsets) for experts in fold_experts]
+    return Choice(weights, offsets, _scores(rows, weights), fold_classifiers)
 
 
 def _default_choice(is_base: np.ndarray) -> Choice:
@@ -183,13 +209,14 @@ def fit_weights(logits: np.ndarray, labels: np.ndarray, prior_mean: np.ndarray) 
     used = deviation > 0
     if not used.any():
         return prior_mean.astype(np.float64)  # a copy
-    scaled = np.stack([expert / deviation[i] for i, expert in enumerate(logits) if used[i]]).astype(np.float32)
+    scaled = np.stack([logits[i].ravel() / np.float32(deviation[i]) for i in np.flatnonzero(used)])  # (used, M·C)
     mean, n, each_row = prior_mean[used], len(labels), np.arange(len(labels))
 
     def objective(weights):
-        loss, probabilities = cross_entropy(np.tensordot(weights.astype(np.float32), scaled, 1), labels)
+        # as products with flat rows, which run at the speed of memory
+        loss, probabilities = cross_entropy((weights.astype(np.float32) @ scaled).reshape(n, -1), labels)
         probabilities[each_row, labels] -= 1
-        gradient = np.array([np.einsum("mc,mc->", probabilities, expert) for expert in scaled], np.float64)
+        gradient = (scaled @ probabilities.ravel()).astype(np.float64)
         prior_gradient = PRIOR_ROWS / n * (weights - mean)
         return loss + prior_gradient @ (weights - mean) / 2 / n, (gradient + prior_gradient) / n
 

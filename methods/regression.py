@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from fewshot.rows import class_sums
 from jclip.progress import Progress
+
+from .lbfgs import minimise
 
 # Values of λ; the solution of each is the start of the next. On held-out rows of Stanford Cars and SUN397, the largest
 # was best at one shot and the smallest at sixteen.
@@ -47,22 +50,12 @@ def regressions(
     list of float32 arrays of shape (C, D)
         The weights for each λ.
     """
-    from scipy.optimize import minimize  # takes 0.3 s to import, which predict.py does not need
-
-    weights, delta, options = [], np.zeros(anchor.size), {"maxiter": max_iterations}
+    weights, delta = [], np.zeros_like(anchor)
     with Progress(len(strengths) * max_iterations, "regressions", " iteration", leave=False) as progress:
         for strength in strengths:
-
-            def objective(flat, strength=strength):
-                value, gradient = _loss(
-                    flat.reshape(anchor.shape).astype(np.float32), features, labels, anchor, covariance, strength
-                )
-                return value, gradient.ravel().astype(np.float64)
-
-            delta = minimize(
-                objective, delta, jac=True, method="L-BFGS-B", options=options, callback=lambda _: progress.update()
-            ).x
-            weights.append(anchor + delta.reshape(anchor.shape).astype(np.float32))
+            loss = partial(_loss, features=features, labels=labels, anchor=anchor, covariance=covariance)
+            delta = minimise(partial(loss, strength=strength), delta, max_iterations, progress.update)
+            weights.append(anchor + delta)
     return weights
 
 
@@ -71,18 +64,20 @@ def _loss(delta: np.ndarray, features, labels, anchor, covariance, strength: flo
     n, rows = len(labels), np.arange(len(labels))
     weight = anchor + delta
     weight_cov = weight @ covariance  # (C, D)
-    inner = weight_cov @ weight.T  # (C, C): wᵀΣw of each pair of classes
-    variance = np.diagonal(inner)
-    logits = features @ weight.T + 0.5 * (variance + variance[labels][:, None]) - inner[labels]  # (n, C)
+    variance = (weight_cov * weight).sum(axis=1)  # wᵀΣw of each class
+    # For a row f of class y, logit j is f·w_j + ½(w_j − w_y)ᵀΣ(w_j − w_y) = (f − Σw_y)·w_j + ½w_jᵀΣw_j + a constant.
+    shifted = features - weight_cov[labels]  # (n, D)
+    logits = shifted @ weight.T  # (n, C)
+    logits += 0.5 * variance
+    logits += 0.5 * variance[labels][:, None]
     value, probabilities = cross_entropy(logits, labels)
-    value += strength / 2 * float(np.einsum("cd,cd->", delta, delta))
-    # For a row f of class y, the gradient of logit j is f + Σ(w_j − w_y) for w_j and −Σ(w_j − w_y) for w_y.
+    value += strength / 2 * float(delta.ravel() @ delta.ravel())
+    # The gradient of logit j is f − Σw_y + Σw_j for w_j and −Σ(w_j − w_y) for w_y; for j = y both Σw_y cancel.
     probabilities[rows, labels] -= 1
-    pairs = class_sums(probabilities, labels, len(weight))
-    pairs[np.arange(len(pairs)), np.arange(len(pairs))] = 0
-    pairs /= n
-    noise_gradient = (pairs.sum(axis=0) + pairs.sum(axis=1))[:, None] * weight_cov - (pairs + pairs.T) @ weight_cov
-    return value, probabilities.T @ features / n + noise_gradient + strength * delta
+    probabilities /= n
+    pairs = class_sums(probabilities, labels, len(weight))  # (C, C)
+    gradient = probabilities.T @ shifted + pairs.sum(axis=0)[:, None] * weight_cov - pairs @ weight_cov
+    return value, gradient + np.float32(strength) * delta
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:

@@ -28,16 +28,17 @@ class Answer(NamedTuple):
     top: list[tuple[int, float]]  # (class, probability), best first
     text: list[tuple[int, float]]  # the same by the texts alone
     shots: list[list[tuple[int, float]]]  # (shot, strength) for the answer, and for the runner-up, strongest first
-    lead: tuple[float, float] | None  # of its logit over the runner-up's: by the texts, by the cache
+    # of its logit over the runner-up's: by the texts, by the cache; None if the adapter is not the sum of these two
+    lead: tuple[float, float] | None
 
 
 class Evidence:
     """Explains the answers of an adapter.
 
     With a cache, the strength of a shot is its affinity exp(−beta·(1 − f·k)) to the photograph, and the shots of a
-    class are ordered by what they add to its logit. A method without a cache (`blend`) has only learned from the shots;
-    there the strength is the cosine similarity f·k of the photograph and the shot, which is what the method has seen
-    but not a term of its formula.
+    class are ordered by what they add to its logit. Without a cache (`gda`, or `blend` where a cache earned nothing)
+    the method has only learned from the shots; there the strength is the cosine similarity f·k of the photograph and
+    the shot, which is what the method has seen but not a term of its formula.
 
     Parameters
     ----------
@@ -51,8 +52,10 @@ class Evidence:
         self.has_cache = 0 < len(adapter.keys) == len(support.labels)
         self._keys = adapter.keys if self.has_cache else shot_rows(support.features)
         self._shots_of = [np.flatnonzero(support.labels == label) for label in range(len(adapter.names))]
-        # a fitted cache (ProKeR) lets every shot speak on every class
-        self._fitted = self.has_cache and not np.isin(adapter.values, (0, 1)).all()
+        shot_classes = np.isin(np.arange(len(adapter.names)), support.labels)
+        # a fitted cache (ProKeR) lets every shot speak on every class that has shots
+        self._fitted = self.has_cache and (np.count_nonzero(adapter.values[:, shot_classes], axis=1) > 1).any()
+        self._adds_to_texts = self.has_cache and np.allclose(adapter.weight, adapter.scale * adapter.text)
 
     @property
     def kind(self) -> str:
@@ -86,7 +89,7 @@ class Evidence:
         return [(int(shot), float(strengths[shot])) for shot in best]
 
     def _lead(self, logits: np.ndarray, by_text: np.ndarray, compared: list[int]) -> tuple[float, float] | None:
-        if not self.has_cache or len(compared) < 2:
+        if not self._adds_to_texts or len(compared) < 2:
             return None
         answer, other = compared
         by_texts = float(by_text[answer] - by_text[other])

@@ -30,7 +30,8 @@ def figures_of(folder):
 def test_without_a_word_it_is_the_blend(task, run):
     out = run("train_adapter.py", cwd=task).stdout
     figures, adapter = figures_of(task), artifacts.read(task / "output/adapter.npz", Adapter)
-    assert adapter.method == figures["method"] == "blend" and not len(adapter.keys)
+    assert adapter.method == figures["method"] == "blend"
+    assert adapter.alpha == pytest.approx(figures["chosen"]["alpha"]) and bool(len(adapter.keys)) == bool(adapter.alpha)
     assert list(figures["val"]["beside"]) == ["zero-shot", "tip", "gda"]
     for name in ("zero-shot", "tip", "gda", "blend"):
         assert any(line.split()[:1] == [name] for line in out.splitlines())
@@ -156,7 +157,7 @@ def test_one_shot_a_class_without_validation_takes_the_defaults(tmp_path, run):
     assert "defaults: " in run("train_adapter.py", "--method", "tip", cwd=tmp_path).stdout
 
 
-@pytest.mark.parametrize("method", ["blend", "zero-shot", "tip"])
+@pytest.mark.parametrize("method", ["gda", "zero-shot", "tip"])
 def test_what_needs_no_gradients_does_not_import_jittor(task, method):
     arguments = ["--method", method, "--output", str(task / "output")]
     code = (
