@@ -239,6 +239,9 @@ class Encoder:
         causes = {keys[index]: cause for index, cause in failures.items()}  # of equal keys only the first was read
         return Encoded(self.store.get(keys), {i: causes[key] for i, key in enumerate(keys) if key in causes})
 
+    def close(self) -> None:
+        """Free what computes, if that is more than a part of this process."""
+
     # The next three methods are what computes; fewshot/cluster has others, whose batches come in any order.
 
     def _encode_items(

@@ -1,0 +1,119 @@
+"""Ray started here or joined, and how its processors are divided among workers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from typing import NamedTuple
+
+import ray
+
+from jclip import runtime
+
+from ..encoder import MAX_READERS
+from ..errors import TaskError
+
+LOCAL, AUTO = "local", "auto"
+CONNECT_SECONDS = 10.0
+OBJECT_STORE = 256 * 2**20  # bytes of shared memory for Ray on this machine: what is on its way to workers
+MAX_CPUS = 8  # of a worker, unless fewer workers are asked for: a batch of 32 does not keep more threads busy
+USEFUL = 0.9  # part of the processors that larger workers must use to be preferred to smaller ones
+
+
+class Plan(NamedTuple):
+    """How the workers of a cluster look."""
+
+    workers: int
+    cpus: int  # of each
+    device: str
+
+
+def connect(address: str) -> None:
+    """Start Ray on this machine, for "local", or join the cluster of an address: "auto" or HOST:PORT.
+
+    Raises
+    ------
+    TaskError
+        If there is no cluster.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    quiet = dict(log_to_driver=False, logging_level=logging.ERROR)
+    if address == LOCAL:
+        gpus = {"num_gpus": 0} if runtime.cuda_problem() else {}
+        ray.init(num_cpus=_cores(), include_dashboard=False, object_store_memory=OBJECT_STORE, **gpus, **quiet)
+        return
+    if address != AUTO:
+        _check_port(address)
+    try:
+        ray.init(address=address, **quiet)
+    except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError and others
+        what = "no Ray runs on this machine" if address == AUTO else f"{address} is no Ray cluster that can be joined"
+        raise TaskError(
+            f"--cluster {address}: {what} ({_first_line(error)}); start it with: ray start --head, on the other "
+            "machines and on this one: ray start --address=HOST:6379"
+        ) from None
+
+
+def _check_port(address: str) -> None:
+    """Raise TaskError if nothing answers, since Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise TaskError(
+            f"--cluster {address}: nothing answers there ({error.strerror or error}); start Ray with: ray start --head"
+        ) from None
+
+
+def plan(workers: int | None, device: str) -> Plan:
+    """Divide the processors of the cluster among workers of the same size.
+
+    Parameters
+    ----------
+    workers : int or None
+        How many are asked for; where the cluster has room for fewer, there are fewer. None takes a worker for each GPU,
+        or workers of up to MAX_CPUS processors.
+    device : "auto", "cpu" or "cuda"
+        "auto" takes CUDA if the cluster has GPUs.
+
+    Raises
+    ------
+    TaskError
+        If CUDA is asked for and no machine has a GPU, or if no machine has a processor for a worker.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = {i: int(node.get("GPU", 0)) for i, node in enumerate(nodes)}
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    if device == "cuda" and not any(gpus.values()):
+        raise TaskError("--device cuda: no machine of the cluster has a GPU that Ray knows; run with --device cpu")
+    if device != "cpu" and any(gpus.values()):
+        share = min(max(1, cpus[i] // n) for i, n in gpus.items() if n)
+        return Plan(min(workers or sum(gpus.values()), sum(gpus.values())), min(share, MAX_READERS["cuda"]), "cuda")
+    if not any(cpus):
+        raise TaskError("no machine of the cluster has a CPU that Ray knows; start Ray with --num-cpus")
+    return Plan(*divide(cpus, workers), "cpu")
+
+
+def divide(cpus: list[int], workers: int | None) -> tuple[int, int]:
+    """Return how many workers there are, and how many processors each has, on nodes with so many processors.
+
+    >>> divide([2], None), divide([2], 2), divide([2], 5), divide([64], None), divide([4, 16], None)
+    ((1, 2), (2, 1), (2, 1), (8, 8), (5, 4))
+    """
+    room = {share: sum(n // share for n in cpus) for share in range(1, max(cpus) + 1)}
+    if workers:
+        fitting = [share for share, n in room.items() if n >= workers]
+        return (workers, max(fitting)) if fitting else (room[1], 1)
+    sizes = [share for share in room if share <= MAX_CPUS]
+    most = max(share * room[share] for share in sizes)
+    share = max(share for share in sizes if share * room[share] >= USEFUL * most)
+    return room[share], share
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
