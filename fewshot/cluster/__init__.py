@@ -94,7 +94,7 @@ class ClusterEncoder(Encoder):
         digest = weights.sha256(path)
         state, settings = weights.read_model(path)
         sizes, shared = architecture_of(state, settings), facts(state, settings)
-        scale = float(np.exp(state["logit_scale"]).item())
+        scale = float(np.exp(np.asarray(state["logit_scale"], np.float32).reshape(1)).item())  # as a model's
         del state
         machines.connect(cluster)
         try:

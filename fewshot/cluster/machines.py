@@ -16,6 +16,9 @@ from ..errors import TaskError
 
 LOCAL, AUTO = "local", "auto"
 CONNECT_SECONDS = 10.0
+# What a client of HTTP/2, and so of gRPC, sends first (RFC 9113, 3.4), and the frame that the server sends first, too
+HTTP2_SETTINGS = b"\0\0\0\4\0\0\0\0\0"
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + HTTP2_SETTINGS
 OBJECT_STORE = 256 * 2**20  # bytes of shared memory for Ray on this machine: what is on its way to workers
 MAX_CPUS = 8  # of a worker, unless fewer workers are asked for: a batch of 32 does not keep more threads busy
 USEFUL = 0.9  # part of the processors that larger workers must use to be preferred to smaller ones
@@ -41,7 +44,8 @@ def connect(address: str) -> None:
     quiet = dict(log_to_driver=False, logging_level=logging.ERROR)
     if address == LOCAL:
         gpus = {"num_gpus": 0} if runtime.cuda_problem() else {}
-        ray.init(num_cpus=_cores(), include_dashboard=False, object_store_memory=OBJECT_STORE, **gpus, **quiet)
+        local = dict(address=LOCAL, num_cpus=_cores(), include_dashboard=False, object_store_memory=OBJECT_STORE)
+        ray.init(**local, **gpus, **quiet)
         return
     if address != AUTO:
         _check_port(address)
@@ -56,14 +60,19 @@ def connect(address: str) -> None:
 
 
 def _check_port(address: str) -> None:
-    """Raise TaskError if nothing answers, since Ray would try for minutes."""
+    """Raise TaskError if no server of gRPC, which Ray speaks, answers: Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-    except OSError as error:
+        with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS) as connection:
+            connection.sendall(HTTP2_PREFACE)
+            answer = b"" if os.environ.get("RAY_USE_TLS") == "1" else connection.recv(len(HTTP2_SETTINGS))
+    except (OSError, OverflowError) as error:
         raise TaskError(
-            f"--cluster {address}: nothing answers there ({error.strerror or error}); start Ray with: ray start --head"
+            f"--cluster {address}: no Ray answers there ({getattr(error, 'strerror', None) or error}); start it with: "
+            "ray start --head"
         ) from None
+    if answer and answer[3:4] != HTTP2_SETTINGS[3:4]:
+        raise TaskError(f"--cluster {address}: what answers there is not Ray; give the address that ray start printed")
 
 
 def plan(workers: int | None, device: str) -> Plan:

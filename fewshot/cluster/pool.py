@@ -121,6 +121,11 @@ class Pool:
         self._said: set[str] = set()
         self._slowest = 0.0
         self._begun = time.monotonic()
+        self._source: Iterator[Work] = iter(())
+        self._next: Work | None = None  # of the source
+        self._again: deque[Job] = deque()  # to be computed before the rest of the source
+        self._suspects: deque[Job] = deque()  # with which workers have died; computed last, each alone
+        self._finished: deque[tuple[list[int], Encoded]] = deque()
         self.slots = [Slot(name) for name in range(1, plan.workers + 1)]
         for slot in self.slots:
             slot.start(self._make(setup))
@@ -129,6 +134,11 @@ class Pool:
     def n_active(self) -> int:
         """How many workers are at work."""
         return sum(slot.is_active for slot in self.slots)
+
+    def wait_for_all(self) -> None:
+        """Wait until every worker is ready; `run` begins with the first one."""
+        while any(slot.calls and not slot.is_active for slot in self.slots):
+            self._wait()
 
     def run(self, works: Iterable[Work], probe: tuple[str, int, str] | None) -> Iterator[tuple[list[int], Encoded]]:
         """Let the workers compute batches and yield the indices and rows of each, in any order.
@@ -144,9 +154,9 @@ class Pool:
         TaskError
             If no worker is left, or one reports an error.
         """
-        self._probe, self._source, self._suspects = probe, iter(works), deque()
-        self._again: deque[Job] = deque()
-        self._finished: deque[tuple[list[int], Encoded]] = deque()
+        self._probe, self._source = probe, iter(works)
+        for queue in (self._again, self._suspects, self._finished):
+            queue.clear()
         for slot in self.slots:
             slot.sees = None
             slot.jobs.clear()  # of a run that was left before its end; the answers are ignored
@@ -273,9 +283,9 @@ class Pool:
     def _after_sees(self, slot: Slot, answer: bool, seconds: float) -> None:
         slot.sees = answer
         if self._probe and answer:
-            self._say("path", f"photographs: {slot.host} and others that can read {self._probe[0]} read the files")
+            self._say("path", f"photographs: workers read the files themselves ({slot.host} has {self._probe[0]})")
         elif self._probe:
-            self._say("Ray", f"photographs: {slot.host} and others without {self._probe[0]} get them through Ray")
+            self._say("Ray", f"photographs go through Ray where {self._probe[0]} is missing, as on {slot.host}")
 
     def _after_step(self, slot: Slot, done: Done | None, seconds: float) -> None:
         if done is not None:
