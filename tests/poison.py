@@ -20,6 +20,11 @@ class PoisonFile(ImageFile.ImageFile):
             signal.pause()
 
 
+def accept(prefix: bytes) -> bool:
+    """Return whether a file begins as such a file does."""
+    return prefix.startswith((READER, WORKER))
+
+
 def register() -> None:
     """Let this process, and those that read for it, open such files."""
-    Image.register_open("POISON", PoisonFile, lambda prefix: prefix[: len(READER)] in (READER, WORKER))
+    Image.register_open("POISON", PoisonFile, accept)

@@ -1,6 +1,7 @@
 """Extraction by workers of a Ray cluster: the rows of one process, whatever happens to workers, nodes and driver."""
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -19,6 +20,7 @@ from PIL import Image
 from fewshot.data import Photo
 from fewshot.encoder import Encoder
 from fewshot.errors import TaskError
+from jclip import progress
 
 try:
     import ray
@@ -104,14 +106,18 @@ def in_background(function):
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_workers_make_the_rows_of_one_process(cluster, photos, expected, tiny_weights, n, tmp_path, caplog):
+def test_workers_make_the_rows_of_one_process(
+    cluster, photos, expected, tiny_weights, n, tmp_path, caplog, monkeypatch
+):
     caplog.set_level("INFO")
+    monkeypatch.setattr(progress, "INTERVAL", 0)
     with encoder(cluster, tiny_weights, workers=n, store=tmp_path) as made:
         check_equal(everything(made, photos), expected)
         assert made.scale == Encoder.load(tiny_weights, "cpu").scale
         assert made._note() == ("1 worker" if n == 1 else "2 workers")
         assert all(not slot.jobs for slot in made.model.pool.slots)
     assert caplog.text.count("workers read the files themselves") == 1
+    assert re.search(rf"photographs: {N_PHOTOS} of {N_PHOTOS}, [0-9.]+ per second, 00:00 left, {n} worker", caplog.text)
     # and under the same keys
     local = Encoder.load(tiny_weights, "cpu", BATCH, tmp_path)
     n_rows = len(local.store._locations)
@@ -227,11 +233,15 @@ def test_the_program_is_known_by_its_source(tmp_path, monkeypatch):
 # ---- faults ----
 
 
-def test_a_killed_worker_costs_nothing(cluster, photos, expected, tiny_weights, caplog):
+def test_a_killed_worker_costs_the_batches_that_it_had(cluster, photos, expected, tiny_weights, caplog, monkeypatch):
+    sent, send = [], pool.Pool._send
+    monkeypatch.setattr(pool.Pool, "_send", lambda self, slot, job: sent.append(job) or send(self, slot, job))
     with encoder(cluster, tiny_weights, workers=2) as made:
-        killed = workers(made)[0]
+        check_equal(everything(made, photos), expected)
+        n, killed = len(sent), workers(made)[0]
         in_background(lambda: (time.sleep(0.02), os.kill(killed, signal.SIGKILL)))
         check_equal(everything(made, photos), expected)
+        assert n < len(sent) - n <= n + pool.N_BATCHES
         made.model.pool.wait_for_all()  # another one takes its place
         assert len(workers(made)) == 2 and killed not in workers(made)
     assert "died" in caplog.text and "another one starts" in caplog.text
@@ -275,8 +285,8 @@ def test_a_photograph_that_kills_is_listed_as_unreadable(
 
 
 def test_a_node_that_is_lost_costs_nothing(cluster, photos, expected, tiny_weights, caplog):
-    node = cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE)
-    with encoder(cluster, tiny_weights, workers=3) as made:
+    node = add_node(cluster)
+    with encoder(cluster, tiny_weights, workers=4) as made:
         in_background(lambda: (time.sleep(0.05), cluster.remove_node(node, allow_graceful=False)))
         for _ in range(20):
             check_equal(everything(made, photos), expected)
@@ -284,6 +294,44 @@ def test_a_node_that_is_lost_costs_nothing(cluster, photos, expected, tiny_weigh
                 break
         assert made._note() == "2 workers"
     assert "died" in caplog.text
+
+
+@pytest.mark.slow
+def test_fifty_kills_at_random_moments_cost_nothing(cluster, photos, expected, tiny_weights, caplog):
+    """Of workers, ready or still starting, of their reading processes, and of nodes with the workers on them."""
+    rng, killed, nodes, passes = random.Random(21), [], [add_node(cluster)], 0
+    with encoder(cluster, tiny_weights, workers=4) as made:
+
+        def kill_one():
+            slots = [slot for slot in made.model.pool.slots if slot.pid]
+            what = rng.choice(["node", "reader", *["worker"] * 6])
+            pid = rng.choice(slots).pid if slots else 0
+            pid = next(iter(children(pid, "spawn_main")), 0) if what == "reader" else pid
+            if what == "node" and nodes:
+                cluster.remove_node(nodes.pop(), allow_graceful=False)
+            elif command_of(pid):
+                os.kill(pid, signal.SIGKILL)
+            else:
+                return
+            killed.append(what)
+
+        def kill_many():
+            while len(killed) < 50:
+                time.sleep(rng.uniform(0, 5))
+                kill_one()
+
+        killer = in_background(kill_many)
+        while killer.is_alive():
+            check_equal(everything(made, photos), expected)
+            passes += 1
+            if not nodes:  # Ray does this in the main thread only
+                nodes.append(add_node(cluster))
+    print(passes, "passes;", {what: killed.count(what) for what in set(killed)})
+    assert caplog.text.count("another one starts") >= 30 and set(killed) == {"node", "reader", "worker"}
+
+
+def add_node(cluster):
+    return cluster.add_node(num_cpus=2, object_store_memory=OBJECT_STORE)
 
 
 def test_a_driver_that_is_killed_leaves_nothing_and_is_started_again(cluster, work, extracted):

@@ -28,7 +28,7 @@ logger = logging.getLogger("fewshot")
 
 N_BATCHES = 3  # that a worker has at a time: one computed, one decoded, one that waits
 MAX_DEATHS = 2  # of workers that a photograph may cause
-MAX_STARTS = 3  # that may fail in a row
+MAX_STARTS = 5  # that may fail in a row
 TICK = 1.0  # seconds between two looks at the clock
 PATIENCE_SECONDS = 20.0  # without a worker, until that is explained
 SCHEDULE_SECONDS = 300.0  # until a worker that Ray has no room for counts as missing
@@ -37,6 +37,7 @@ START_SECONDS = 1800.0  # for loading weights, and for compiling Jittor for CUDA
 # take minutes to decode.
 STEP_SECONDS = 600.0
 SLOW = 10
+MAX_REASON = 300  # characters of one of Ray's messages that are shown
 
 
 class Job:
@@ -412,6 +413,6 @@ def _content(path: Path) -> bytes | str:
 
 
 def _reason(error: Exception) -> str:
-    """Return the last line of a message, which in Ray's says why."""
+    """Return the last line of a message, which in Ray's says why, without the list of common causes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return lines[-1].partition(" Some common causes")[0][-MAX_REASON:] if lines else type(error).__name__
