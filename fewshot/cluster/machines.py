@@ -42,6 +42,9 @@ def connect(address: str) -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = dict(log_to_driver=False, logging_level=logging.ERROR)
+    if hasattr(ray._private.worker, "print_to_stdstream"):
+        # Otherwise Ray prints a paragraph on stdout for each worker that dies, about which the driver has a line.
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
     if address == LOCAL:
         gpus = {"num_gpus": 0} if runtime.cuda_problem() else {}
         local = dict(address=LOCAL, num_cpus=_cores(), include_dashboard=False, object_store_memory=OBJECT_STORE)
