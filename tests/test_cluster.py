@@ -426,11 +426,11 @@ def test_a_port_that_is_not_rays_is_one_line(answer, words, monkeypatch):
 
 
 def test_auto_without_a_cluster_is_one_line(monkeypatch):
-    def init(**_):
+    def init(*_, **__):
         raise ConnectionError("Could not find any running Ray instance.\nPlease specify the one to connect to.")
 
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(TaskError, match="--cluster auto: no Ray runs on this machine .Could not find any.*ray start"):
+    with pytest.raises(TaskError, match="--cluster auto: no Ray runs on this machine; .*ray start.*Could not find any"):
         machines.connect("auto")
 
 

@@ -32,8 +32,9 @@ from ..encoder import Encoder, PixelReader
 from ..errors import TaskError
 from ..store import Store
 from . import machines
+from .files import file_to_probe, size_of
 from .messages import Setup, Work, facts
-from .pool import Pool, file_to_probe, size_of
+from .pool import Pool
 from .worker import Worker
 
 logger = logging.getLogger("fewshot")

@@ -16,6 +16,9 @@ from ..errors import TaskError
 
 LOCAL, AUTO = "local", "auto"
 CONNECT_SECONDS = 10.0
+START = "start it with: ray start --head; on the other machines: ray start --address=HOST:6379"
+PROBLEMS = {LOCAL: "Ray does not start here", AUTO: f"no Ray runs on this machine; {START}"}
+NOT_JOINED = "cannot be joined; this machine must belong to the cluster: ray start --address=HOST:6379"
 # What a client of HTTP/2, and so of gRPC, sends first (RFC 9113, 3.4), and the frame that the server sends first, too
 HTTP2_SETTINGS = b"\0\0\0\4\0\0\0\0\0"
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + HTTP2_SETTINGS
@@ -45,21 +48,15 @@ def connect(address: str) -> None:
     if hasattr(ray._private.worker, "print_to_stdstream"):
         # Otherwise Ray prints a paragraph on stdout for each worker that dies, about which the driver has a line.
         ray._private.worker.print_to_stdstream = lambda *_, **__: None
-    if address == LOCAL:
-        gpus = {"num_gpus": 0} if runtime.cuda_problem() else {}
-        local = dict(address=LOCAL, num_cpus=_cores(), include_dashboard=False, object_store_memory=OBJECT_STORE)
-        ray.init(**local, **gpus, **quiet)
-        return
-    if address != AUTO:
+    here = dict(num_cpus=_cores(), include_dashboard=False, object_store_memory=OBJECT_STORE)
+    if runtime.cuda_problem():
+        here["num_gpus"] = 0  # Ray would count a GPU that Jittor cannot use
+    if address not in (LOCAL, AUTO):
         _check_port(address)
     try:
-        ray.init(address=address, **quiet)
+        ray.init(address, **quiet, **(here if address == LOCAL else {}))
     except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError and others
-        what = "no Ray runs on this machine" if address == AUTO else f"{address} is no Ray cluster that can be joined"
-        raise TaskError(
-            f"--cluster {address}: {what} ({_first_line(error)}); start it with: ray start --head, on the other "
-            "machines and on this one: ray start --address=HOST:6379"
-        ) from None
+        raise TaskError(f"--cluster {address}: {PROBLEMS.get(address, NOT_JOINED)} ({_first_line(error)})") from None
 
 
 def _check_port(address: str) -> None:
@@ -71,8 +68,7 @@ def _check_port(address: str) -> None:
             answer = b"" if os.environ.get("RAY_USE_TLS") == "1" else connection.recv(len(HTTP2_SETTINGS))
     except (OSError, OverflowError) as error:
         raise TaskError(
-            f"--cluster {address}: no Ray answers there ({getattr(error, 'strerror', None) or error}); start it with: "
-            "ray start --head"
+            f"--cluster {address}: no Ray answers there ({getattr(error, 'strerror', None) or error}); {START}"
         ) from None
     if answer and answer[3:4] != HTTP2_SETTINGS[3:4]:
         raise TaskError(f"--cluster {address}: what answers there is not Ray; give the address that ray start printed")

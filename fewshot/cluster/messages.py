@@ -107,13 +107,3 @@ def _state_sha256(state: dict[str, np.ndarray]) -> str:
         digest.update(f"{name} {array.dtype.str} {state[name].shape}\n".encode())
         digest.update(array)
     return digest.hexdigest()
-
-
-def same_file(path: str, size: int, sha256: str) -> bool:
-    """Return whether there is a file of this size and content here."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(size + 1)
-    except OSError:
-        return False
-    return len(content) == size and hashlib.sha256(content).hexdigest() == sha256

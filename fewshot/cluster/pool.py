@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
-import os
-import stat
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 import ray
@@ -20,6 +16,8 @@ from jclip.features import Encoded
 
 from ..errors import TaskError
 from . import messages
+from .files import read_content
+from .jobs import Job, Slot
 from .machines import Plan
 from .messages import ELSEWHERE, Done, Setup, Work
 from .worker import Worker
@@ -38,63 +36,6 @@ START_SECONDS = 1800.0  # for loading weights, and for compiling Jittor for CUDA
 STEP_SECONDS = 600.0
 SLOW = 10
 MAX_REASON = 300  # characters of one of Ray's messages that are shown
-
-
-class Job:
-    """A batch that some worker is to compute, with its history."""
-
-    def __init__(self, work: Work, deaths: int = 0, is_sent: bool = False):
-        self.work = work
-        self.deaths = deaths  # of workers that had it
-        self.is_sent = is_sent  # whether the files go through Ray, wherever the worker is
-
-    def halves(self) -> list[Job]:
-        """Return two jobs of this one's photographs or sentences, or [] if it has only one."""
-        middle = (len(self.work.indices) + 1) // 2
-        return (
-            [self.part(range(middle)), self.part(range(middle, len(self.work.indices)))]
-            if len(self.work.indices) > 1
-            else []
-        )
-
-    def part(self, chosen: Iterable[int], is_sent: bool | None = None) -> Job:
-        """Return a job of some of the photographs or sentences, with the same history."""
-        chosen = list(chosen)
-        work = self.work._replace(
-            **{
-                field: [values[i] for i in chosen]
-                for field in ("indices", "items", "sizes", "texts")
-                if (values := getattr(self.work, field))
-            }
-        )
-        return Job(work, self.deaths, self.is_sent if is_sent is None else is_sent)
-
-
-class Slot:
-    """A worker and what it has to do; when it dies, another takes its slot."""
-
-    def __init__(self, name: int):
-        self.name = name
-        self.failures = 0  # starts that failed in a row
-        self.host = "a machine not known yet"
-        self.actor = None
-
-    def start(self, actor) -> None:
-        """Let a new worker begin."""
-        self.actor, self.is_active, self.pid = actor, False, 0
-        self.calls: deque[tuple[str, object]] = deque()  # (method, Ray's reference to the answer), oldest first
-        self.jobs: dict[int, Job] = {}  # number of the batch -> what the worker has not answered yet
-        self.sees: bool | None = None  # whether it can read the photographs of this run itself
-        self.is_open = False  # whether it has started a batch that the next call will compute
-        self.since = time.monotonic()  # when the oldest call began
-        self.is_reported = False  # as missing
-        self.call("hello")
-
-    def call(self, method: str, *arguments) -> None:
-        """Call a method of the worker; `calls` gets the answer's reference."""
-        if not self.calls:
-            self.since = time.monotonic()
-        self.calls.append((method, getattr(self.actor, method).remote(*arguments)))
 
 
 class Pool:
@@ -210,7 +151,7 @@ class Pool:
 
     def _send(self, slot: Slot, job: Job) -> None:
         is_sent = bool(job.work.items) and (job.is_sent or not slot.sees)
-        contents = [_content(photo.path) for photo, _ in job.work.items] if is_sent else None
+        contents = [read_content(photo.path) for photo, _ in job.work.items] if is_sent else None
         number = next(self._numbers)
         slot.jobs[number] = job
         slot.is_open = True
@@ -383,33 +324,6 @@ class Pool:
         if topic not in self._said:
             self._said.add(topic)
             logger.info("%s", message)
-
-
-def file_to_probe(paths: Iterable[Path]) -> tuple[str, int, str] | None:
-    """Return the path, size and SHA-256 of the first readable file, or None."""
-    for path in paths:
-        content = _content(path)
-        if isinstance(content, bytes):
-            return str(path), len(content), hashlib.sha256(content).hexdigest()
-    return None
-
-
-def size_of(path: Path) -> int | None:
-    """Return the size of a file in bytes, or None if there is none."""
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return None
-
-
-def _content(path: Path) -> bytes | str:
-    """Return the content of a file, or why it cannot be read, in the words of `jclip.opening`."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return "not a file"
-        return path.read_bytes()
-    except OSError as error:
-        return error.strerror or str(error)
 
 
 def _reason(error: Exception) -> str:

@@ -25,7 +25,8 @@ from jclip.features import Encoded
 from jclip.reading import Batch, ReadAhead
 
 from ..encoder import MAX_READERS, PixelReader
-from .messages import ELSEWHERE, Done, Setup, Work, facts, same_file
+from .files import same_file
+from .messages import ELSEWHERE, Done, Setup, Work, facts
 
 TEXT_TO_WARM_UP = "a photo"
 DEATHS = 2  # of the process that decodes a photograph, until it is taken for unreadable
