@@ -7,12 +7,17 @@ package imports Ray, which is an extra: requirements-cluster.txt.
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+if "ray" not in sys.modules and os.path.exists(os.path.expanduser("~/.ray/auth_token")):
+    # Of a cluster that asks for a token; Ray reads the variable when it is imported, and does not look for the file.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
 try:
     import ray
 except ImportError:

@@ -18,7 +18,10 @@ LOCAL, AUTO = "local", "auto"
 CONNECT_SECONDS = 10.0
 START = "start it with: ray start --head; on the other machines: ray start --address=HOST:6379"
 PROBLEMS = {LOCAL: "Ray does not start here", AUTO: f"no Ray runs on this machine; {START}"}
-NOT_JOINED = "cannot be joined; this machine must belong to the cluster: ray start --address=HOST:6379"
+NOT_JOINED = (
+    "cannot be joined; this machine must belong to the cluster (ray start --address=HOST:6379) and have its token "
+    "(~/.ray/auth_token)"
+)
 # What a client of HTTP/2, and so of gRPC, sends first (RFC 9113, 3.4), and the frame that the server sends first, too
 HTTP2_SETTINGS = b"\0\0\0\4\0\0\0\0\0"
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + HTTP2_SETTINGS
