@@ -22,6 +22,7 @@ from fewshot.encoder import Encoder
 from fewshot.errors import TaskError
 from jclip import progress
 
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="ab" * 32)  # read when Ray is imported
 try:
     import ray
     from ray.cluster_utils import Cluster
@@ -338,7 +339,8 @@ def test_a_driver_that_is_killed_leaves_nothing_and_is_started_again(cluster, wo
     for n_parts in (0, 2):  # of the store: sentences, photographs
         with subprocess.Popen(command, cwd=work, stderr=subprocess.PIPE, text=True) as driver:
             assert any("worker" in line for line in iter(driver.stderr.readline, ""))
-            wait_for(lambda n=n_parts: len(list(work.glob("output/store/*.npy"))) >= n)
+            while len(list(work.glob("output/store/*.npy"))) < n_parts and driver.poll() is None:
+                time.sleep(0.02)
             driver.kill()
     done = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 if "ray" not in sys.modules and os.path.exists(os.path.expanduser("~/.ray/auth_token")):
-    # Of a cluster that asks for a token; Ray reads the variable when it is imported, and does not look for the file.
+    # What Ray itself does for a cluster on this machine, but not for one of an address. Read when Ray is imported.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 try:
     import ray

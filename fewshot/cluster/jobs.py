@@ -46,7 +46,7 @@ class Slot:
 
     def start(self, actor) -> None:
         """Let a new worker begin."""
-        self.actor, self.is_active, self.pid = actor, False, 0
+        self.actor, self.is_active, self.pid, self.starts_at = actor, False, 0, None
         self.calls: deque[tuple[str, object]] = deque()  # (method, Ray's reference to the answer), oldest first
         self.jobs: dict[int, Job] = {}  # number of the batch -> what the worker has not answered yet
         self.sees: bool | None = None  # whether it can read the photographs of this run itself
@@ -54,6 +54,16 @@ class Slot:
         self.since = time.monotonic()  # when the oldest call began
         self.is_reported = False  # as missing
         self.call("hello")
+
+    def stop(self, starts_at: float | None = None) -> None:
+        """Forget a worker that is no more; another one starts at a time of `time.monotonic`, or never."""
+        self.is_active, self.pid, self.starts_at = False, 0, starts_at
+        self.calls.clear()
+
+    @property
+    def is_left(self) -> bool:
+        """Whether there is a worker, or there will be."""
+        return self.is_active or bool(self.calls) or self.starts_at is not None
 
     def call(self, method: str, *arguments) -> None:
         """Call a method of the worker; `calls` gets the answer's reference."""

@@ -35,6 +35,9 @@ START_SECONDS = 1800.0  # for loading weights, and for compiling Jittor for CUDA
 # take minutes to decode.
 STEP_SECONDS = 600.0
 SLOW = 10
+# What Ray says where it takes the driver for dead, because only one of the two uses a token
+CANCELLED = "cancelled before it started running"
+TOKEN_HINT = " The cluster may have been started without the token in ~/.ray/auth_token; set RAY_AUTH_MODE=disabled"
 MAX_REASON = 300  # characters of one of Ray's messages that are shown
 
 
@@ -79,7 +82,7 @@ class Pool:
 
     def wait_for_all(self) -> None:
         """Wait until every worker is ready; `run` begins with the first one."""
-        while any(slot.calls and not slot.is_active for slot in self.slots):
+        while any(slot.is_left and not slot.is_active for slot in self.slots):
             self._wait()
 
     def run(self, works: Iterable[Work], probe: tuple[str, int, str] | None) -> Iterator[tuple[list[int], Encoded]]:
@@ -184,6 +187,8 @@ class Pool:
                 ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
             for call in ready:
                 self._receive(*calls[call], call)
+        else:
+            time.sleep(TICK)
         for slot in self.slots:
             self._check_time(slot)
         if not self.n_active and time.monotonic() - self._begun > PATIENCE_SECONDS:
@@ -201,7 +206,7 @@ class Pool:
                 raise TaskError(f"a worker cannot go on; {cause}") from error
             self._replace(slot, cause)
         except RayError as error:
-            self._lose(slot, _reason(error))
+            self._lose(slot, _reason(error) + (TOKEN_HINT if CANCELLED in str(error) else ""))
         else:
             getattr(self, f"_after_{method}")(slot, answer, seconds)
 
@@ -243,6 +248,8 @@ class Pool:
     # ---- faults ----
 
     def _check_time(self, slot: Slot) -> None:
+        if slot.starts_at is not None and time.monotonic() >= slot.starts_at:
+            slot.start(self._make(self._setup))
         if not slot.calls:
             return
         late = time.monotonic() - slot.since
@@ -307,14 +314,13 @@ class Pool:
             return
         logger.warning("worker %d %s, %s; another one starts", slot.name, "died" if was_active else "failed", reason)
         ray.kill(slot.actor)
-        slot.start(self._make(self._setup))
+        slot.stop(time.monotonic() + (2**slot.failures - 1))
 
     def _refuse(self, slot: Slot, reason: str) -> None:
         """Go on without a worker, or raise TaskError if it was the last one."""
         ray.kill(slot.actor)
-        slot.is_active = False
-        slot.calls.clear()
-        left = sum(slot.is_active or bool(slot.calls) for slot in self.slots)
+        slot.stop()
+        left = sum(slot.is_left for slot in self.slots)
         if not left:
             raise TaskError(f"no worker can be used; {reason}")
         logger.warning("worker %d is refused, %s; %d of %d go on", slot.name, reason, left, len(self.slots))
