@@ -167,7 +167,7 @@ def test_a_file_that_is_another_one_where_the_worker_is_goes_through_ray(
     with encoder(cluster, tiny_weights, workers=2) as made:
         check_equal(everything(made, photos), expected)
         check_missing(made, photos, tiny_weights, tmp_path)
-    assert caplog.text.count("those get there through Ray") == 1
+    assert caplog.text.count("they get there through Ray") == 1
 
 
 def check_missing(made, photos, weights, folder):
@@ -254,6 +254,19 @@ def test_a_killed_worker_costs_the_batches_that_it_had(cluster, photos, expected
         made.model.pool.wait_for_all()  # another one takes its place
         assert len(workers(made)) == 2 and killed not in workers(made)
     assert "died" in caplog.text and "another one starts" in caplog.text
+
+
+def test_workers_that_die_of_every_batch_end_the_run_and_accuse_no_photograph(
+    cluster, photos, tiny_weights, monkeypatch
+):
+    class Dying(Worker):
+        def step(self, work):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(pool, "DEATHS_IN_A_ROW", 1)
+    monkeypatch.setattr(pool, "DEATHS_PER_WORKER", 0)
+    with encoder(cluster, tiny_weights, workers=1, worker=Dying) as made, pytest.raises(TaskError, match="every batch"):
+        made.encode_photos(photos)
 
 
 def test_a_worker_that_hangs_is_given_up(cluster, photos, expected, tiny_weights, monkeypatch, caplog):

@@ -27,6 +27,9 @@ logger = logging.getLogger("fewshot")
 N_BATCHES = 3  # that a worker has at a time: one computed, one decoded, one that waits
 MAX_DEATHS = 2  # of workers that a photograph may cause
 MAX_STARTS = 5  # that may fail in a row
+# Deaths, and more for each worker, with no batch finished in between: then no photograph is to blame. To find a
+# poisonous one among 32 takes 8 deaths, and a cluster may lose all its workers at once.
+DEATHS_IN_A_ROW, DEATHS_PER_WORKER = 16, 4
 TICK = 1.0  # seconds between two looks at the clock
 PATIENCE_SECONDS = 20.0  # without a worker, until that is explained
 SCHEDULE_SECONDS = 300.0  # until a worker that Ray has no room for counts as missing
@@ -65,6 +68,7 @@ class Pool:
         self._probe: tuple[str, int, str] | None = None  # a file by which workers find out whether they see the files
         self._said: set[str] = set()
         self._slowest = 0.0
+        self._deaths = 0  # since a batch was finished
         self._begun = time.monotonic()
         self._source: Iterator[Work] = iter(())
         self._next: Work | None = None  # of the source
@@ -168,7 +172,7 @@ class Pool:
         if not elsewhere:
             self._finished.append((job.work.indices, done.encoded))
             return
-        self._say("parts", f"{slot.host} has not all of the photographs; those get there through Ray")
+        self._say("parts", f"{slot.host} lacks some of the photographs; they get there through Ray")
         (self._suspects if job.deaths else self._again).append(job.part(elsewhere, is_sent=True))
         kept = [i for i in range(len(job.work.indices)) if i not in elsewhere]
         if kept:
@@ -236,7 +240,7 @@ class Pool:
 
     def _after_step(self, slot: Slot, done: Done | None, seconds: float) -> None:
         if done is not None:
-            self._slowest = max(self._slowest, seconds)
+            self._slowest, self._deaths = max(self._slowest, seconds), 0
             self._take(slot, done)
 
     def _ask_whether_it_sees(self, slot: Slot) -> None:
@@ -277,6 +281,9 @@ class Pool:
     def _lose(self, slot: Slot, reason: str) -> None:
         """Give what a dead worker had to others, and start another one."""
         jobs, slot.jobs = list(slot.jobs.values()), {}
+        self._deaths += bool(jobs)
+        if self._deaths > DEATHS_IN_A_ROW + DEATHS_PER_WORKER * len(self.slots):
+            raise TaskError(f"workers die of every batch; {reason} If memory is full, choose a smaller --batch-size")
         for job in jobs:
             job.deaths += 1
             self._suspects.extend(self._judge(job))
