@@ -19,7 +19,7 @@ except ImportError:  # not a Unix
 
 import numpy as np
 
-from jclip import features, pillow, runtime, weights
+from jclip import features, jittor_cache, pillow, runtime, weights
 from jclip.errors import ClipError, Unreadable
 from jclip.features import Encoded
 from jclip.reading import Batch, ReadAhead
@@ -29,6 +29,7 @@ from .files import same_file
 from .messages import ELSEWHERE, Done, Setup, Work, facts
 
 TEXT_TO_WARM_UP = "a photo"
+PHOTOGRAPHS = "jclip-photographs-"  # how the folders of photographs that were sent begin
 DEATHS = 2  # of the process that decodes a photograph, until it is taken for unreadable
 
 
@@ -42,7 +43,7 @@ class Worker:
 
     def __init__(self, setup: Setup):
         self.setup = setup
-        self.model = self.readers = None
+        self.model = self.readers = self.folder = None
         self.started: deque[tuple[Work, list]] = deque()  # (batch, what the reading processes got of it)
 
     def hello(self) -> tuple[str, int]:
@@ -96,23 +97,24 @@ class Worker:
         if work:
             items = self._items(work)
             self.started.append((work, items))
-            if items:
-                self._read_ahead().start(items)
+            self._start_reading(items)
         if before is None:
             return None
         encoded = self._photographs(*before) if before[0].items else self._texts(before[0])
         self.started.popleft()
-        shutil.rmtree(self._folder(before[0]), ignore_errors=True)
+        if before[0].contents is not None:
+            shutil.rmtree(self._folder(before[0]), ignore_errors=True)
         return Done(before[0].number, encoded)
 
     def _photographs(self, work: Work, items: list) -> Encoded:
         try:
+            if not self._read_ahead().started:  # a process was killed before this batch was started
+                raise BrokenProcessPool
             batch = self._read_ahead().finish()
         except BrokenProcessPool:
             batch = self._read_one_by_one(items)
             for _, later in list(self.started)[1:]:
-                if later:
-                    self._read_ahead().start(later)
+                self._start_reading(later)
 
         def pixels(index: int) -> np.ndarray:
             if index in batch.failures:
@@ -134,6 +136,13 @@ class Worker:
             processes = max(1, min(MAX_READERS[self.setup.device], self.setup.threads))
             self.readers = ReadAhead(read, self.model.visual.input_resolution, self.setup.batch_size, processes)
         return self.readers
+
+    def _start_reading(self, items: list) -> None:
+        try:
+            if items:
+                self._read_ahead().start(items)
+        except BrokenProcessPool:
+            pass  # found when the batch is to be computed
 
     def _read_one_by_one(self, items: list) -> Batch:
         """Read a batch after a reading process was killed, and find out which photograph kills it, if one does."""
@@ -169,7 +178,7 @@ class Worker:
                 for path, (photo, number), size in zip(paths, work.items, work.sizes)
             ]
         folder, items = self._folder(work), []
-        folder.mkdir(parents=True)
+        folder.mkdir()
         for index, ((photo, number), content) in enumerate(zip(work.items, work.contents)):
             path = folder / f"{index}{Path(photo.name).suffix}"
             if isinstance(content, bytes):
@@ -178,7 +187,9 @@ class Worker:
         return items
 
     def _folder(self, work: Work) -> Path:
-        return _folders() / str(os.getpid()) / str(work.number)
+        if self.folder is None:
+            self.folder = tempfile.mkdtemp(prefix=f"{PHOTOGRAPHS}{os.getpid()}-")
+        return Path(self.folder, str(work.number))
 
 
 def read(item: tuple[PixelReader, str, str, int, int | str | None]) -> np.ndarray:
@@ -215,7 +226,7 @@ def _one_compiles() -> Iterator[None]:
 
     The first one compiles what Jittor's cache lacks; the others find it there.
     """
-    with open(Path(tempfile.gettempdir(), f"jclip-start-{os.getuid()}.lock"), "w+") as file:
+    with open(jittor_cache.folder() / f"start-{platform.node()}.lock", "a+") as file:  # homes may be shared
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # compilers that Jittor forks do not inherit it
         except (BlockingIOError, PermissionError):
@@ -223,13 +234,9 @@ def _one_compiles() -> Iterator[None]:
         yield
 
 
-def _folders() -> Path:
-    """Return the folder for photographs that are sent; below it each process has its own."""
-    return Path(tempfile.gettempdir(), f"jclip-photographs-{os.getuid()}")
-
-
 def _remove_left_behind() -> None:
     """Remove the photographs of workers on this machine that were killed."""
-    for folder in _folders().glob("*"):
-        if not Path("/proc", folder.name).exists():
+    for folder in Path(tempfile.gettempdir()).glob(f"{PHOTOGRAPHS}*-*"):
+        pid = folder.name[len(PHOTOGRAPHS) :].partition("-")[0]
+        if folder.stat().st_uid == os.getuid() and not Path("/proc", pid).exists():
             shutil.rmtree(folder, ignore_errors=True)
