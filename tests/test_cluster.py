@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import closing, contextmanager
@@ -31,7 +32,7 @@ except ImportError:
 
 from fewshot.cluster import ClusterEncoder, machines, messages, pool
 from fewshot.cluster.files import size_of
-from fewshot.cluster.worker import Worker
+from fewshot.cluster.worker import Worker, remove_left_behind
 from tests import poison
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
@@ -149,9 +150,14 @@ def test_photographs_and_weights_go_through_ray_where_they_are_missing(
     with encoder(cluster, tiny_weights, workers=2, worker=far_away()) as made:
         check_equal(everything(made, photos), expected)
         check_missing(made, photos, tiny_weights, tmp_path)
-    assert (
-        caplog.text.count("photographs go through Ray") == caplog.text.count("the weights get there through Ray") == 1
-    )
+        (folder,) = Path(tempfile.gettempdir()).glob(f"jclip-photographs-{workers(made)[0]}-*")
+        assert not list(folder.iterdir())  # each batch's files are removed
+        assert folder.stat().st_mode & 0o777 == 0o700
+        (pid,) = workers(made)[:1]
+    wait_for(lambda: not command_of(pid))
+    remove_left_behind()  # as each worker does that starts
+    assert not folder.exists()
+    assert caplog.text.count("photographs go through Ray") == caplog.text.count("weights get there through Ray") == 1
     assert len(puts) == 1
 
 
@@ -243,16 +249,26 @@ def test_a_killed_worker_costs_the_batches_that_it_had(cluster, photos, expected
         check_equal(everything(made, photos), expected)
         n = len(sent)
         # of a reading process: the worker reads again
-        os.kill(children(workers(made)[0], "spawn_main")[0], signal.SIGKILL)
+        for worker in workers(made):
+            os.kill(children(worker, "spawn_main")[0], signal.SIGKILL)
+        time.sleep(0.5)  # so that the workers' pools know it before they have something to read
         check_equal(everything(made, photos), expected)
         assert len(sent) == 2 * n and "died" not in caplog.text
         sent.clear()
-        killed = workers(made)[0]
-        in_background(lambda: (time.sleep(0.02), os.kill(killed, signal.SIGKILL)))
+        killed = []
+
+        def kill(self, slot, job):
+            send(self, slot, job)
+            sent.append(job)
+            if len(sent) == 8:
+                killed.append(slot.pid)
+                os.kill(slot.pid, signal.SIGKILL)
+
+        monkeypatch.setattr(pool.Pool, "_send", kill)
         check_equal(everything(made, photos), expected)
         assert n < len(sent) <= n + pool.N_BATCHES
         made.model.pool.wait_for_all()  # another one takes its place
-        assert len(workers(made)) == 2 and killed not in workers(made)
+        assert len(workers(made)) == 2 and killed[0] not in workers(made)
     assert "died" in caplog.text and "another one starts" in caplog.text
 
 

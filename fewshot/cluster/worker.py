@@ -78,7 +78,7 @@ class Worker:
             black = np.zeros((self.setup.batch_size, side, side, 3), np.uint8)
             list(features.image_features(self.model, black, np.asarray, self.setup.batch_size))
             list(features.text_features(self.model, [TEXT_TO_WARM_UP]))
-        _remove_left_behind()
+        remove_left_behind()
         return there
 
     def _has_weights(self) -> bool:
@@ -234,7 +234,7 @@ def _one_compiles() -> Iterator[None]:
         yield
 
 
-def _remove_left_behind() -> None:
+def remove_left_behind() -> None:
     """Remove the photographs of workers on this machine that were killed."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PHOTOGRAPHS}*-*"):
         pid = folder.name[len(PHOTOGRAPHS) :].partition("-")[0]
