@@ -80,19 +80,20 @@ def compare(weights: Path, folder: Path, n_photos: int, rounds: int) -> None:
             for name, workers in SIDES.items():
                 command = [sys.executable, "-m", "bench.cluster", "side", weights, made, "--workers", str(workers)]
                 done = subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=True)
-                rates[name], seconds, memory = json.loads(done.stdout.splitlines()[-1])
+                rates[name], spent, seconds, memory = json.loads(done.stdout.splitlines()[-1])
                 ratios[name].append(rates[name] / rates["one process"])
                 print(
-                    f"{name}: {rates[name]:.1f} images/s ({ratios[name][-1]:.3f}), started in {seconds:.0f} s, "
-                    f"{memory:.0f} MB here",
+                    f"{name}: {rates[name]:.1f} images/s ({ratios[name][-1]:.3f}), {1e3 * spent:.1f} ms of processor "
+                    f"time each, started in {seconds:.0f} s, {memory:.0f} MB here",
                     flush=True,
                 )
     for name, values in ratios.items():
         print(f"median: {name} {statistics.median(values):.3f}")
 
 
-def run_side(weights: Path, folder: Path, workers: int) -> tuple[float, float, float]:
-    """Return images per second, the seconds until all was ready, and this process's peak memory in MB."""
+def run_side(weights: Path, folder: Path, workers: int) -> tuple[float, float, float, float]:
+    """Return images per second, seconds of processor time for each (of this process and all that it has started),
+    seconds until all was ready, and this process's peak memory in MB."""
     files, started = photographs(folder), time.perf_counter()
     if workers:
         from fewshot.cluster import ClusterEncoder, machines
@@ -103,11 +104,27 @@ def run_side(weights: Path, folder: Path, workers: int) -> tuple[float, float, f
     else:
         encoder = Encoder.load(weights, "cpu", BATCH)
     with closing(encoder):
-        encoder.encode_photos(files[: 4 * BATCH])
-        ready = time.perf_counter()
+        encoder.encode_photos(files[: 3 * BATCH])
+        ready, spent = time.perf_counter(), processor_seconds()
         encoder.encode_photos(files)
-        rate = len(files) / (time.perf_counter() - ready)
-    return rate, ready - started, peak()
+        rate, spent = len(files) / (time.perf_counter() - ready), processor_seconds() - spent
+    return rate, spent / len(files), ready - started, peak()
+
+
+def processor_seconds() -> float:
+    """Return the processor time of this process and of its descendants, those included that have ended."""
+    parents, ticks = {}, {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        pid = int(stat.parent.name)
+        parents[pid], ticks[pid] = int(fields[1]), sum(map(int, fields[11:15]))
+    family = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= more
+    return sum(ticks[pid] for pid in family) / os.sysconf("SC_CLK_TCK")
 
 
 def peak() -> float:
