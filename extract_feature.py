@@ -9,9 +9,13 @@ unchanged since an earlier run is not encoded again.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 
@@ -40,7 +44,31 @@ def parse(argv) -> argparse.Namespace:
     )
     strict = "stop at the first photograph that cannot be read (default: leave it out and say so)"
     p.add_argument("--strict", action="store_true", help=strict)
-    return p.parse_args(argv)
+    add_cluster(p)
+    a = p.parse_args(argv)
+    if a.workers and not a.cluster:
+        p.error("--workers needs --cluster")
+    return a
+
+
+def add_cluster(p: argparse.ArgumentParser) -> None:
+    """Add the options for many machines."""
+    p.add_argument(
+        "--cluster",
+        type=cluster_address,
+        metavar="WHERE",
+        help="encode with workers of Ray: local starts it on this machine, auto or HOST:PORT joins a cluster "
+        "(docs/cluster.md; default: in this process)",
+    )
+    workers = "workers of the cluster (default: one for each GPU, or one for up to 8 CPUs)"
+    p.add_argument("--workers", type=cli.whole_number(1), metavar="N", help=workers)
+
+
+def cluster_address(text: str) -> str:
+    """Return an address of a cluster as it was given; for argparse."""
+    if text in ("local", "auto") or re.fullmatch(r"[^\s/]+:\d{1,5}", text):
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r}; expected local, auto or HOST:PORT")
 
 
 def add_sampling(p: argparse.ArgumentParser) -> None:
@@ -73,12 +101,14 @@ def main(argv=None):
     task = data.read_task(a.data, a.split)
     sentences = read_prompts(task.classes, a.prompts)
     sampling = Sampling(a.shots, a.select, a.views, a.max_train, a.max_val, a.seed)
+    load = on_cluster(a.cluster, a.workers) if a.cluster else Encoder.load
     with cli.locked(a.output):
-        encoder = Encoder.load(a.weights, a.device, a.batch_size, a.output / "store", a.strict, a.precision)
-        if a.force:
-            encoder.store.clear()
-        extraction = extract(task, sentences, encoder, sampling, a.output)
-        encoder.store.tidy()
+        encoder = load(a.weights, a.device, a.batch_size, a.output / "store", a.strict, a.precision)
+        with closing(encoder):
+            if a.force:
+                encoder.store.clear()
+            extraction = extract(task, sentences, encoder, sampling, a.output)
+            encoder.store.tidy()
     shots, val = extraction.support, extraction.val
     print(
         f"{a.output}: {len(shots.names)} shots of {len(np.unique(shots.labels))} classes in {len(a.views)} views, "
@@ -92,6 +122,13 @@ def main(argv=None):
         f"{a.output}: encoded {encoder.store.computed}, kept {encoder.store.reused} photographs, views and sentences. "
         "Next: python train_adapter.py"
     )
+
+
+def on_cluster(address: str, workers: int | None) -> Callable[..., Encoder]:
+    """Return what loads an encoder on a Ray cluster; raise TaskError if Ray is not installed."""
+    from fewshot.cluster import ClusterEncoder  # imports Ray, which nothing else needs
+
+    return partial(ClusterEncoder.load, cluster=address, workers=workers)
 
 
 def read_prompts(class_names: Sequence[str], folder: Path) -> prompts.Prompts:

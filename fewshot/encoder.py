@@ -20,7 +20,7 @@ import PIL
 import augment
 import jclip
 from jclip import bounded, features, levels, opening, preprocess, runtime, weights
-from jclip.features import Encoded
+from jclip.features import Encoded, EncodedTexts
 from jclip.paths import expand
 from jclip.progress import Progress, track
 from jclip.settings import ModelSettings
@@ -154,9 +154,9 @@ class Encoder:
         keys = [self._key("text", batch_size, sentence) for sentence in flat]
         missing, rows = self._missing(keys)
         with Progress(len(missing), "prompts", " text") as progress:
-            for encoded in features.text_features(self.model, [flat[i] for i in missing], batch_size):
+            for encoded in self._encode_texts([flat[i] for i in missing], batch_size):
                 self._keep(keys, [missing[i] for i in encoded.indices], encoded.rows, rows)
-                progress.update(len(encoded.rows))
+                progress.update(len(encoded.rows), self._note())
         rows = self.store.get(keys) if self.store else rows
         return features.prompt_ensemble(rows, [len(class_sentences) for class_sentences in sentences])
 
@@ -225,25 +225,42 @@ class Encoder:
         ]
         missing, rows = self._missing(keys)
         failures: dict[int, str] = {}
-        done = 0
         reader = PixelReader(self.preprocess.resolution, views, seed, self.settings.preprocess)
         with Progress(len(missing), desc, " photo") as progress:
-            for encoded in self._batches([items[i] for i in missing], reader):
-                indices = missing[done : done + len(encoded.rows)]
+            for batch, encoded in self._encode_items([items[i] for i in missing], reader):
+                indices = [missing[i] for i in batch]
                 for i, cause in encoded.failures.items():
                     failures[indices[i]] = self._check_failure(items[indices[i]][0], cause)
                 readable = [i for i in range(len(indices)) if i not in encoded.failures]
                 self._keep(keys, [indices[i] for i in readable], encoded.rows[readable], rows)
-                done += len(indices)
-                progress.update(len(indices))
+                progress.update(len(indices), self._note())
         if not self.store:
             return Encoded(rows, failures)
         causes = {keys[index]: cause for index, cause in failures.items()}  # of equal keys only the first was read
         return Encoded(self.store.get(keys), {i: causes[key] for i, key in enumerate(keys) if key in causes})
 
-    def _batches(self, items: list[tuple[Photo, int]], reader: PixelReader) -> Iterator[Encoded]:
+    def close(self) -> None:
+        """Free what computes, if that is more than a part of this process."""
+
+    # The next three methods are what computes; fewshot/cluster has others, whose batches come in any order.
+
+    def _encode_items(
+        self, items: list[tuple[Photo, int]], reader: PixelReader
+    ) -> Iterator[tuple[Sequence[int], Encoded]]:
+        """Yield the indices of some of the items and their rows, until each had its turn."""
         workers = 0 if len(items) <= MAX_SEQUENTIAL else min(MAX_READERS[self.device], os.cpu_count() or 1)
-        return features.image_features(self.model, items, reader, self.batch_size, workers) if items else iter(())
+        done = 0
+        if items:
+            for encoded in features.image_features(self.model, items, reader, self.batch_size, workers):
+                yield range(done, done + len(encoded.rows)), encoded
+                done += len(encoded.rows)
+
+    def _encode_texts(self, texts: list[str], batch_size: int) -> Iterator[EncodedTexts]:
+        return features.text_features(self.model, texts, batch_size)
+
+    def _note(self) -> str:
+        """Return what the progress shows behind its numbers."""
+        return ""
 
     def _missing(self, keys: list[bytes]) -> tuple[list[int], np.ndarray]:
         """Return the indices of the rows to compute, and an array of NaN rows to fill if there is no store."""
@@ -316,7 +333,11 @@ class PixelReader:
     def __call__(self, item: tuple[Photo, int]) -> np.ndarray:
         """Return uint8 pixels (resolution, resolution, 3), or raise Unreadable with the cause."""
         photo, number = item
-        rng = augment.view_rng(self.seed, photo.name, number)
-        with opening.opened(photo.path, self.config.size or self.resolution) as image:
+        return self.pixels(photo.path, photo.name, number)
+
+    def pixels(self, path: Path | str, name: str, number: int) -> np.ndarray:
+        """Do so for a file that may have another name than the photograph, from which the view's randomness comes."""
+        rng = augment.view_rng(self.seed, name, number)
+        with opening.opened(path, self.config.size or self.resolution) as image:
             view = augment.VIEWS[self.views[number]](levels.eight_bits(image), rng)
             return preprocess.crop(view, self.resolution, self.config)

@@ -171,12 +171,16 @@ def text_features(model, texts: Sequence[str], batch_size: int | None = None) ->
     jt = jittor()
     batch_size = batch_size or TEXT_BATCH[_device()]
     tokens = tokenize(texts, model.context_length)
-    by_length = np.argsort((tokens != 0).sum(axis=1), kind="stable")
-    for start in range(0, len(texts), batch_size):
-        indices = by_length[start : start + batch_size]
+    for indices in batches_by_length(tokens, batch_size):
         with jt.no_grad():
             rows = model.encode_text(_filled(tokens[indices], batch_size)).numpy()
         yield EncodedTexts(indices, _check_finite(unit(rows[: len(indices)])))
+
+
+def batches_by_length(tokens: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """Yield the indices of token ids (n, context_length) in batches of similar length, the shortest first."""
+    by_length = np.argsort((tokens != 0).sum(axis=1), kind="stable")
+    return (by_length[start : start + batch_size] for start in range(0, len(tokens), batch_size))
 
 
 def _filled(batch: np.ndarray, n: int) -> np.ndarray:

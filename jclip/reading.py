@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from itertools import chain, islice
 from multiprocessing import connection, context, current_process, parent_process
 from multiprocessing.shared_memory import SharedMemory
@@ -31,6 +32,7 @@ import numpy as np
 from . import pillow
 from .errors import ClipError, Unreadable
 
+N_AHEAD = 2  # batches that the shared memory holds
 NICENESS = 19  # of the reading processes: what they take from one computing thread delays all of them
 
 
@@ -75,7 +77,7 @@ def batches(items: Iterable, read: Callable, resolution: int, batch_size: int, w
     first = list(islice(items, batch_size))
     items = chain(first, items)
     if workers and _can_be_sent(read, first):
-        yield from _read_ahead(items, read, (2, batch_size, resolution, resolution, 3), workers)
+        yield from _read_ahead(items, read, resolution, batch_size, workers)
         return
     while chosen := list(islice(items, batch_size)):
         pixels = np.empty((len(chosen), resolution, resolution, 3), np.uint8)
@@ -92,21 +94,75 @@ def _can_be_sent(*values) -> bool:
         return False
 
 
-def _read_ahead(items: Iterator, read: Callable, shape: tuple[int, ...], workers: int) -> Iterator[Batch]:
-    memory = _shared_memory(shape)
-    try:
-        pool = ProcessPoolExecutor(workers, _Context(), _start_with, (memory.name, shape, read, pillow.settings()))
+def _read_ahead(items: Iterator, read: Callable, resolution: int, batch_size: int, workers: int) -> Iterator[Batch]:
+    with closing(ReadAhead(read, resolution, batch_size, workers)) as ahead:
         try:
-            yield from _alternate(pool, items, np.ndarray(shape, np.uint8, memory.buf), workers)
+            for _ in range(N_AHEAD):
+                ahead.start(list(islice(items, batch_size)))
+            while ahead.started:
+                yield ahead.finish()
+                ahead.start(list(islice(items, batch_size)))
         except BrokenProcessPool:
             raise ClipError(
                 "a process that reads images was killed (out of memory?); run the same command again, with a smaller "
                 "--batch-size"
             ) from None
+
+
+class ReadAhead:
+    """Processes that read one batch while the caller computes on another.
+
+    Parameters
+    ----------
+    read, resolution, batch_size, workers : as of `batches`
+
+    Attributes
+    ----------
+    started : deque
+        A (half of the memory, number of images, parts) for each batch that was started and not finished.
+
+    Raises
+    ------
+    ClipError
+        Where shared memory is full.
+    """
+
+    def __init__(self, read: Callable, resolution: int, batch_size: int, workers: int):
+        shape = (N_AHEAD, batch_size, resolution, resolution, 3)
+        self._memory = _shared_memory(shape)
+        self._halves, self._free = np.ndarray(shape, np.uint8, self._memory.buf), 0
+        self._share = -(-batch_size // workers)  # images that a process reads at a time
+        self.started: deque = deque()
+        arguments = (self._memory.name, shape, read, pillow.settings())
+        self._pool = ProcessPoolExecutor(workers, _Context(), _start_with, arguments)
+
+    def start(self, items: list) -> None:
+        """Start reading a batch, if `items` is not empty; no more than N_AHEAD may be started and not finished."""
+        if not items:
+            return
+        half, self._free = self._free, (self._free + 1) % N_AHEAD
+        starts = range(0, len(items), self._share)
+        parts = [(i, self._pool.submit(_read, half, i, items[i : i + self._share])) for i in starts]
+        self.started.append((half, len(items), parts))
+
+    def finish(self) -> Batch:
+        """Wait for the batch that was started first; its pixels are valid until N_AHEAD more have been started.
+
+        Raises
+        ------
+        BrokenProcessPool
+            Where a process was killed.
+        """
+        half, count, parts = self.started.popleft()
+        failures = {start + index: cause for start, part in parts for index, cause in part.result().items()}
+        return Batch(self._halves[half, :count], failures)
+
+    def close(self) -> None:
+        """End the processes and free the memory."""
+        try:
+            self._pool.shutdown(wait=True, cancel_futures=True)
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-    finally:
-        memory.unlink()
+            self._memory.unlink()
 
 
 def _shared_memory(shape: tuple[int, ...]) -> SharedMemory:
@@ -127,28 +183,6 @@ def _shared_memory(shape: tuple[int, ...]) -> SharedMemory:
             f"two batches of {shape[1]} photographs ({size / 2**20:.0f} MB) do not fit into shared memory (/dev/shm); "
             "choose a smaller --batch-size"
         ) from None
-
-
-def _alternate(pool: ProcessPoolExecutor, items: Iterator, halves: np.ndarray, workers: int) -> Iterator[Batch]:
-    """Yield the two halves of the memory in turn: one is filled while the caller computes on the other."""
-    batch_size = halves.shape[1]
-    share = -(-batch_size // workers)  # images that a process reads at a time
-    pending: deque = deque()
-
-    def fill(half: int) -> None:
-        chosen = list(islice(items, batch_size))
-        if chosen:
-            starts = range(0, len(chosen), share)
-            parts = [(start, pool.submit(_read, half, start, chosen[start : start + share])) for start in starts]
-            pending.append((half, len(chosen), parts))
-
-    fill(0)
-    fill(1)
-    while pending:
-        half, count, parts = pending.popleft()
-        failures = {start + index: cause for start, part in parts for index, cause in part.result().items()}
-        yield Batch(halves[half, :count], failures)
-        fill(half)
 
 
 def _fill(pixels: np.ndarray, items: list, read: Callable) -> dict[int, str]:

@@ -21,6 +21,7 @@ README, README_ZH = PROJECT / "README.md", PROJECT / "README.zh.md"
 USAGE, USAGE_ZH = PROJECT / "docs/usage.md", PROJECT / "docs/usage.zh.md"
 DESIGN = PROJECT / "docs/design.md"
 TEXTS = {path: path.read_text(encoding="utf-8") for path in (README, README_ZH, USAGE, USAGE_ZH, DESIGN)}
+PACKAGES = ("jclip", "jclip/weights", "fewshot", "fewshot/cluster", "methods", "report")
 LANGUAGES = pytest.mark.parametrize("readme, usage", [(README, USAGE), (README_ZH, USAGE_ZH)], ids=["en", "zh"])
 SCRIPTS = {module.__name__: module for module in (convert_weights, extract_feature, train_adapter, predict)}
 CLIP, CLASSIFIER, FEATURES = re.findall(r"```python\n(.*?)```", TEXTS[USAGE], re.DOTALL)
@@ -144,7 +145,7 @@ def test_every_file_of_the_tree_is_there(path):
 
 
 def test_the_design_names_every_module():
-    folders = [PROJECT, *(PROJECT / name for name in ("jclip", "jclip/weights", "fewshot", "methods", "report"))]
+    folders = [PROJECT, *(PROJECT / name for name in PACKAGES)]
     modules = {path.relative_to(PROJECT).as_posix() for folder in folders for path in folder.glob("*.py")}
     packages = {f"{folder.relative_to(PROJECT).as_posix()}/__init__.py" for folder in folders[1:]}
     assert modules - packages - {"setup.py"} - set(tree(TEXTS[DESIGN])) == set()
