@@ -25,7 +25,7 @@ from jclip.paths import expand
 from methods import METHODS, Settings, train
 from tip_adapter_utils import predict_logits
 
-from . import label_next, metrics, suspects
+from . import copies, label_next, metrics, suspects
 from .evaluation import BASELINES
 from .evidence import Evidence
 
@@ -91,7 +91,7 @@ def summary(answers: Answers) -> dict:
         "unreadable": [[name, bounded.one_line(why)] for name, why in answers.test.meta.get("unreadable", {}).items()],
         "suspects": {
             "labels": suspects.labels(train_rows, answers.adapter),
-            "copies": suspects.copies(train_rows, answers.test),
+            "copies": copies.find(train_rows, answers.test),
             "classes": suspects.classes(train_rows, answers.adapter),
             "names": suspects.names(train_rows, answers.adapter),
         },

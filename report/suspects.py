@@ -1,7 +1,8 @@
-"""What looks wrong in the data: labels, near copies, classes that do not hang together, names that CLIP does not know.
+"""What looks wrong in the data: labels, classes that do not hang together, names that CLIP does not know.
 
 Everything is computed from features; photographs are not opened. Only training photographs (the shots and the
-validation photographs) are judged by their labels; labels of test photographs are never looked at.
+validation photographs) are judged by their labels; labels of test photographs are never looked at. Near copies have
+their own file, copies.py.
 
 Letters: C classes, R training photographs, D feature width. Features are float32 rows of unit L2 norm.
 """
@@ -18,7 +19,7 @@ from fewshot.rows import chunks, class_sums, softmax, unit_rows
 from methods.blend import PRIOR_WEIGHT, fit_weights
 
 from .metrics import top_classes
-from .space import around, distance
+from .space import around
 
 MAX_LISTED = 100  # findings of a kind
 MAX_ELEMENTS = 2**22  # of the matrices of a chunk: 16 MB each
@@ -27,10 +28,6 @@ MAX_ELEMENTS = 2**22  # of the matrices of a chunk: 16 MB each
 TEXT_WEIGHT = 0.5
 MAX_FITTED = 2**23  # elements of the logits on which the two weights are fitted
 MIN_ODDS = 20.0  # another class must be so many times as likely as the label
-# Two photographs are near copies if they are so much nearer to each other than a photograph usually is to its nearest
-# neighbour among the training photographs.
-COPY_RATIO = 0.35
-MAX_REFERENCE = 2000  # photographs on which the usual distance is measured
 MAX_UNKNOWN = 0.05  # zero-shot top-1 up to which a name counts as not known
 SPREAD = 3.0  # median absolute deviations below the median from which a class hangs together unusually badly
 
@@ -114,74 +111,6 @@ def _left_out(train: Training, adapter: Adapter, rows: np.ndarray) -> Iterator[t
         without = unit_rows(sums[own] - features)
         by_photos[np.arange(len(chosen)), own] = np.einsum("rd,rd->r", features, without)
         yield chosen, np.stack([features @ adapter.text.T, by_photos]) * adapter.scale
-
-
-# ---- near copies ----
-
-
-def copies(train: Training, test: Split) -> dict[str, list[dict]]:
-    """Return near copies among training photographs of different classes, and between training and test.
-
-    Returns
-    -------
-    dict
-        "across_classes" and "train_and_test": lists of {"first": …, "second": …, "similarity", "ratio"}, nearest
-        first, at most MAX_LISTED each. "ratio" is their distance relative to the usual one.
-    """
-    if len(train.labels) < 2:
-        return {"across_classes": [], "train_and_test": []}
-    mean = train.features.mean(axis=0)
-    placed = around(train.features, mean)
-    usual = _usual_distance(placed)
-    across = _near_pairs(placed, placed, usual, train.labels)
-    with_test = _near_pairs(around(test.features, mean), placed, usual)
-
-    def of_test(row: int) -> dict:
-        return {"set": "test", "row": row, "name": str(test.names[row]), "label": int(test.labels[row])}
-
-    return {
-        "across_classes": [
-            _pair(train.at(i), train.at(j), train.features[i] @ train.features[j], ratio) for ratio, i, j in across
-        ],
-        "train_and_test": [
-            _pair(of_test(i), train.at(j), test.features[i] @ train.features[j], ratio) for ratio, i, j in with_test
-        ],
-    }
-
-
-def _pair(first: dict, second: dict, similarity: float, ratio: float) -> dict:
-    return {"first": first, "second": second, "similarity": float(similarity), "ratio": ratio}
-
-
-def _usual_distance(placed: np.ndarray) -> float:
-    """Return the median distance of training photographs to their nearest neighbour, over some of them."""
-    some = np.linspace(0, len(placed) - 1, min(MAX_REFERENCE, len(placed))).astype(int)
-    nearest = np.full(len(some), -1.0)
-    for rows in chunks(len(some), len(placed), MAX_ELEMENTS):
-        similarities = placed[some[rows]] @ placed.T
-        similarities[np.arange(len(similarities)), some[rows]] = -1
-        nearest[rows] = similarities.max(axis=1)
-    return float(np.median(distance(nearest)))
-
-
-def _near_pairs(
-    rows: np.ndarray, others: np.ndarray, usual: float, labels: np.ndarray | None = None
-) -> list[tuple[float, int, int]]:
-    """Return (ratio, row, other) of each row's nearest other, where the ratio is below COPY_RATIO; nearest first.
-
-    With `labels`, rows and others are the same photographs, and only pairs of different labels count, once.
-    """
-    pairs: dict[tuple[int, int], float] = {}
-    for chunk in chunks(len(rows), len(others), MAX_ELEMENTS):
-        similarities = rows[chunk] @ others.T
-        if labels is not None:
-            similarities[labels[chunk][:, None] == labels] = -1
-        nearest = similarities.argmax(axis=1)
-        ratios = distance(similarities[np.arange(len(nearest)), nearest]) / max(usual, 1e-12)
-        for i in np.flatnonzero(ratios < COPY_RATIO):
-            pair = int(chunk.start + i), int(nearest[i])
-            pairs[tuple(sorted(pair)) if labels is not None else pair] = float(ratios[i])
-    return sorted((ratio, *pair) for pair, ratio in pairs.items())[:MAX_LISTED]
 
 
 # ---- classes and names ----
