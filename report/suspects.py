@@ -22,6 +22,7 @@ from .metrics import top_classes
 from .space import around
 
 MAX_LISTED = 100  # findings of a kind
+SHOWN_SHOTS = 4  # of each of the two classes that are compared
 MAX_ELEMENTS = 2**22  # of the matrices of a chunk: 16 MB each
 # Of a class's text in its prototype, beside a weight of 1 for each photograph. On Stanford Cars and SUN397 (training
 # rows, 3 % of them mislabelled), 0.5 and 1 find the same; a ridge regression and a cache find a little less.
@@ -29,6 +30,7 @@ TEXT_WEIGHT = 0.5
 MAX_FITTED = 2**23  # elements of the logits on which the two weights are fitted
 MIN_ODDS = 20.0  # another class must be so many times as likely as the label
 MAX_UNKNOWN = 0.05  # zero-shot top-1 up to which a name counts as not known
+SAME = 1e-6  # difference of similarities that may be due to rounding
 SPREAD = 3.0  # median absolute deviations below the median from which a class hangs together unusually badly
 
 
@@ -73,7 +75,8 @@ def labels(train: Training, adapter: Adapter) -> list[dict]:
     Returns
     -------
     list of dict
-        What `Training.at` gives, "predicted", "p_predicted" and "p_label"; at most MAX_LISTED.
+        What `Training.at` gives, "predicted", "p_predicted" and "p_label", and the other shots of both classes that
+        are nearest, as [[row, similarity]] in "near_predicted" and "near_label"; at most MAX_LISTED.
     """
     if len(set(train.labels.tolist())) < 2:
         return []
@@ -88,9 +91,25 @@ def labels(train: Training, adapter: Adapter) -> list[dict]:
             found.append((float(odds[i]), int(rows[i]), int(predicted[i]), float(best[i]), float(own[i])))
     found.sort(key=lambda finding: (-finding[0], finding[1]))
     return [
-        {**train.at(row), "predicted": predicted, "p_predicted": best, "p_label": own}
+        {
+            **train.at(row),
+            "predicted": predicted,
+            "p_predicted": best,
+            "p_label": own,
+            "near_predicted": _nearest_shots(train, row, predicted),
+            "near_label": _nearest_shots(train, row, int(train.labels[row])),
+        }
         for _, row, predicted, best, own in found[:MAX_LISTED]
     ]
+
+
+def _nearest_shots(train: Training, row: int, label: int) -> list[list]:
+    """Return [row, similarity] of the shots of a class that are nearest to a photograph, without itself."""
+    shots = np.flatnonzero((train.labels == label) & (train.sets == "shots"))
+    shots = shots[shots != row]
+    similarities = train.features[shots] @ train.features[row]
+    best = np.argsort(-similarities, kind="stable")[:SHOWN_SHOTS]
+    return [[int(train.rows[shots[i]]), float(f"{similarities[i]:.4g}")] for i in best]
 
 
 def _weights(train: Training, adapter: Adapter) -> np.ndarray:
@@ -117,7 +136,7 @@ def _left_out(train: Training, adapter: Adapter, rows: np.ndarray) -> Iterator[t
 
 
 def classes(train: Training, adapter: Adapter) -> list[dict]:
-    """Return how well the photographs of each class hang together, the worst first.
+    """Return how well the photographs of each class hang together: the odd ones first, then the worst.
 
     Returns
     -------
@@ -138,7 +157,7 @@ def classes(train: Training, adapter: Adapter) -> list[dict]:
     limit = median - SPREAD * np.median(np.abs(cohesion - median))
     means = sums / np.maximum(counts, 1)[:, None]
     found = []
-    for i in np.argsort(cohesion, kind="stable")[:MAX_LISTED]:
+    for i in np.argsort(cohesion, kind="stable"):
         label = judged[i]
         between = means @ means[label]
         between[(counts == 0) | (np.arange(n_classes) == label)] = -np.inf
@@ -154,7 +173,7 @@ def classes(train: Training, adapter: Adapter) -> list[dict]:
                 "odd": bool(cohesion[i] < limit or (has_other and cohesion[i] < between[nearest])),
             }
         )
-    return found
+    return sorted(found, key=lambda entry: not entry["odd"])[:MAX_LISTED]
 
 
 def names(train: Training, adapter: Adapter) -> list[dict]:
@@ -163,14 +182,17 @@ def names(train: Training, adapter: Adapter) -> list[dict]:
     Returns
     -------
     list of dict
-        "class", "n", "top1" (at most MAX_UNKNOWN), "rank" (the median rank of the class by its text, 1 is best),
+        "class", "n", "top1" (at most MAX_UNKNOWN), "rank" (the median rank of the class by its text, 1 is best,
+        with equal texts the middle of their ranks),
         "taken_for" (the class that the texts answer most often); at most MAX_LISTED.
     """
-    ranks, answers = np.empty(len(train.labels), np.int64), np.empty(len(train.labels), np.int64)
+    ranks, answers = np.empty(len(train.labels)), np.empty(len(train.labels), np.int64)
     for rows in chunks(len(train.labels), len(adapter.names), MAX_ELEMENTS):
         similarities = train.features[rows] @ adapter.text.T
         own = similarities[np.arange(len(similarities)), train.labels[rows]]
-        ranks[rows] = 1 + (similarities > own[:, None]).sum(axis=1)
+        lead = similarities - own[:, None]
+        higher, equal = (lead > SAME).sum(axis=1), (np.abs(lead) <= SAME).sum(axis=1)  # equal: itself among them
+        ranks[rows] = higher + (equal + 1) / 2  # among equal texts, the middle rank
         answers[rows] = top_classes(similarities, 1)[:, 0]
     found = []
     for label in np.unique(train.labels):
