@@ -168,6 +168,49 @@ def test_a_name_that_clip_does_not_know_is_found(task, tmp_path):
     assert found["class"] == 2 and found["top1"] == 0 and found["rank"] == 4
 
 
+def test_classes_of_one_text_share_its_ranks():
+    """Two classes with the same text: no photograph is nearer to one of them."""
+    rows = np.eye(4, dtype=np.float32)
+    text = artifacts.Text(rows[[0, 1, 1, 1]], np.array(list("abcd")), 20.0)
+    support = artifacts.Support(rows[[0, 1, 1, 1]][:, None], np.arange(4), np.array(list("abcd")))
+    found = suspects.names(suspects.training(support, None), artifacts.Adapter.without_cache("zero-shot", text))
+    assert [(entry["class"], entry["rank"]) for entry in found] == [(2, 2.0), (3, 2.0)]  # of ranks 1, 2 and 3
+
+
+def test_all_odd_classes_are_listed(monkeypatch):
+    """Odd ones come first, even where their cohesion is not among the lowest."""
+    rng = np.random.default_rng(0)
+    labels, centres = np.arange(12).repeat(4), 3 * rng.normal(size=(12, 32))
+    centres[11] = centres[10] + 0.1 * rng.normal(size=32)  # these two are one, and so nearer to each other
+    rows = centres[labels] + rng.normal(size=(48, 32)) * np.linspace(1.2, 1, 12)[labels][:, None]
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    train = suspects.training(artifacts.Support(rows[:, None], labels, labels.astype(str)), None)
+    adapter = artifacts.Adapter.without_cache("zero-shot", artifacts.Text(rows[::4], np.arange(12).astype(str), 20.0))
+    found = suspects.classes(train, adapter)
+    odd = {entry["class"] for entry in found if entry["odd"]}
+    assert odd and odd <= {10, 11}
+    monkeypatch.setattr(suspects, "MAX_LISTED", len(odd))
+    assert {entry["class"] for entry in suspects.classes(train, adapter)} == odd
+
+
+def test_labels_in_doubt_come_with_shots_of_both_classes(written):
+    wrong = written[1]["suspects"]["labels"][0]
+    shots = written[1]["shots"]
+    for key, label in (("near_predicted", 0), ("near_label", 1)):
+        rows = [row for row, _ in wrong[key]]
+        assert rows and MISLABELLED not in rows and {shots[row][1] for row in rows} == {label}
+        assert [value for _, value in wrong[key]] == sorted((value for _, value in wrong[key]), reverse=True)
+
+
+def test_confidence_and_confused_pairs_add_up(task, written):
+    scores, photos = written[1]["splits"]["test"], written[1]["photographs"]
+    sure = [photo for photo in photos if photo["top"][0][1] >= 0.9]
+    assert scores["trust"]["sure"] == {"n": len(sure), "right": sum(p["top"][0][0] == p["label"] for p in sure)}
+    assert scores["trust"]["right"] == pytest.approx(scores["top1"]) and scores["trust"]["n"] == scores["n"]
+    pairs = {(photo["label"], photo["top"][0][0]) for photo in photos if photo["top"][0][0] != photo["label"]}
+    assert scores["confused_of"] == {"pairs": len(pairs), "ties": 0} and len(scores["confused"]) == len(pairs)
+
+
 def test_figures_are_those_of_metrics(task, written):
     figures = json.loads((task.output / "metrics.json").read_text(encoding="utf-8"))["test"]
     scores = written[1]["splits"]["test"]
