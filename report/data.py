@@ -25,13 +25,14 @@ from jclip.paths import expand
 from methods import METHODS, Settings, train
 from tip_adapter_utils import predict_logits
 
-from . import label_next, metrics, suspects
+from . import copies, label_next, metrics, suspects
 from .evaluation import BASELINES
 from .evidence import Evidence
 
 FORMAT = 1  # of report.json
 PAIR_PHOTOS = 12  # photographs behind a confused pair
 CONFIDENCE_BINS = 10
+SURE, UNSURE = 0.9, 0.5  # confidences from which, and below which, the page says how often answers are right
 MAX_ANSWERS = 20  # classes among "how varied the answers are"
 COMPARED = ("n", "top1", "top5", "calibration_error")
 VERSIONS = ("numpy", "scipy", "Pillow", "jittor")
@@ -91,7 +92,7 @@ def summary(answers: Answers) -> dict:
         "unreadable": [[name, bounded.one_line(why)] for name, why in answers.test.meta.get("unreadable", {}).items()],
         "suspects": {
             "labels": suspects.labels(train_rows, answers.adapter),
-            "copies": suspects.copies(train_rows, answers.test),
+            "copies": copies.find(train_rows, answers.test),
             "classes": suspects.classes(train_rows, answers.adapter),
             "names": suspects.names(train_rows, answers.adapter),
         },
@@ -181,6 +182,7 @@ def _scores(answers: Answers, split: Split, logits: np.ndarray) -> dict:
     scores = metrics.score(logits, split.labels, adapter.names, class_groups(adapter))
     known = np.flatnonzero(split.labels >= 0)
     bins = metrics.reliability(logits[known], split.labels[known])
+    predicted = metrics.top_classes(logits[known], 1)[:, 0]
     by_text = metrics.top_classes(split.features[known] @ adapter.text.T, 1)[:, 0] == split.labels[known]
     hits, counts = (
         np.bincount(split.labels[known], weights, len(adapter.names)) for weights in (by_text.astype(float), None)
@@ -188,15 +190,41 @@ def _scores(answers: Answers, split: Split, logits: np.ndarray) -> dict:
     per_class = list(scores.pop("per_class").values())
     for row, right, n in zip(per_class, hits, counts):
         row["zero_shot"] = float(right / n) if n else None
+    wrong = predicted != split.labels[known]
+    pairs = np.unique(np.stack([split.labels[known], predicted])[:, wrong], axis=1, return_counts=True)[1]
+    listed = scores["confused"]
     return {
         **scores,
         "per_class": per_class,
+        # of how many pairs those listed are the first, and how many of the others are as frequent as the last
+        "confused_of": {
+            "pairs": len(pairs),
+            "ties": int((pairs == listed[-1]["n"]).sum()) - sum(pair["n"] == listed[-1]["n"] for pair in listed)
+            if listed
+            else 0,
+        },
+        "trust": _trust(logits[known], ~wrong),
         "confused": _confused(scores["confused"], adapter, split, logits),
         "reliability": [
             {"n": int(n), "confidence": float(confidence / n), "accuracy": float(correct / n)}
             for n, confidence, correct in zip(*bins)
             if n
         ],
+    }
+
+
+def _trust(logits: np.ndarray, right: np.ndarray) -> dict:
+    """Return how often answers were right beside their confidence: all of them, the sure ones, the unsure ones."""
+    confidence = softmax(logits).max(axis=1)
+    sure, unsure = confidence >= SURE, confidence < UNSURE
+    return {
+        "n": len(right),
+        "confidence": float(confidence.mean()),
+        "right": float(right.mean()),
+        # standard deviation of the share of right answers, if each were right as often as its confidence says
+        "noise": float(np.sqrt((confidence * (1 - confidence)).sum()) / len(right)),
+        "sure": {"n": int(sure.sum()), "right": int(right[sure].sum())},
+        "unsure": {"n": int(unsure.sum()), "right": int(right[unsure].sum())},
     }
 
 

@@ -15,9 +15,10 @@ from fewshot.errors import TaskError
 from fewshot.files import atomic_write_all
 from jclip.paths import expand
 
-from . import data, label_next, page, pictures
+from . import copies, data, label_next, page, pictures, signatures, suspects
 
 logger = logging.getLogger("report")
+MAX_COMPARED = 5000  # training photographs that are opened to look for copies
 
 
 class Written(NamedTuple):
@@ -51,8 +52,10 @@ def write(
     written = Written(path.with_suffix(".json"), path.with_name("label_next.csv"), 0, 0)
     summary = data.summary(answers)
     rows = shown_rows(summary, len(answers.test.names), photos)
-    wanted = _wanted(summary, answers, rows) if photos else {}
-    paths = _paths(answers, wanted, expand(folder), split)
+    paths = _paths(answers, _opened(answers, rows), expand(folder), split) if photos else {}
+    summary["suspects"]["copies"] = _copies(answers, paths)
+    shown_val = _shown_val(summary)
+    paths["val"] = {row: place for row, place in paths.get("val", {}).items() if row in shown_val}
     content = {**summary, "photographs": list(data.photographs(answers, rows)), "pictures": _numbers(paths)}
     found = [photo for photographs in paths.values() for photo in photographs.values()]
     with atomic_write_all([path, written.json, written.csv]) as (html, report, table):
@@ -81,20 +84,37 @@ def shown_rows(summary: dict, total: int, most: int) -> list[int]:
     return sorted(wanted + others[np.linspace(0, len(others) - 1, most - len(wanted)).astype(int)].tolist())
 
 
-def _wanted(summary: dict, answers: data.Answers, rows: list[int]) -> dict[str, list[int]]:
-    """Return the rows of each set whose pictures the page shows: all shots, and of validation those of findings."""
-    val = [finding["row"] for finding in summary["suspects"]["labels"] if finding["set"] == "val"]
-    for pairs in summary["suspects"]["copies"].values():
-        val += [photo["row"] for pair in pairs for photo in (pair["first"], pair["second"]) if photo["set"] == "val"]
+def _opened(answers: data.Answers, rows: list[int]) -> dict[str, list[int]]:
+    """Return the rows of each set that are opened: those of test on the page, all shots, and those of validation."""
+    n_val = 0 if answers.val is None else len(answers.val.labels)
+    return {"test": rows, "shots": list(range(len(answers.support.labels))), "val": list(range(n_val))}
+
+
+def _copies(answers: data.Answers, paths: dict[str, dict[int, Path]]) -> dict:
+    """Return near copies, by the photographs at {set: {row: path}} too, up to MAX_COMPARED of them for training."""
+    train = suspects.training(answers.support, answers.val)
+    places = {i: paths.get(str(part), {}).get(int(row)) for i, (part, row) in enumerate(zip(train.sets, train.rows))}
+    found = {i: place for i, place in places.items() if place is not None}
+    some = np.linspace(0, len(found) - 1, min(len(found), MAX_COMPARED)).astype(int)
+    compared = {i: found[i] for i in np.array(list(found), np.int64)[some].tolist()}
+    pixels = copies.Pixels(signatures.read(paths.get("test", {})), signatures.read(compared))
+    return copies.find(train, answers.test, pixels)
+
+
+def _shown_val(summary: dict) -> set[int]:
+    """Return the rows of validation photographs whose pictures the page shows: those of findings."""
+    found = list(summary["suspects"]["labels"])
+    near = summary["suspects"]["copies"]
+    pairs = [pair for kind in copies.KINDS for pair in [*near[kind], near["nearest"][kind]] if pair]
+    found += [photo for pair in pairs for photo in (pair["first"], pair["second"])]
+    val = {photo["row"] for photo in found if photo["set"] == "val"}
     for pair in summary["splits"].get("val", {}).get("confused", []):
-        val += [photo["row"] for photo in pair["photographs"]]
-    return {"test": rows, "shots": list(range(len(answers.support.labels))), "val": list(dict.fromkeys(val))}
+        val |= {photo["row"] for photo in pair["photographs"]}
+    return val
 
 
 def _paths(answers: data.Answers, wanted: dict[str, list[int]], folder: Path, split: str) -> dict[str, dict[int, Path]]:
     """Return {set: {row: path}} of the wanted photographs that exist; log what is missing."""
-    if not wanted:
-        return {}
     try:
         listed = task_data.read_test(folder, answers.adapter.names.tolist(), split)
     except (TaskError, OSError) as error:

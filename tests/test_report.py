@@ -10,13 +10,13 @@ import sys
 import numpy as np
 import pytest
 import report_task
-from PIL import Image
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from report_task import COPIED, COPY, MISLABELLED, PAIR, TEST
 
 import predict
 from fewshot import artifacts
 from fewshot.rows import shot_rows, softmax
-from report import label_next, metrics, page, pictures, publish, suspects
+from report import copies, label_next, metrics, page, pictures, publish, signatures, suspects
 from tip_adapter_utils import predict_logits
 
 
@@ -74,7 +74,9 @@ def test_clean_data_have_no_findings():
     test = artifacts.Split(around(of_test), of_test, np.array([f"{i}" for i in range(24)]))
     train, adapter = suspects.training(support, None), artifacts.Adapter.without_cache("zero-shot", text)
     assert suspects.labels(train, adapter) == [] and suspects.names(train, adapter) == []
-    assert suspects.copies(train, test) == {"across_classes": [], "train_and_test": []}
+    near = copies.find(train, test)
+    assert near["across_classes"] == near["train_and_test"] == []
+    assert near["nearest"]["train_and_test"]["ratio"] > copies.COPY_RATIO and near["compared"]["opened_test"] == 0
     assert not any(found["odd"] for found in suspects.classes(train, adapter))
 
 
@@ -87,11 +89,73 @@ def test_copies_across_classes_and_a_class_of_nothing_in_common():
     rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     train = suspects.training(artifacts.Support(rows[:, None], labels, np.array(list(map(str, labels)))), None)
     no_test = artifacts.Split(np.zeros((0, 48), np.float32), np.zeros(0, np.int64), np.zeros(0, np.str_))
-    (pair,) = suspects.copies(train, no_test)["across_classes"]
+    (pair,) = copies.find(train, no_test)["across_classes"]
     assert (pair["first"]["row"], pair["second"]["row"]) == (2, 20)
     text = artifacts.Text(rows[::6], np.array(list("abcde")), 20.0)
     found = suspects.classes(train, artifacts.Adapter.without_cache("zero-shot", text))
     assert found[0]["class"] == 1 and found[0]["odd"] and not any(entry["odd"] for entry in found[2:])
+
+
+def scene(seed):
+    """Return a picture of a few coloured ellipses."""
+    rng = np.random.default_rng(seed)
+    image = Image.new("RGB", (240, 180), tuple(rng.integers(0, 256, 3).tolist()))
+    for _ in range(9):
+        x, y, width, height = (rng.random(4) * (200, 150, 70, 60)).tolist()
+        ImageDraw.Draw(image).ellipse((x, y, x + width + 20, y + height + 20), tuple(rng.integers(0, 256, 3).tolist()))
+    return image
+
+
+CHANGES = {
+    "half the size": lambda image: image.resize((120, 90)),
+    "another shape": lambda image: image.resize((236, 170)),
+    "mirrored": ImageOps.mirror,
+    "3 % cut off": lambda image: image.crop((7, 5, 233, 175)),
+    "a corner cut off": lambda image: image.crop((7, 5, 240, 180)),
+    "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.1),
+    "much compressed": lambda image: image,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_copies_are_found_by_their_pixels(change, tmp_path):
+    """Features that say nothing; the copy is a JPEG of the 5th of 12 photographs."""
+    paths = {row: tmp_path / f"{row}.png" for row in range(12)}
+    for row, path in paths.items():
+        scene(row).save(path)
+    others = {row: tmp_path / f"other_{row}.png" for row in range(3)}
+    for row, path in others.items():
+        scene(100 + row).save(path)
+    CHANGES[change](scene(5)).save(tmp_path / "copy.jpg", quality=30 if change == "much compressed" else 70)
+    Image.new("RGB", (50, 50), "white").save(tmp_path / "plain.png")
+    others.update({3: tmp_path / "copy.jpg", 4: tmp_path / "plain.png", 5: tmp_path / "missing.png"})
+    paths[12] = tmp_path / "plain.png"  # two plain pictures are no copies
+    features = np.eye(32, dtype=np.float32)
+    support = artifacts.Support(features[:13, None], np.arange(13) % 2, np.array([f"{i}" for i in range(13)]))
+    test = artifacts.Split(features[13:19], np.full(6, -1), np.array([f"t{i}" for i in range(6)]))
+    pixels = copies.Pixels(signatures.read(others), signatures.read(paths))
+    found = copies.find(suspects.training(support, None), test, pixels)
+    (pair,) = found["train_and_test"]
+    assert (pair["first"]["row"], pair["second"]["row"], pair["found_by"]) == (3, 5, ["pixels"])
+    assert found["across_classes"] == [] and found["nearest"]["across_classes"]["found_by"] == []
+    assert found["compared"] == {"train": 13, "test": 6, "opened_train": 13, "opened_test": 5}
+
+
+def test_a_copy_of_a_validation_photograph_is_found_and_shown(tmp_path):
+    """No CLIP could know: the features are random."""
+    task = report_task.make(tmp_path / "task")
+    val = artifacts.read(task.output / "val.npz", artifacts.Split)
+    scene(1).save(task.data / str(val.names[3]))
+    copy = artifacts.read(task.output / "test.npz", artifacts.Split).names[30]
+    scene(1).resize((200, 150)).save(task.data / "test" / str(copy), quality=70)
+    html, data = report(task, tmp_path)
+    found = data["suspects"]["copies"]["train_and_test"]
+    assert [(pair["first"]["row"], pair["second"]["set"], pair["second"]["row"]) for pair in found] == [
+        (30, "val", 3),
+        (COPY, "shots", COPIED),
+    ]
+    assert [pair["found_by"] for pair in found] == [["pixels"], ["features"]]
+    assert data_of(html)["pictures"]["val"] == [3]
 
 
 def test_a_name_that_clip_does_not_know_is_found(task, tmp_path):
@@ -102,6 +166,48 @@ def test_a_name_that_clip_does_not_know_is_found(task, tmp_path):
     adapter = artifacts.Adapter.without_cache("zero-shot", artifacts.Text(features, text.names, 20.0))
     (found,) = suspects.names(suspects.training(support, None), adapter)
     assert found["class"] == 2 and found["top1"] == 0 and found["rank"] == 4
+
+
+def test_classes_of_one_text_share_its_ranks():
+    """Two classes with the same text: no photograph is nearer to one of them."""
+    rows = np.eye(4, dtype=np.float32)
+    text = artifacts.Text(rows[[0, 1, 1, 1]], np.array(list("abcd")), 20.0)
+    support = artifacts.Support(rows[[0, 1, 1, 1]][:, None], np.arange(4), np.array(list("abcd")))
+    found = suspects.names(suspects.training(support, None), artifacts.Adapter.without_cache("zero-shot", text))
+    assert [(entry["class"], entry["rank"]) for entry in found] == [(2, 2.0), (3, 2.0)]  # of ranks 1, 2 and 3
+
+
+def test_all_odd_classes_are_listed(monkeypatch):
+    """Odd ones come first, even where their cohesion is not among the lowest."""
+    monkeypatch.setattr(suspects, "SPREAD", 100)  # odd only where another class is nearer
+    rng = np.random.default_rng(0)
+    labels, centres = np.arange(12).repeat(8), 3 * rng.normal(size=(12, 32))
+    rows = centres[labels] + rng.normal(size=(96, 32)) * np.linspace(2, 1, 12)[labels][:, None]
+    rows[88:] = rows[80:88] + 0.01 * rng.normal(size=(8, 32))  # class 11: the photographs of class 10, moved a little
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    train = suspects.training(artifacts.Support(rows[:, None], labels, labels.astype(str)), None)
+    adapter = artifacts.Adapter.without_cache("zero-shot", artifacts.Text(rows[::8], np.arange(12).astype(str), 20.0))
+    found = suspects.classes(train, adapter)
+    assert [entry["class"] for entry in found if entry["odd"]] == [entry["class"] for entry in found[:2]]
+    assert {10, 11} == {entry["class"] for entry in found[:2]} and min(found, key=lambda e: e["cohesion"])["class"] < 10
+
+
+def test_labels_in_doubt_come_with_shots_of_both_classes(written):
+    wrong = written[1]["suspects"]["labels"][0]
+    shots = written[1]["shots"]
+    for key, label in (("near_predicted", 0), ("near_label", 1)):
+        rows = [row for row, _ in wrong[key]]
+        assert rows and MISLABELLED not in rows and {shots[row][1] for row in rows} == {label}
+        assert [value for _, value in wrong[key]] == sorted((value for _, value in wrong[key]), reverse=True)
+
+
+def test_confidence_and_confused_pairs_add_up(task, written):
+    scores, photos = written[1]["splits"]["test"], written[1]["photographs"]
+    sure = [photo for photo in photos if photo["top"][0][1] >= 0.9]
+    assert scores["trust"]["sure"] == {"n": len(sure), "right": sum(p["top"][0][0] == p["label"] for p in sure)}
+    assert scores["trust"]["right"] == pytest.approx(scores["top1"]) and scores["trust"]["n"] == scores["n"]
+    pairs = {(photo["label"], photo["top"][0][0]) for photo in photos if photo["top"][0][0] != photo["label"]}
+    assert scores["confused_of"] == {"pairs": len(pairs), "ties": 0} and len(scores["confused"]) == len(pairs)
 
 
 def test_figures_are_those_of_metrics(task, written):

@@ -136,6 +136,59 @@ def test_arrow_keys_lead_to_the_next_photograph(opened):
     opened.js("document.getElementById('close').click()")
 
 
+def test_the_photographs_of_a_class_are_as_many_as_its_table_says(opened):
+    """Those that are of the class; with the answers of other classes where that is asked for."""
+    row = "document.querySelector('#classes tbody tr')"
+    said = int(opened.js(f"[...{row}.querySelectorAll('td.number')].at(-2).textContent"))  # photographs, then shots
+    opened.js(f"{row}.querySelector('button').click()")
+    label = opened.js("Number(document.getElementById('class-filter').value)")
+    assert rows(opened) == [label * TEST + i for i in range(TEST)] and said == TEST
+    choose(opened, "class-filter", str(PAIR[1]))
+    choose(opened, "role-filter", "answered")
+    assert {PAIR[0] * TEST + i for i in range(PAIR[2])} <= set(rows(opened))
+    choose(opened, "role-filter", "")
+    assert set(rows(opened)) >= {PAIR[1] * TEST + i for i in range(TEST)}
+
+
+def test_names_show_their_end(opened):
+    """The file's name is whole; of a long folder the beginning is cut off."""
+    assert text(opened, "#suspect-labels .card .base") == f"shot_{MISLABELLED}.jpg"
+    assert opened.js("""[...document.querySelectorAll('.card .base')].filter((base) => base.textContent.length < 20)
+        .every((base) => base.scrollWidth <= base.clientWidth && base.scrollHeight <= base.clientHeight)""")
+    assert opened.js("getComputedStyle(document.querySelector('.card .folder')).direction") == "rtl"
+
+
+def test_a_doubtful_label_opens_with_shots_of_both_classes(opened):
+    opened.js("document.querySelector('#suspect-labels .card').click()")
+    opened.until("document.getElementById('dialog').open")
+    shown = text(opened, "#dialog-body")
+    assert f"shot_{MISLABELLED}.jpg" in shown and "Nearest shots of cat" in shown and "Nearest shots of dog" in shown
+    assert opened.js("document.querySelectorAll('#dialog .strip img').length") == 8
+    opened.js("document.getElementById('close').click()")
+    opened.js("document.querySelector('#suspect-copies .card').click()")
+    assert opened.js("document.querySelectorAll('#dialog .two img').length") == 2
+    assert f"image_{COPY}.jpg" in text(opened, "#dialog") and f"shot_{COPIED}.jpg" in text(opened, "#dialog")
+    opened.js("document.getElementById('close').click()")
+    photographs = "JSON.parse(document.getElementById('data').textContent).photographs"
+    row = opened.js(f"{photographs}.find((p) => p.shots.flat().some(([shot]) => shot === {MISLABELLED})).row")
+    opened.js(f"document.querySelector('#grid .card[data-row=\"{row}\"]').click()")
+    assert "label in doubt" in text(opened, "#dialog-body")
+
+
+def test_what_was_compared_is_said_where_nothing_was_found(opened):
+    shown = text(opened, "#suspect-copies")
+    assert f"Compared: {TOTAL} test photographs and 36 training photographs" in shown
+    assert f"{TOTAL} test and 20 training photographs" in shown  # those of validation are not there
+    assert opened.js("document.querySelectorAll('#suspect-copies details .card').length") == 2  # across classes: none
+
+
+def test_pairs_confidence_and_suggestions_are_put_in_words(opened):
+    assert f"of {TEST} (33\u00a0%)" in text(opened, "#pairs summary") and PAIR[2] == 4
+    assert "90\u00a0% and more were right in" in text(opened, "#reliability .trust")
+    assert "torn between" in text(opened, "#next-grid .card")
+    assert opened.js("document.querySelectorAll('#next-grid .card .mark').length") > 0
+
+
 def test_planted_faults_are_seen_first(opened):
     first = "#suspect-labels .card"
     assert f"shot_{MISLABELLED}.jpg" in text(opened, first)
@@ -177,6 +230,24 @@ def test_it_fits_the_window(opened, path, width, dark):
     assert opened.js("getComputedStyle(document.body).backgroundColor") == (
         "rgb(21, 23, 26)" if dark else "rgb(247, 247, 244)"
     )
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_column_is_lost_without_a_hint(opened, path, width):
+    opened.open(path, width, 844)
+    assert opened.js(
+        f"[...document.querySelectorAll('nav.bar a')].every((a) => a.getBoundingClientRect().right <= {width})"
+    )
+    fits = "(e) => e.scrollWidth <= e.clientWidth"
+    assert opened.js(f"({fits})(document.querySelector('#beside .scroll'))")
+    hidden = f"""[...document.querySelectorAll('.scroll')].filter((e) => e.clientWidth && !({fits})(e)
+        && getComputedStyle(e.parentElement.querySelector('.more-hint')).display === 'none').length"""
+    opened.until(f"{hidden} === 0")
+    wide = opened.js(f"[...document.querySelectorAll('.scroll')].findIndex((e) => e.clientWidth && !({fits})(e))")
+    assert (wide >= 0) == (width == 390)
+    if wide >= 0:
+        opened.js(f"document.querySelectorAll('.scroll')[{wide}].scrollLeft = 9999")
+        opened.until(f"!document.querySelectorAll('.frame')[{wide}].classList.contains('more-right')")
 
 
 def test_every_control_has_a_name(opened):

@@ -11,10 +11,10 @@
   // ---- texts and numbers ----
 
   const say = (key, values = {}) =>
-    TEXTS[language][key].replace(/\{(\w+)\}/g, (_, name) => String(values[name]));
+    TEXTS[language][key].replace(/\{(\w+)\}/g, (_, name) => String(values[name])).replace(/(\d) %/g, "$1\u00a0%");
   const number = (value, digits = 0) =>
     value.toLocaleString(language, { minimumFractionDigits: digits, maximumFractionDigits: digits });
-  const percent = (value, digits = 1) => (value === null || value === undefined ? "–" : `${number(100 * value, digits)} %`);
+  const percent = (value, digits = 1) => (value === null || value === undefined ? "–" : `${number(100 * value, digits)}\u00a0%`);
   // Characters that would turn the text around, or that cannot be seen, are shown by their code.
   const visible = (name) =>
     name.replace(/[\p{Cc}\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]/gu,
@@ -44,6 +44,12 @@
   }
 
   const name = (text) => el("bdi", { class: "name", title: visible(text) }, visible(text));
+  // the name of a photograph: the file whole, of the folder what there is room for, its end
+  function file(text) {
+    const at = text.lastIndexOf("/") + 1, folder = text.slice(0, at);
+    return el("span", { class: "file", title: visible(text) },
+      folder ? el("span", { class: "folder" }, el("bdi", { dir: "ltr" }, visible(folder))) : null, el("bdi", { class: "base" }, visible(text.slice(at))));
+  }
   const quiet = (text) => el("p", { class: "quiet" }, text);
 
   function bar(value, kind = "") {
@@ -115,7 +121,17 @@
       for (const row of body.rows) row.hidden = Boolean(wanted) && !folded(row.cells[0].textContent).includes(wanted);
     }
     fill();
-    return { element: el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, made), filter };
+    const scroller = el("div", { class: `scroll${options.tall ? " tall" : ""}`, tabindex: "0", role: "region", "aria-label": caption }, made);
+    return { element: hinted(scroller), filter };
+  }
+
+  // a frame that shows when there is more to the right
+  function hinted(scroller) {
+    const hint = el("span", { class: "more-hint", "aria-hidden": "true" }, "›"), frame = el("div", { class: "frame" }, scroller, hint);
+    const look = () => frame.classList.toggle("more-right", scroller.scrollLeft + scroller.clientWidth < scroller.scrollWidth - 2);
+    scroller.addEventListener("scroll", look, { passive: true });
+    new ResizeObserver(look).observe(scroller);
+    return frame;
   }
 
   const rateCell = (value, kind) => [bar(value, kind), el("span", { class: "figure" }, percent(value))];
@@ -193,7 +209,14 @@
       return svg("rect", { class: "column", x: x + 1, y: pad / 2 + size - height, width: width - 2, height: Math.max(height, 1), "fill-opacity": 0.35 + 0.65 * Math.sqrt(bin.n / most) }, tip);
     });
     const line = svg("line", { class: "diagonal", x1: pad, y1: pad / 2 + size, x2: pad + size, y2: pad / 2 });
-    return [el("h3", {}, say("reliability")), chart(size, pad, [...axes(size, pad), ...shapes, line], say("reliability_alt", { n: scores.reliability.length, e: percent(scores.calibration_error) }), say("accuracy")), quiet(say("reliability_note"))];
+    return [el("h3", {}, say("reliability")), chart(size, pad, [...axes(size, pad), ...shapes, line], say("reliability_alt", { n: scores.reliability.length, e: percent(scores.calibration_error) }), say("accuracy")), trust(scores.trust), quiet(say("reliability_note"))];
+  }
+
+  // whether to believe the confidence, in words
+  function trust({ n, confidence, right, noise, sure, unsure }) {
+    const gap = confidence - right, kind = Math.abs(gap) <= Math.max(0.03, 2 * noise) ? "trust_fits" : gap > 0 ? "trust_over" : "trust_under";
+    const part = (key, some) => (some.n ? say(key, { a: percent(some.right / some.n, 0), n: number(some.n) }) : "");
+    return el("p", { class: "trust" }, [say(kind, { c: percent(confidence, 0), a: percent(right, 0), n: number(n) }), part("trust_sure", sure), part("trust_unsure", unsure)].filter(Boolean).join(" "));
   }
 
   function histogram(size, pad) {
@@ -225,18 +248,21 @@
 
   function pairs(scores) {
     if (!scores) return null;
+    const { pairs: total, ties } = scores.confused_of, shownPairs = scores.confused.length;
+    const cut = shownPairs < total ? quiet([say("pairs_cut", { n: number(shownPairs), total: number(total) }), ties ? say("pairs_ties", { n: number(ties) }) : ""].join(" ")) : null;
     const list = scores.confused.map((pair) => {
+      const of = scores.per_class[pair.is].n, share = say("pair_of", { n: number(of), p: percent(pair.n / of, 0) });
       const strip = el("div", { class: "strip" });
       const details = el("details", { class: "pair", on: { toggle: () => { if (details.open && !strip.childNodes.length) strip.append(...pairPhotos(pair)); } } },
-        el("summary", { "aria-label": `${say("pair", { is: className(pair.is), as: className(pair.taken_for) })}: ${number(pair.n)}` }, el("span", { class: "badge" }, number(pair.n)), el("span", {}, name(className(pair.is)), el("span", { class: "quiet arrow-right" }, " → "), name(className(pair.taken_for)))), strip);
+        el("summary", { "aria-label": `${say("pair", { is: className(pair.is), as: className(pair.taken_for) })}: ${number(pair.n)} ${share}` }, el("span", { class: "badge" }, number(pair.n)), el("span", {}, name(className(pair.is)), el("span", { class: "quiet arrow-right" }, " → "), name(className(pair.taken_for)), el("span", { class: "quiet share" }, share))), strip);
       return el("li", {}, details);
     });
-    return [el("h3", {}, say("pairs")), quiet(list.length ? say("pairs_note") : say("no_pairs")), el("ol", { class: "pairs" }, list)];
+    return [el("h3", {}, say("pairs")), quiet(list.length ? say("pairs_note") : say("no_pairs")), el("ol", { class: "pairs" }, list), ...(cut ? [cut] : [])];
   }
 
   const pairPhotos = (pair) => pair.photographs.map((photo) => {
     const full = split === "test" && byRow.get(photo.row);
-    const inside = [picture(split, photo.row, photo.name), el("span", { class: "caption" }, name(photo.name))];
+    const inside = [picture(split, photo.row, photo.name), el("span", { class: "caption" }, file(photo.name))];
     return full ? el("button", { type: "button", class: "small-card", on: { click: () => open(full, pair.photographs.map((other) => byRow.get(other.row)).filter(Boolean)) } }, inside)
       : el("span", { class: "small-card" }, inside);
   });
@@ -254,15 +280,15 @@
     const grouped = new Set(DATA.classes.map((entry) => entry.group)).size > 1;
     if (grouped) columns.push({ key: "group", text: say("group"), cell: (row) => visible(row.group), value: (row) => row.group });
     columns.push({ key: "show", text: say("show"), cell: (row) => el("button", { type: "button", class: "link", "aria-label": say("photographs_of", { class: className(row.label) }), on: { click: () => showClass(row.label) } }, say("show")) });
-    const made = table(columns, rows, say("classes"), { sorted: scores ? "top1" : "class" });
+    const made = table(columns, rows, say("classes"), { sorted: scores ? "top1" : "class", tall: true });
     const search = el("input", { type: "search", id: "class-search", autocomplete: "off", spellcheck: "false", on: { input: () => made.filter(search.value) } });
-    made.element.classList.add("tall");
     return [el("div", { class: "heading" }, el("h3", {}, say("classes")), el("label", {}, say("class_search"), search)), made.element];
   }
 
   function showClass(label) {
     reset();
     $("class-filter").value = String(label);
+    $("role-filter").value = split === "test" ? "is" : ""; // as many as the table says
     apply();
     $("photos").scrollIntoView();
     $("class-filter").focus({ preventScroll: true });
@@ -286,17 +312,19 @@
     const classes = DATA.classes.map((_, label) => [String(label), className(label)]).sort((a, b) => a[1].localeCompare(b[1], language, { numeric: true }));
     const kinds = ["right", "wrong", "unknown"].filter((kind) => DATA.photographs.some((photo) => verdict(photo) === kind));
     fillSelect("class-filter", [["", say("any_class")], ...classes]);
+    fillSelect("role-filter", ["", "is", "answered"].map((role) => [role, say(`role_${role || "either"}`)]));
+    $("role-filter").parentElement.hidden = !kinds.includes("right") && !kinds.includes("wrong"); // without labels there is one choice
     fillSelect("verdict-filter", [["", say("any")], ...kinds.map((kind) => [kind, say(kind === "wrong" ? "wrong_one" : kind)])]);
     fillSelect("confidence-filter", [["", say("any")], ...LEVELS.map((low, i) => [String(i),
       i === 0 ? say("below", { a: percent(LEVELS[1], 0) }) : i + 1 === LEVELS.length ? say("above", { a: percent(low, 0) })
         : say("between", { a: percent(low, 0), b: percent(LEVELS[i + 1], 0) })])]);
     fillSelect("sort", [["name", say("sort_name")], ["unsure", say("sort_unsure")], ["sure", say("sort_sure")], ...(kinds.includes("wrong") ? [["wrong", say("sort_wrong")]] : [])]);
     const total = DATA.about.test, limited = DATA.photographs.length < total;
-    $("photos-note").textContent = [say("photos_note"), limited ? say("photos_limited", { shown: number(DATA.photographs.length), total: number(total) }) : "", places.size ? "" : say("photos_without")].filter(Boolean).join(" ");
+    $("photos-note").textContent = [say(`photos_note_${DATA.evidence.kind}`), limited ? say("photos_limited", { shown: number(DATA.photographs.length), total: number(total) }) : "", places.size ? "" : say("photos_without")].filter(Boolean).join(" ");
   }
 
   function reset() {
-    for (const id of ["search", "class-filter", "verdict-filter", "confidence-filter"]) $(id).value = "";
+    for (const id of ["search", "class-filter", "role-filter", "verdict-filter", "confidence-filter"]) $(id).value = "";
     $("sort").value = "name";
   }
 
@@ -309,11 +337,11 @@
   };
 
   function apply() {
-    const text = folded($("search").value.trim()), label = $("class-filter").value, kind = $("verdict-filter").value, level = $("confidence-filter").value;
+    const text = folded($("search").value.trim()), label = $("class-filter").value, role = $("role-filter").value, kind = $("verdict-filter").value, level = $("confidence-filter").value;
     found = DATA.photographs.filter((photo) => {
       const p = photo.top[0][1];
       return (!text || folded(photo.name).includes(text))
-        && (label === "" || photo.label === Number(label) || photo.top[0][0] === Number(label))
+        && (label === "" || (role !== "answered" && photo.label === Number(label)) || (role !== "is" && photo.top[0][0] === Number(label)))
         && (!kind || verdict(photo) === kind)
         && (level === "" || (p >= LEVELS[Number(level)] && (Number(level) + 1 === LEVELS.length || p < LEVELS[Number(level) + 1])));
     }).sort(ORDERS[$("sort").value]);
@@ -341,7 +369,7 @@
     const guesses = photo.top.map(([label, p], i) => el("span", { class: `guess${i ? "" : " first"}${label === photo.label ? " true" : ""}` },
       bar(p, label === photo.label ? "true" : ""), el("span", { class: "guess-name" }, className(label)), el("span", { class: "figure" }, percent(p, 0))));
     return el("button", { type: "button", class: `card ${verdict(photo)}`, "data-row": photo.row, on: { click: () => open(photo, list) } },
-      picture("test", photo.row, photo.name), el("span", { class: "caption" }, head ?? null, name(photo.name)), photo.label < 0 ? null : mark(photo), el("span", { class: "guesses" }, guesses));
+      picture("test", photo.row, photo.name), el("span", { class: "caption" }, head ?? null, file(photo.name)), photo.label < 0 ? null : mark(photo), el("span", { class: "guesses" }, guesses));
   }
 
   function unreadable() {
@@ -369,9 +397,11 @@
     detail();
   }
 
+  const doubted = new Set(DATA.suspects.labels.filter((entry) => entry.set === "shots").map((entry) => entry.row));
+
   function shotList(shots) {
     return el("div", { class: "strip" }, shots.map(([shot, strength]) => el("span", { class: "small-card" },
-      picture("shots", shot, DATA.shots[shot][0]), el("span", { class: "caption" }, el("strong", {}, number(strength, 3)), " ", el("span", {}, className(DATA.shots[shot][1]))), el("span", { class: "caption quiet" }, name(DATA.shots[shot][0])))));
+      picture("shots", shot, DATA.shots[shot][0]), el("span", { class: "caption" }, el("strong", {}, number(strength, 3)), " ", el("span", {}, className(DATA.shots[shot][1]))), el("span", { class: "caption quiet" }, doubted.has(shot) ? el("span", { class: "tag alert" }, say("in_doubt")) : null, file(DATA.shots[shot][0])))));
   }
 
   function guessTable(guesses, title, photo) {
@@ -382,36 +412,66 @@
   }
 
   function detail() {
-    const photo = opened[at], { kind, alpha, beta } = DATA.evidence;
     $("dialog-position").textContent = say("position", { i: number(at + 1), n: number(opened.length) });
     $("previous").disabled = at === 0;
     $("following").disabled = at + 1 === opened.length;
+    const item = opened[at];
+    $("dialog-body").replaceChildren(...(item.pair ? pairDetail(item) : item.predicted === undefined ? photoDetail(item) : labelDetail(item)));
+    $("dialog").scrollTop = 0;
+  }
+
+  // two near copies beside each other
+  const pairDetail = ({ pair }) => [el("h2", { id: "dialog-title" }, say("copies")), el("p", { class: "quiet" }, copyNote(pair)),
+    el("div", { class: "two" }, [pair.first, pair.second].map((entry) => el("div", {}, picture(entry.set, entry.row, entry.name), el("p", {}, el("span", { class: "tag" }, say(`set_${entry.set}`)), " ", name(entry.name)), labelLine(entry))))];
+
+  // a training photograph whose label the others contradict
+  function labelDetail(entry) {
+    const part = (title, label, shots) => [el("h3", {}, say(title, { class: className(label) })), shots.length ? shotList(shots) : quiet(say("no_other_shots"))];
+    return [el("h2", { id: "dialog-title" }, name(entry.name)),
+      el("p", {}, el("span", { class: "tag" }, say(`set_${entry.set}`)), " ", labelLine(entry), " ", el("strong", {}, say("looks_like", { class: className(entry.predicted) }))),
+      el("div", { class: "detail" }, el("div", {}, picture(entry.set, entry.row, entry.name)), el("div", {}, quiet(say("odds_long", { a: percent(entry.p_predicted), predicted: className(entry.predicted), b: percent(entry.p_label, 2), label: className(entry.label) })))),
+      ...part("nearest_shots", entry.predicted, entry.near_predicted), ...part("nearest_shots", entry.label, entry.near_label), quiet(say("cosine_note"))];
+  }
+
+  function photoDetail(photo) {
+    const { kind, alpha, beta } = DATA.evidence;
     const sections = photo.shots.map((shots, i) => [
-      el("h3", {}, say(i ? "spoke_other" : "spoke_answer", { class: className(photo.top[i][0]) })),
+      el("h3", {}, say(`${i ? "spoke_other" : "spoke_answer"}_${kind}`, { class: className(photo.top[i][0]) })),
       shots.length ? shotList(shots) : quiet(say("no_shots"))]);
-    $("dialog-body").replaceChildren(
+    return [
       el("h2", { id: "dialog-title" }, name(photo.name)), el("p", {}, mark(photo)),
       el("div", { class: "detail" }, el("div", {}, picture("test", photo.row, photo.name)),
         el("div", {}, el("h3", {}, say("five")), guessTable(photo.top, say("five"), photo)),
         el("div", {}, el("h3", {}, say("text_alone")), guessTable(photo.text, say("text_alone"), photo), quiet(say("text_alone_note")))),
       ...sections.flat(),
       photo.lead ? quiet(say("lead", { text: number(photo.lead[0], 2), cache: number(photo.lead[1], 2) })) : "",
-      DATA.shots.length ? quiet(say(`evidence_${kind}`, { alpha: number(alpha, 2), beta: number(beta, 2) })) : "");
-    $("dialog").scrollTop = 0;
+      DATA.shots.length ? quiet(say(`evidence_${kind}`, { alpha: number(alpha, 2), beta: number(beta, 2) })) : ""];
   }
 
   // ---- 3: what looks wrong ----
 
-  const photoOf = (entry, extra) => {
-    const inside = [picture(entry.set, entry.row, entry.name), el("span", { class: "caption" }, el("span", { class: "tag" }, say(`set_${entry.set}`)), " ", name(entry.name)), ...extra];
-    const full = entry.set === "test" && byRow.get(entry.row);
-    return full ? el("button", { type: "button", class: "card", on: { click: () => open(full, [full]) } }, inside) : el("div", { class: "card" }, inside);
+  const photoOf = (entry, extra, item, list) => {
+    const inside = [picture(entry.set, entry.row, entry.name), el("span", { class: "caption" }, el("span", { class: "tag" }, say(`set_${entry.set}`)), file(entry.name)), ...extra];
+    return el("button", { type: "button", class: "card", on: { click: () => open(item, list) } }, inside);
   };
   const labelLine = (entry) => el("span", { class: "line" }, entry.label < 0 ? say("unknown_mark") : say("label_says", { class: className(entry.label) }));
 
   function finding(id, title, note, items, made) {
     const head = [el("h3", {}, say(title), el("span", { class: `tag${items.length ? " alert" : ""}` }, number(items.length))), quiet(say(note))];
     $(id).replaceChildren(...head, ...(items.length ? made(items) : [el("p", { class: "nothing" }, DATA.about.shots + DATA.about.val ? say("nothing") : say("needs_training"))]));
+  }
+
+  const copyNote = (pair) => [pair.pixels === undefined ? "" : say("similarity_pixels", { s: number(pair.pixels, 3) }), say("similarity", { s: number(pair.similarity, 3) }),
+    pair.found_by.length ? say(`found_by_${pair.found_by.join("_")}`) : ""].filter(Boolean).join(" · ");
+  const couple = (item, list) => el("div", { class: "couple" }, [item.pair.first, item.pair.second].map((entry) => photoOf(entry, [labelLine(entry)], item, list)),
+    el("span", { class: "quiet couple-note" }, copyNote(item.pair)));
+
+  // what was compared, and the nearest pair where nothing was found
+  function compared({ compared: n, nearest }) {
+    const text = say("compared", { train: number(n.train), test: number(n.test) }) + " "
+      + (n.opened_train ? say("compared_pixels", { train: number(n.opened_train), test: number(n.opened_test) }) : say("compared_features"));
+    const pairs = Object.entries(nearest).filter(([, pair]) => pair).map(([key, pair]) => ({ key, pair }));
+    return [quiet(text), ...(pairs.length ? [el("details", {}, el("summary", {}, say("nearest_pairs")), ...pairs.flatMap((item) => [el("h4", {}, say(`copies_${item.key}`)), el("div", { class: "couples" }, couple(item, [item]))]))] : [])];
   }
 
   // at first a row or two; the others when asked for
@@ -426,11 +486,14 @@
     const { labels, copies, classes, names } = DATA.suspects;
     finding("suspect-labels", "labels", "labels_note", labels, (items) => folding(items, 12, (entry) => photoOf(entry, [labelLine(entry),
       el("span", { class: "line strong" }, say("looks_like", { class: className(entry.predicted) })),
-      el("span", { class: "quiet line" }, say("odds", { a: percent(entry.p_predicted), b: percent(entry.p_label, 2) }))]), "grid"));
+      el("span", { class: "quiet line" }, say("odds", { a: percent(entry.p_predicted), b: percent(entry.p_label, 2) }))], entry, labels), "grid"));
     const all = [...copies.train_and_test, ...copies.across_classes];
-    const pair = (entry) => el("div", { class: "couple" }, photoOf(entry.first, [labelLine(entry.first)]), photoOf(entry.second, [labelLine(entry.second)]), el("span", { class: "quiet couple-note" }, say("similarity", { s: number(entry.similarity, 3) })));
-    const kind = (title, list) => (list.length ? [el("h4", {}, say(title)), ...folding(list, 6, pair, "couples")] : []);
-    finding("suspect-copies", "copies", "copies_note", all, () => [...kind("copies_test", copies.train_and_test), ...kind("copies_across", copies.across_classes)]);
+    const kind = (key) => {
+      const list = copies[key].map((pair) => ({ pair }));
+      return list.length ? [el("h4", {}, say(`copies_${key}`)), ...folding(list, 6, (item) => couple(item, list), "couples")] : [];
+    };
+    finding("suspect-copies", "copies", "copies_note", all, () => [...kind("train_and_test"), ...kind("across_classes")]);
+    if (DATA.about.shots + DATA.about.val) $("suspect-copies").append(...compared(copies));
     const odd = classes.filter((entry) => entry.odd);
     finding("suspect-classes", "incoherent", "incoherent_note", odd, () => []);
     if (classes.length) $("suspect-classes").append(table([
@@ -440,12 +503,13 @@
       { key: "nearest", text: say("nearest_class"), cell: (row) => (row.nearest === null ? "–" : name(className(row.nearest))), value: (row) => (row.nearest === null ? null : className(row.nearest)) },
       { key: "similarity", text: say("its_similarity"), number: true, cell: (row) => (row.similarity === null ? "–" : number(row.similarity, 2)), value: (row) => row.similarity },
       { key: "photos", text: say("show"), cell: (row) => shotsOf(row.class) },
-    ], classes.slice(0, Math.max(10, odd.length)), say("incoherent")).element);
+    ], [...odd, ...classes.filter((entry) => !entry.odd).slice(0, Math.max(0, 10 - odd.length))], say("incoherent")).element);
+    if (classes.length) $("suspect-classes").append(quiet(say(odd.length < classes.length && odd.length < 10 ? "incoherent_others" : "incoherent_all")));
     finding("suspect-names", "unknown_names", "unknown_names_note", names, (items) => [table([
       { key: "class", text: say("class"), cell: (row) => name(className(row.class)), value: (row) => className(row.class) },
       { key: "n", text: say("n"), number: true, cell: (row) => number(row.n), value: (row) => row.n },
       { key: "top1", text: say("zero_shot"), number: true, cell: (row) => percent(row.top1), value: (row) => row.top1 },
-      { key: "rank", text: say("median_rank"), number: true, cell: (row) => number(row.rank), value: (row) => row.rank },
+      { key: "rank", text: say("median_rank"), number: true, cell: (row) => number(row.rank, row.rank % 1 ? 1 : 0), value: (row) => row.rank },
       { key: "taken", text: say("mostly_taken"), cell: (row) => name(className(row.taken_for)), value: (row) => className(row.taken_for) },
     ], items, say("unknown_names")).element]);
     $("count-wrong").textContent = number(labels.length + all.length + odd.length + names.length);
@@ -472,11 +536,12 @@
     const list = DATA.label_next.photographs, add = list.slice(suggested, suggested + PAGE / 2);
     $("next-grid").append(...add.map((entry, i) => {
       const rank = el("span", { class: "tag" }, say("rank", { n: number(suggested + i + 1) }));
-      const full = byRow.get(entry.row), blind = full && DATA.label_next.all_labelled ? { ...full, label: -1 } : full;
-      if (blind) return el("button", { type: "button", class: "card", on: { click: () => open(full, list.map((other) => byRow.get(other.row)).filter(Boolean)) } },
-        picture("test", entry.row, entry.name), el("span", { class: "caption" }, rank, " ", name(entry.name)), el("span", { class: "guesses" }, entry.top.map(([label, p]) =>
+      const full = byRow.get(entry.row);
+      if (full) return el("button", { type: "button", class: "card", on: { click: () => open(full, list.map((other) => byRow.get(other.row)).filter(Boolean)) } },
+        picture("test", entry.row, entry.name), el("span", { class: "caption" }, rank, file(entry.name)), full.label < 0 ? null : mark(full),
+        entry.top.length > 1 ? el("span", { class: "quiet line" }, say("torn", { a: className(entry.top[0][0]), b: className(entry.top[1][0]) })) : null, el("span", { class: "guesses" }, entry.top.map(([label, p]) =>
           el("span", { class: "guess" }, bar(p), el("span", { class: "guess-name" }, className(label)), el("span", { class: "figure" }, percent(p, 0))))));
-      return el("div", { class: "card" }, el("span", { class: "caption" }, rank, " ", name(entry.name)));
+      return el("div", { class: "card" }, el("span", { class: "caption" }, rank, file(entry.name)));
     }));
     suggested += add.length;
     $("next-more").hidden = suggested >= list.length;
