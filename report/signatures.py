@@ -25,7 +25,7 @@ from jclip.progress import track
 LIMIT = 0.972  # of the product, from which two photographs are copies
 SIDE = 16  # of a signature
 READ_SIDE = 32  # of the pictures of which signatures are made
-MIN_CONTRAST = 3.0  # grey levels, standard deviation of what the shade leaves: below, any two photographs are alike
+MIN_CONTRAST = 1.5  # grey levels, standard deviation of what the shade leaves: below, any two photographs are alike
 MARGINS = (  # left, top, right, bottom, as shares of the side; the whole picture first
     *((0, 0, 0, 0), (0.015, 0.015, 0.015, 0.015), (0.03, 0.03, 0.03, 0.03)),
     *((0.03, 0.03, 0, 0), (0, 0.03, 0.03, 0), (0.03, 0, 0, 0.03), (0, 0, 0.03, 0.03)),

@@ -151,7 +151,7 @@ def test_photographs_and_weights_go_through_ray_where_they_are_missing(
         check_equal(everything(made, photos), expected)
         check_missing(made, photos, tiny_weights, tmp_path)
         (folder,) = Path(tempfile.gettempdir()).glob(f"jclip-photographs-{workers(made)[0]}-*")
-        assert not list(folder.iterdir())  # each batch's files are removed
+        wait_for(lambda: not list(folder.iterdir()))  # each batch's files are removed
         assert folder.stat().st_mode & 0o777 == 0o700
         (pid,) = workers(made)[:1]
     wait_for(lambda: not command_of(pid))

@@ -109,6 +109,9 @@ class Pool:
         for slot in self.slots:
             slot.sees = None
             slot.jobs.clear()  # of a run that was left before its end; the answers are ignored
+            if slot.is_active and slot.is_open:  # what it has started is finished, so that its files are removed
+                slot.call("step", None)
+                slot.is_open = False
             if slot.is_active:
                 self._ask_whether_it_sees(slot)
         self._next = next(self._source, None)
