@@ -134,7 +134,11 @@ class ReadAhead:
         self._share = -(-batch_size // workers)  # images that a process reads at a time
         self.started: deque = deque()
         arguments = (self._memory.name, shape, read, pillow.settings())
-        self._pool = ProcessPoolExecutor(workers, _Context(), _start_with, arguments)
+        try:
+            self._pool = ProcessPoolExecutor(workers, _Context(), _start_with, arguments)
+        except BaseException:
+            self._memory.unlink()
+            raise
 
     def start(self, items: list) -> None:
         """Start reading a batch, if `items` is not empty; no more than N_AHEAD may be started and not finished."""
