@@ -68,7 +68,7 @@ def blend(text: Text, support: Support, val: Split | None, settings: Settings) -
         _adapter(text, experts, choice, tuned),
         how,
         settings=tuned.record() if tuned else {"alpha": 0.0},
-        scores=choice.scores,
+        scores=choice.scores,  # of the linear part, without the cache
         weights={name: float(weight) for name, weight in zip(EXPERTS, choice.weights)},
         new_classes=_new_class_record(experts, choice.offsets),
         refit=refit,

@@ -71,8 +71,12 @@ def parser_of(program: Path, monkeypatch) -> argparse.ArgumentParser:
 def test_every_option_that_takes_a_path_expands_it(program, home, monkeypatch):
     (home / NAME).write_text("cat\ndog\n")  # --classes takes files that exist
     parser = parser_of(program, monkeypatch)
-    n_paths = 0
+    parsers = [parser]
     for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            parsers += action.choices.values()
+    n_paths = 0
+    for action in (action for parser in parsers for action in parser._actions):
         if action.nargs == 0 or action.choices or (str(program), action.dest) in OTHER_TEXTS:
             continue
         try:
