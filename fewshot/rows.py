@@ -79,3 +79,9 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Return the probabilities (n, C) of logits (n, C)."""
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the log-probabilities (n, C) of logits (n, C)."""
+    logits = logits - logits.max(axis=1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fewshot.artifacts import Support, Text
-from fewshot.rows import chunks, has_shots, one_hot, shot_rows, subset
+from fewshot.rows import chunks, has_shots, log_softmax, one_hot, shot_rows, subset
 from jclip.progress import track
 from tip_adapter_utils import Cache, Epoch, fine_tune, tip_logits
 
@@ -182,7 +182,7 @@ class _Gains:
         for part in chunks(len(label), len(cache.keys) + is_base.sum()):
             base, each = rows.logits[part][:, is_base], np.arange(len(label[part]))
             evidence = tip_logits(np.float32(0), rows.features[part] @ cache.keys.T, cache.values[:, is_base], 1, BETA)
-            logs = [_log_softmax(base + alpha * evidence)[each, label[part]] for alpha in (0, *ALPHAS)]
+            logs = [log_softmax(base + alpha * evidence)[each, label[part]] for alpha in (0, *ALPHAS)]
             self.gains[number].append(np.array(logs[1:]) - logs[0])
 
     def best(self) -> tuple[int, float]:
@@ -194,8 +194,3 @@ class _Gains:
                 sure = gain.mean(axis=1) - gain.std(axis=1) / np.sqrt(max(1, gain.shape[1]))
                 best = max(best, (float(sure.max()), number, float(ALPHAS[sure.argmax()])))
         return best[1:]
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    logits = logits - logits.max(axis=1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fewshot.artifacts import Adapter, Split, Support
-from fewshot.rows import chunks, class_sums, softmax
+from fewshot.rows import chunks, class_sums, log_softmax, softmax
 from jclip.progress import track
 from tip_adapter_utils import predict_logits
 
@@ -83,7 +83,7 @@ def transduce(adapter: Adapter, test: Split, support: Support, val: Split | None
     val_rows = test.features[:0] if val is None else val.features[known]
     labels = np.zeros(0, np.int64) if val is None else val.labels[known]
     n_test, features = len(test.features), np.concatenate([test.features, val_rows])
-    logp = _log_softmax(predict_logits(adapter, features))
+    logp = log_softmax(predict_logits(adapter, features))
     sizes = class_sizes(np.exp(logp[:n_test]), np.exp(logp[n_test:]), labels, balanced)
     if not n_test:
         return Transduced(logp[:0], DEFAULT_STRENGTH, sizes)
@@ -134,15 +134,10 @@ def _log_sizes(probabilities: np.ndarray) -> np.ndarray:
     return np.log(probabilities.sum(axis=0, dtype=np.float64) + 0.5)
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    logits = logits - logits.max(axis=1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-
-
 def _best_scale(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.float32]:
     """Return the highest mean log-likelihood of labels (M,) under scaled logits (M, C), and the scale of SCALES."""
     rows = np.arange(len(labels))
-    return max((float(_log_softmax(scale * logits)[rows, labels].mean()), scale) for scale in SCALES)
+    return max((float(log_softmax(scale * logits)[rows, labels].mean()), scale) for scale in SCALES)
 
 
 class _Gaussians(NamedTuple):

@@ -4,10 +4,11 @@ A signature is the photograph at 16 x 16, in colour and in grey, without what a 
 degree) explains, and of unit norm: skies and plain backgrounds do not make two photographs alike. Two are compared by
 their product, each also with narrow margins of the other cut off, and mirrored.
 
-On 358 photographs of Caltech-101 and 696 of the demo's drawings with contrast, copies of half the size, mirrored, with
-1.5 or 3 % cut off at all sides, and with 10 % more brightness were above LIMIT but for one in 350; in JPEG quality 30
-all photographs, and nine of ten drawings. Among the photographs one pair is above it, a copy indeed; the next, a copy
-with another background, is at 0.954, and different ones are below 0.87. Two drawings of the same house are at 0.970.
+On 358 photographs of Caltech-101 and 696 of the demo's drawings, those of a contrast of 3 or more, copies of half the
+size, mirrored, with 1.5 or 3 % cut off at all sides, and with 10 % more brightness were above LIMIT but for one in
+350; in JPEG quality 30 all photographs, and nine of ten drawings. Among the photographs one pair is above it, a copy
+indeed; the next, a copy with another background, is at 0.954, and different ones are below 0.87. Two drawings of the
+same house are at 0.970.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from tasks import make_task, names, train
 import methods
 import tip_adapter_utils as tip
 from fewshot.artifacts import Split, Support, Text
-from fewshot.rows import one_hot, shot_rows
+from fewshot.rows import log_softmax, one_hot, shot_rows
 from jclip.features import unit
 from methods import Settings, cache
 from methods.folds import make_folds
@@ -185,7 +185,7 @@ def test_the_gradient_of_the_means_is_that_of_their_formula(rng, jt):
         affinity = np.exp(-(1 - keys.astype(np.float64) @ k.T)) * (1 - np.eye(n))
         counts = values.sum(axis=0) - values
         logits = base + 4 * affinity @ values / counts
-        return -cache._log_softmax(logits)[np.arange(n), labels].mean()
+        return -log_softmax(logits)[np.arange(n), labels].mean()
 
     moved = tune((keys, labels), text, keys, values, base_logits=base, own_keys=np.arange(n))[0] - keys
     for key, column in ((0, 3), (4, 7), (8, 20), (2, 11)):
