@@ -154,7 +154,7 @@ def test_photographs_and_weights_go_through_ray_where_they_are_missing(
         wait_for(lambda: not list(folder.iterdir()))  # each batch's files are removed
         assert folder.stat().st_mode & 0o777 == 0o700
         (pid,) = workers(made)[:1]
-    wait_for(lambda: not command_of(pid))
+    wait_for(lambda: not Path("/proc", str(pid)).exists())  # also of a process that is dead and not yet reaped
     remove_left_behind()  # as each worker does that starts
     assert not folder.exists()
     assert caplog.text.count("photographs go through Ray") == caplog.text.count("weights get there through Ray") == 1
