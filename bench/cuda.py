@@ -30,7 +30,7 @@ CLASSES = PROJECT / "Dataset" / "classes_b.txt"
 SIZES = {"ViT-B/32": (512, 224, 12, 768, 32), "ViT-L/14": (768, 224, 24, 1024, 14)}
 DECODERS = (2, 4, 8, 16)  # processes that read photographs
 SYNTHETIC = (1_000, 16, 2_000, 512)  # classes, shots a class, validation rows, width
-EXTRA = ("large", "memory")  # rows for --only
+EXTRA = ("large", "resnet", "memory")  # rows for --only
 
 
 def main(argv=None):
@@ -45,7 +45,7 @@ def main(argv=None):
         "--only",
         type=lambda text: text.split(","),
         metavar="LIST",
-        help=f"some of {','.join(ROWS)} (default: all but {' and '.join(EXTRA)} for which there is the data)",
+        help=f"some of {','.join(ROWS)} (default: all but {', '.join(EXTRA)} for which there is the data)",
     )
     p.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     p.add_argument("--batch", type=int, default=256, metavar="N", help="images at a time (default: 256)")
@@ -170,6 +170,17 @@ def large(bench: Bench) -> None:
     """Time the image tower of ViT-L/14."""
     for precision in bench.precisions:
         tower(bench, "ViT-L/14", bench.settings.batch // 4, precision)
+
+
+def resnet(bench: Bench) -> None:
+    """Time the image tower of RN50, which this program computes as matrix products, without cuDNN."""
+    n, times = bench.settings.batch // 4, bench.settings.times
+    for precision in bench.precisions:
+        ours, theirs = bench.in_turn(
+            bench.sides("RN50"), "images", n=n, precision=precision, on_device=True, times=times
+        )
+        rates = [f"{n * times / seconds:.0f}/s" for seconds in (ours, theirs)]
+        print_row(f"RN50 images, batch {n}, {precision}", *rates, theirs / ours)
 
 
 def tower(bench: Bench, name: str, n: int, precision: str) -> None:
@@ -413,6 +424,7 @@ ROWS = {
     "files": files,
     "synthetic": synthetic,
     "large": large,
+    "resnet": resnet,
     "memory": memory,
 }
 

@@ -7,15 +7,14 @@
 #
 # FOLDER/photos (any photographs) and FOLDER/task.npz (as bench/accuracy.py reads it) give bench/cuda.py its other rows;
 # BENCH and TESTS are further arguments of the two. All is installed, compiled and written in WORK (/tmp/offline_gpu),
-# which later runs use. SciPy and scikit-learn are the machine's own: where they want numpy 2, the default method and
-# --select kmeans do not run.
+# which later runs use. numpy, SciPy, scikit-learn, Pillow and pytest are the machine's own.
 set -eu
 
 pack() {
   local python="python3 -m pip" for="--only-binary=:all: --python-version 3.12 --implementation cp"
   for="$for --platform manylinux2014_x86_64 --platform manylinux_2_17_x86_64 --platform any"
   $python wheel -q --no-deps -w "$1/ours" jittor==1.3.11.0 jittor-offline==0.0.7
-  $python download -q --no-deps $for -d "$1/ours" numpy==1.26.4 astunparse six wheel tqdm ftfy wcwidth
+  $python download -q --no-deps $for -d "$1/ours" astunparse six wheel tqdm ftfy wcwidth
   $python download -q --no-deps $for -d "$1/theirs" clip-anytorch ftfy wcwidth
   du -sh "$1"
 }

@@ -10,6 +10,7 @@ import atexit
 import importlib.machinery
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -53,11 +54,19 @@ class _GuardedLoader(importlib.machinery.SourceFileLoader):
         np.finfo(np.float32), np.finfo(np.float64)
         nvcc = os.environ.get("nvcc_path", "")
         is_compiled = jittor_cache.has_core(nvcc)
-        with compiling.shown(nvcc, is_compiled), _variables(is_compiled), signals.interrupts_exit():
+        with compiling.shown(nvcc, is_compiled), _variables(is_compiled), signals.interrupts_exit(), _quiet_syntax():
             try:
                 super().exec_module(module)
             finally:
                 undo_what_ends_the_process()
+
+
+@contextmanager
+def _quiet_syntax() -> Iterator[None]:
+    """Hide what Python 3.12 says of escapes in Jittor's strings, each time where it keeps no bytecode."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        yield
 
 
 def undo_what_ends_the_process() -> None:

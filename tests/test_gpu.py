@@ -11,7 +11,7 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import PROJECT
+from conftest import GOLDEN, PROJECT
 from tasks import make_overlapping_task, train
 from test_kernels import WIDTHS, exact_gelu, normal
 from test_kernels import attention as exact_attention
@@ -19,7 +19,7 @@ from test_kernels import attention as exact_attention
 import jclip
 from jclip import features, runtime, weights
 from jclip.architecture import Architecture, expected_shapes
-from methods import Settings
+from methods import Settings, cache
 from tip_adapter_utils import build_cache, predict_logits
 
 pytestmark = pytest.mark.cuda
@@ -245,6 +245,27 @@ def test_logits_are_those_of_the_cpu(clip):
     np.testing.assert_allclose(*logits, atol=0.02)  # of cosines times 100
 
 
+@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-4), ("half", 0.03)])
+def test_a_resnet_gives_what_openais_code_gives(precision, tolerance):
+    stages = dict(np.load(GOLDEN / "resnet_stages.npz"))
+    model, _ = jclip.load(GOLDEN / "resnet_weights.npz", "cuda", precision=precision)
+    with runtime.jittor().no_grad():
+        found = model.encode_image(stages["image"]).numpy().astype(np.float64)
+    assert relative(found, stages["attnpool"]) < tolerance
+
+
+def test_gradients_flow_to_the_pixels_as_on_the_cpu(clip):
+    pixels, found = np.random.default_rng(3).standard_normal((2, 3, 96, 96), np.float32), []
+    for device in ("cuda", "cpu"):
+        model, _ = jclip.load(clip, device)
+        jt = runtime.jittor()
+        image = jt.array(pixels)
+        features = model.encode_image(image)
+        found.append(jt.grad((features * features).sum(), image).numpy())
+    assert np.abs(found[1]).max() > 0
+    assert relative(*found) < 1e-4
+
+
 # ---- methods ----
 
 
@@ -285,6 +306,17 @@ def test_other_methods_learn_what_they_learn_on_the_cpu(method):
     text = make_overlapping_task().text
     assert relative(expected.weight, text.scale * text.features) > 1e-3
     assert relative(found.weight, expected.weight) < 1e-3
+
+
+def test_the_default_method_adds_the_cache_that_it_adds_on_the_cpu(monkeypatch):
+    """The linear part is numpy's; the keys are fine-tuned by Jittor. Here a cache is always added."""
+    monkeypatch.setattr(cache._Gains, "best", lambda self: (cache.SCORED_EPOCHS[-1], float(cache.ALPHAS[-1])))
+    (found, chosen), (expected, chosen_there) = trained("blend", shots=3)
+    start = build_cache(make_overlapping_task(shots=3).support.features, np.arange(60).repeat(3), 60).keys
+    assert relative(expected.keys, start) > 1e-3
+    assert relative(found.keys, expected.keys) < 1e-4
+    rows = make_overlapping_task(shots=3).val.features
+    np.testing.assert_allclose(predict_logits(found, rows), predict_logits(expected, rows), atol=0.01)
 
 
 # ---- the scripts ----

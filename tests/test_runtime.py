@@ -56,6 +56,12 @@ def test_a_command_shows_each_choice_of_device_in_one_line_of_stderr():
     assert auto.startswith(f"{cpu}; no CUDA: ")
 
 
+def test_the_import_says_nothing_where_python_compiles_jittors_modules(tmp_path):
+    """From Python 3.12 on, it warns of escapes in their strings."""
+    done = python("from jclip import runtime; runtime.jittor()", PYTHONPYCACHEPREFIX=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_jittor_may_be_imported_between_jclip_and_the_first_use(broken_tools):
     done = python(
         "import jclip; import jittor; from jclip import runtime; print(runtime.use('auto'))", PATH=broken_tools
