@@ -1,7 +1,9 @@
-"""Seeded views of one photograph: each a pure function of a PIL image and a numpy Generator.
+"""Views of one photograph: each a pure function of a PIL image and a numpy Generator.
 
-The strengths are those usual for few-shot work on CLIP; `crop` is the one that Tip-Adapter builds its cache from
-(arXiv:2207.09519; RandomResizedCrop with scale 0.5 to 1, and a random flip).
+Those of a shot are random. Their strengths are those usual for few-shot work on CLIP; `crop` is the one that
+Tip-Adapter builds its cache from (arXiv:2207.09519; RandomResizedCrop with scale 0.5 to 1, and a random flip). Those of
+a test photograph, whose features are averaged, are always the same: a mirror image, and five crops (Krizhevsky et al.,
+NeurIPS 2012, section 4.1).
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import argparse
 import hashlib
 import math
 import re
+from functools import partial
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -19,6 +22,7 @@ MAX_VIEWS = 64  # of a shot; each costs as much as another photograph
 CROP_AREA = (0.5, 1.0)  # of the photograph's area
 CROP_RATIO = (3 / 4, 4 / 3)  # width to height
 CROP_TRIES = 10  # torchvision's; a very long photograph holds no box of these shapes
+CORNER = 7 / 8  # side of a test photograph's crops, of the photograph's shorter side: 224 of 256 pixels
 
 
 def plain(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -54,7 +58,41 @@ def crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return ImageOps.mirror(image) if rng.random() < 0.5 else image
 
 
-VIEWS = {"plain": plain, "flip": flip, "jitter": jitter, "crop": crop}
+def mirror(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Mirror left to right."""
+    return ImageOps.mirror(image.convert("RGB"))
+
+
+def square(image: Image.Image, rng: np.random.Generator, across: float, down: float) -> Image.Image:
+    """Cut out the square at these fractions of the way from left to right and from top to bottom."""
+    width, height = image.size
+    side = max(1, round(CORNER * min(width, height)))
+    left, top = round(across * (width - side)), round(down * (height - side))
+    return image.convert("RGB").crop((left, top, left + side, top + side))
+
+
+VIEWS = {"plain": plain, "flip": flip, "jitter": jitter, "crop": crop}  # of a shot
+SQUARES = {
+    "centre": partial(square, across=0.5, down=0.5),
+    "top left": partial(square, across=0, down=0),
+    "top right": partial(square, across=1, down=0),
+    "bottom left": partial(square, across=0, down=1),
+    "bottom right": partial(square, across=1, down=1),
+}
+TEST_VIEWS = {"plain": ("plain",), "mirror": ("mirror",), "crops": tuple(SQUARES)}  # of a test photograph
+ALL_VIEWS = {**VIEWS, "mirror": mirror, **SQUARES}
+RANDOM = ("flip", "jitter", "crop")  # those that need the generator
+
+
+def parse_test_views(listed: str) -> list[str]:
+    """Parse "plain,crops" into the names of a test photograph's views, as an argparse type; each is named once."""
+    parts = [part.strip() for part in listed.split(",")]
+    for part in parts:
+        if part not in TEST_VIEWS or parts.count(part) > 1:
+            raise argparse.ArgumentTypeError(
+                f"{listed!r}: expected some of {', '.join(TEST_VIEWS)}, each once, such as plain,crops"
+            )
+    return [view for part in parts for view in TEST_VIEWS[part]]
 
 
 def parse_views(listed: str) -> list[str]:

@@ -42,6 +42,14 @@ def parse(argv) -> argparse.Namespace:
     p.add_argument(
         "--force", action="store_true", help="encode everything anew, also what is unchanged since an earlier run"
     )
+    p.add_argument(
+        "--test-views",
+        type=augment.parse_test_views,
+        default="plain",
+        metavar="LIST",
+        help=f"views of which a test photograph is the mean, from {', '.join(augment.TEST_VIEWS)}; crops are five "
+        "(default: plain)",
+    )
     strict = "stop at the first photograph that cannot be read (default: leave it out and say so)"
     p.add_argument("--strict", action="store_true", help=strict)
     add_cluster(p)
@@ -107,7 +115,7 @@ def main(argv=None):
         with closing(encoder):
             if a.force:
                 encoder.store.clear()
-            extraction = extract(task, sentences, encoder, sampling, a.output)
+            extraction = extract(task, sentences, encoder, sampling, a.output, a.test_views)
             encoder.store.tidy()
     shots, val = extraction.support, extraction.val
     print(

@@ -142,7 +142,7 @@ def main(argv=None):
     if a.transductive:
         logits, used = predict_together(a.output, adapter, test, a.transductive == "balanced")
     write_result(a.result, adapter, test, logits, a.topk)
-    if (test.labels >= 0).any() or used:
+    if (test.labels >= 0).any() or used or "views" in test.meta or metrics.has_test(a.output):
         record(a.output, adapter, test, logits, used)
     if a.sheet:  # last, so that an error here loses nothing else
         rows = sheet_rows(test)
@@ -213,7 +213,7 @@ def record(
         scores = metrics.score(logits, test.labels, adapter.names, class_groups(adapter))
         print(f"test: top-1 {scores['top1']:.1%}, top-5 {scores['top5']:.1%} of {scores['n']} labelled photographs")
     with cli.locked(output):
-        metrics.record_test(output, scores, transductive)
+        metrics.record_test(output, scores, transductive, test.meta.get("views"))
 
 
 def sheet_rows(test: artifacts.Split) -> list[int]:

@@ -34,6 +34,7 @@ logger = logging.getLogger("fewshot")
 MAX_SEQUENTIAL = 64  # up to this many photographs are read without extra processes, which take longer to start
 # Maximum number of reading processes by device. On a CPU, reading takes a twentieth of the time of encoding; a GPU is
 # faster than its readers.
+PLAIN = ("plain",)  # the one view of a photograph as it is
 MAX_READERS = {"cpu": 2, "cuda": 16}
 # Increase it when a change of preprocess, augment, tokenizer or model changes the row of a photograph or sentence.
 FEATURES_VERSION = 2
@@ -184,7 +185,40 @@ class Encoder:
         TaskError
             Where the encoder is strict and a photograph cannot be read.
         """
-        return self._encode([(_as_photo(photo), 0) for photo in photos], ("plain",), 0, desc, photo_set)
+        return self._encode([(_as_photo(photo), 0) for photo in photos], PLAIN, 0, desc, photo_set)
+
+    def encode_means(self, photos: Sequence[Photo], views: Sequence[str], desc: str, photo_set: str) -> Encoded:
+        """Encode views of photographs that are not random, and return the unit mean of each photograph's.
+
+        Parameters
+        ----------
+        photos : sequence of Photo
+        views : sequence of str
+            Names of `augment.ALL_VIEWS`; a single one is returned as it is.
+        desc, photo_set : as of `encode_photos`
+
+        Returns
+        -------
+        Encoded
+            As of `encode_photos`.
+
+        Raises
+        ------
+        TaskError
+            Where the encoder is strict and a photograph cannot be read.
+        """
+        views = tuple(views)
+        if len(views) == 1:
+            return self._encode([(photo, 0) for photo in photos], views, 0, desc, photo_set)
+        total, failures = np.zeros((len(photos), self.width), np.float32), {}
+        for number, view in enumerate(views):
+            left = [i for i in range(len(photos)) if i not in failures]
+            items = [(photos[i], number) for i in left]
+            rows, failed = self._encode(items, views, 0, f"{desc}, {view}", photo_set)
+            total[left] += rows
+            failures.update({left[i]: cause for i, cause in failed.items()})
+        total[list(failures)] = np.nan
+        return Encoded(features.unit(total), failures)
 
     def encode_views(self, photos: Sequence[Photo], views: Sequence[str], seed: int) -> Encoded:
         """Encode views 1 to V - 1 of n photographs; view 0 is the plain photograph.
@@ -289,7 +323,7 @@ class Encoder:
             # os.stat failed, so the row gets a key that no other run can have, even if the file can be read a moment
             # later.
             stamp = os.urandom(8).hex()
-        random_inputs = [seed, number] if number else None  # view 0 does not depend on the seed
+        random_inputs = [seed, number] if view in augment.RANDOM else None
         inputs = self.batch_size, PIL.__version__, view, random_inputs, photo_set, photo.name, stamp
         return self._key("photo", *inputs, *self._reader(photo.path))
 
@@ -339,5 +373,5 @@ class PixelReader:
         """Do so for a file that may have another name than the photograph, from which the view's randomness comes."""
         rng = augment.view_rng(self.seed, name, number)
         with opening.opened(path, self.config.size or self.resolution) as image:
-            view = augment.VIEWS[self.views[number]](levels.eight_bits(image), rng)
+            view = augment.ALL_VIEWS[self.views[number]](levels.eight_bits(image), rng)
             return preprocess.crop(view, self.resolution, self.config)

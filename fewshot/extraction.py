@@ -18,7 +18,7 @@ from jclip.paths import expand
 
 from . import artifacts
 from .data import Photo, Task
-from .encoder import Encoder
+from .encoder import PLAIN, Encoder
 from .errors import TaskError, preview
 from .files import atomic_write
 from .prompts import Prompts
@@ -50,7 +50,7 @@ class Sampling:
 
     shots: int = 4
     select: str = "kmeans"
-    views: Sequence[str] = ("plain",)
+    views: Sequence[str] = PLAIN
     max_train: int | None = None
     max_val: int | None = None
     seed: int = 1
@@ -76,7 +76,9 @@ class Selection(NamedTuple):
     failures: dict[int, str]  # {index of an unreadable photograph: cause}
 
 
-def extract(task: Task, prompts: Prompts, encoder: Encoder, sampling: Sampling, output: Path) -> Extraction:
+def extract(
+    task: Task, prompts: Prompts, encoder: Encoder, sampling: Sampling, output: Path, test_views: Sequence[str] = PLAIN
+) -> Extraction:
     """Encode a task, write its .npz files (all or none) and return their content.
 
     Unreadable photographs are left out and listed in unreadable.txt.
@@ -91,6 +93,8 @@ def extract(task: Task, prompts: Prompts, encoder: Encoder, sampling: Sampling, 
     sampling : Sampling
     output : Path
         The folder to write to.
+    test_views : sequence of str
+        Names of `augment.ALL_VIEWS`; the feature of a test photograph is the unit mean of these views.
 
     Raises
     ------
@@ -114,7 +118,7 @@ def extract(task: Task, prompts: Prompts, encoder: Encoder, sampling: Sampling, 
     )
     selection = choose_photographs(task, encoder, sampling, output)
     support, val = _training_artifacts(task.train, selection, sampling, provenance)
-    test, failures = _test_split(task.test, encoder, provenance)
+    test, failures = _test_split(task.test, encoder, test_views, provenance)
     causes = {**_by_path(task.train, selection.failures), **_by_path(task.test, failures)}
     list_unreadable(output, causes)
     if not len(test.names):
@@ -226,18 +230,21 @@ def _selection_sha256(train: Sequence[Photo], selection: Selection, sampling: Sa
     )
 
 
-def _test_split(photos: Sequence[Photo], encoder: Encoder, provenance: dict) -> tuple[artifacts.Split, dict[int, str]]:
+def _test_split(
+    photos: Sequence[Photo], encoder: Encoder, views: Sequence[str], provenance: dict
+) -> tuple[artifacts.Split, dict[int, str]]:
     """Return the Split of the readable test photographs and the failures.
 
-    The meta of the Split lists the failures too, for predict.py.
+    The meta of the Split lists the failures too, for predict.py, and the views unless they are the plain photographs.
     """
-    rows, failures = encoder.encode_photos(photos, "test", "test")
+    rows, failures = encoder.encode_means(photos, views, "test", "test")
     readable = [i for i in range(len(photos)) if i not in failures]
     kept = [photos[i] for i in readable]
     meta = {
         **provenance,
         "list_sha256": fingerprint([photo.name for photo in photos]),
         "unreadable": {photos[i].name: cause for i, cause in failures.items()},
+        **({"views": list(views)} if tuple(views) != PLAIN else {}),
     }
     return artifacts.Split(rows[readable], _labels(kept), _names(kept), meta), failures
 

@@ -20,6 +20,7 @@ from jclip.paths import expand
 BINS = 15  # bins of confidence, as in Guo et al.
 MAX_PAIRS = 20  # pairs of confused classes in metrics.json
 SPLITS = ("val", "test")
+OF_TEST = ("test", "transductive", "test_views")  # what predict.py adds to metrics.json
 FORMULA_STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # Excel reads the wide signs like the others
 
 
@@ -173,7 +174,9 @@ def _table_rows(scores: dict) -> Iterator[tuple[str, str, dict]]:
         yield from (("class", name, row) for name, row in scores["per_class"].items())
 
 
-def record_test(folder: Path, scores: dict | None, transductive: dict | None = None) -> None:
+def record_test(
+    folder: Path, scores: dict | None, transductive: dict | None = None, views: Sequence[str] | None = None
+) -> None:
     """Add what predict.py did to the metrics.json and metrics.csv that training wrote.
 
     Parameters
@@ -183,12 +186,31 @@ def record_test(folder: Path, scores: dict | None, transductive: dict | None = N
         Those of the test rows, as `score` returns them; None if no label is known. Older ones are replaced or removed.
     transductive : dict or None
         How the test rows helped to classify each other; None if they did not.
+    views : sequence of str or None
+        The views of which a test row is the mean; None if it is the plain photograph.
 
     Raises
     ------
     TaskError
         If metrics.json is damaged.
     """
+    recorded = _read(folder)
+    new = dict(zip(OF_TEST, (scores, transductive, views)))
+    kept = {key: value for key, value in recorded.items() if key not in new}
+    results = {**kept, **{key: value for key, value in new.items() if value is not None}}
+    if results != recorded:
+        write(folder, results)
+
+
+def has_test(folder: Path) -> bool:
+    """Return whether metrics.json holds something that `record_test` has added; a damaged file does not."""
+    try:
+        return not _read(folder).keys().isdisjoint(OF_TEST)
+    except TaskError:
+        return False
+
+
+def _read(folder: Path) -> dict:
     path = expand(folder) / "metrics.json"
     try:
         recorded = bounded.json_value(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -196,11 +218,7 @@ def record_test(folder: Path, scores: dict | None, transductive: dict | None = N
             raise ValueError(f"holds a {type(recorded).__name__}, expected an object")
     except ValueError as error:
         raise TaskError(f"{path}: {error}; run train_adapter.py again") from None
-    new = {"test": scores, "transductive": transductive}
-    kept = {key: value for key, value in recorded.items() if key not in new}
-    results = {**kept, **{key: value for key, value in new.items() if value is not None}}
-    if results != recorded:
-        write(folder, results)
+    return recorded
 
 
 def write_json(path: Path, content: dict) -> None:

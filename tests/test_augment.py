@@ -15,17 +15,17 @@ def photo(width=60, height=40, mode="RGB"):
 
 
 def view_of(name, image, seed=1):
-    return np.asarray(augment.VIEWS[name](image, np.random.default_rng(seed)).convert("RGB")).astype(int)
+    return np.asarray(augment.ALL_VIEWS[name](image, np.random.default_rng(seed)).convert("RGB")).astype(int)
 
 
-@pytest.mark.parametrize("name", list(augment.VIEWS))
+@pytest.mark.parametrize("name", list(augment.ALL_VIEWS))
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "1", "LA", "I;16"])
 @pytest.mark.parametrize("size", [(60, 40), (1, 1), (500, 2), (3, 700)])
 def test_every_view_takes_every_picture_and_leaves_it_as_it_was(name, mode, size):
     image = photo(*size) if mode != "I;16" else Image.fromarray(np.asarray(photo(*size, "L")).astype(np.uint16) * 200)
     image = image if mode == "I;16" else image.convert(mode)
     before = image.tobytes()
-    view = augment.VIEWS[name](image, np.random.default_rng(1))
+    view = augment.ALL_VIEWS[name](image, np.random.default_rng(1))
     assert min(view.size) >= 1 and (view.mode == "RGB" or name == "plain") and image.tobytes() == before
 
 
@@ -44,6 +44,31 @@ def test_flip_is_a_mirror_but_for_the_light():
         > 0.99
         > np.corrcoef(flipped.ravel(), np.asarray(photo()).ravel())[0, 1]
     )
+
+
+def test_the_views_of_a_test_photograph_are_its_mirror_image_and_squares_at_its_corners():
+    pixels, seven_eighths = np.asarray(photo()).astype(int), 35  # of 40, the shorter side
+    np.testing.assert_array_equal(view_of("mirror", photo()), pixels[:, ::-1])
+    corners = {
+        "centre": (12, 2),
+        "top left": (0, 0),
+        "top right": (25, 0),
+        "bottom left": (0, 5),
+        "bottom right": (25, 5),
+    }
+    for name, (left, top) in corners.items():
+        expected = pixels[top : top + seven_eighths, left : left + seven_eighths]
+        np.testing.assert_array_equal(view_of(name, photo()), expected)
+        np.testing.assert_array_equal(view_of(name, photo(), seed=2), expected)
+
+
+def test_views_of_a_test_photograph_are_named_in_a_list():
+    assert augment.parse_test_views("plain") == ["plain"]
+    assert augment.parse_test_views("plain, mirror") == ["plain", "mirror"]
+    assert augment.parse_test_views("crops") == list(augment.SQUARES)
+    for listed in ("", "flip", "plain,plain", "crop", "crops:2", "centre"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected some of plain, mirror, crops, each once"):
+            augment.parse_test_views(listed)
 
 
 def test_jitter_keeps_every_thing_in_its_place():

@@ -11,9 +11,12 @@ import pytest
 from conftest import CLASSES, PROJECT, draw
 from PIL import Image
 
+import augment
 from fewshot import artifacts
+from fewshot.encoder import Encoder
 from fewshot.rows import unit_rows
 from jclip import weights
+from jclip.features import unit
 from tip_adapter_utils import predict_logits
 
 
@@ -110,6 +113,35 @@ def test_options_of_extraction(work, run):
     )
     run("extract_feature.py", "--shots", 7, "--output", "deep/er", cwd=work)
     assert not (work / "deep/er/val.npz").exists()  # the old one held photographs that are shots now
+
+
+def test_a_test_photograph_is_the_mean_of_its_views(work, run):
+    shutil.copytree(work / "Dataset", work / "mine")
+    (work / "mine/TestSetB/broken.jpg").write_bytes(b"no photograph")
+    extract = ("extract_feature.py", "--data", "mine", "--select", "first", "--views", "plain", "--output")
+    run(*extract, "out", cwd=work)
+    plain = artifacts.read(work / "out/test.npz", artifacts.Split)
+    done = run(*extract, "out", "--test-views", "plain,mirror,crops", cwd=work)
+    split = artifacts.read(work / "out/test.npz", artifacts.Split)
+    assert f"encoded {6 * len(plain.names)}, " in done.stdout  # the plain ones are there
+    assert list(split.meta["unreadable"]) == ["broken.jpg"] and split.names.tolist() == plain.names.tolist()
+    assert split.meta["views"] == ["plain", "mirror", *augment.SQUARES] and "views" not in plain.meta
+
+    encoder, name = Encoder.load(work / "ViT-B-32.pkl", "cpu"), plain.names[3]
+    with Image.open(work / "mine/TestSetB" / name) as image:
+        for i, view in enumerate(split.meta["views"]):
+            augment.ALL_VIEWS[view](image, None).save(work / f"{i}.png")
+    rows = encoder.encode_photos([work / f"{i}.png" for i in range(7)]).rows
+    np.testing.assert_allclose(split.features[3], unit(rows.mean(axis=0)), atol=1e-6)
+    assert not np.allclose(split.features[3], plain.features[3], atol=1e-4)
+
+    run("train_adapter.py", "--method", "tip", "--output", "out", cwd=work)
+    run("predict.py", "--output", "out", cwd=work)
+    assert json.loads((work / "out/metrics.json").read_text())["test_views"] == split.meta["views"]
+    run(*extract, "out", cwd=work)
+    np.testing.assert_array_equal(artifacts.read(work / "out/test.npz", artifacts.Split).features, plain.features)
+    run("predict.py", "--output", "out", cwd=work)
+    assert not {"test", "test_views"} & set(json.loads((work / "out/metrics.json").read_text()))
 
 
 def test_labelled_folders_and_the_figures(work, run, tmp_path):
