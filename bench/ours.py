@@ -1,4 +1,7 @@
-"""This project's side of the comparisons: python -m bench.ours [MODEL]; bench/worker.py says how it is asked."""
+"""This project's side of the comparisons: python -m bench.ours [MODEL [PRECISION]]; bench/worker.py says how to ask it.
+
+PRECISION is that of a model where none is asked for, by default float32.
+"""
 
 import sys
 import time
@@ -12,8 +15,20 @@ from bench.worker import serve
 from fewshot.rows import all_views
 from fewshot.task_features import read_features
 from jclip import features, load, runtime
+from jclip.errors import ClipError
 from methods import Settings, grid, train
 from methods.folds import make_folds
+
+PRECISION = sys.argv[2] if len(sys.argv) > 2 else "float32"
+
+
+def missing():
+    """Return why PRECISION cannot be had on the CPU, or ""."""
+    try:
+        runtime.use("cpu", PRECISION)
+    except ClipError as error:
+        return str(error)
+    return ""
 
 
 def version():
@@ -41,7 +56,7 @@ def held(*shape):
 # ---- the towers ----
 
 
-def images(n, device="cpu", precision="float32", on_device=False, times=1):
+def images(n, device="cpu", precision=PRECISION, on_device=False, times=1):
     """`times` batches of n, from normalised pixels in the host's memory, or on the device, to features in the host's
     memory."""
     clip, jt = model(device, precision), runtime.jittor()
@@ -52,7 +67,7 @@ def images(n, device="cpu", precision="float32", on_device=False, times=1):
             clip.encode_image(pixels if on_device else jt.array(pixels)).numpy()
 
 
-def texts(texts, device="cpu", precision="float32", batch=None):
+def texts(texts, device="cpu", precision=PRECISION, batch=None):
     clip = model(device, precision)
     list(features.text_features(clip, texts, batch) if batch else features.text_features(clip, texts))
 
@@ -142,6 +157,6 @@ if __name__ == "__main__":
     serve(
         {
             function.__name__: function
-            for function in (version, images, texts, product, files, decode, search, tip_f, fine_tuning)
+            for function in (missing, version, images, texts, product, files, decode, search, tip_f, fine_tuning)
         }
     )

@@ -1,11 +1,15 @@
-"""Do the work of the benchmarks with PyTorch (eager) or onnxruntime, as a process that a bench.worker.Worker starts.
+"""Do the work of the benchmarks with PyTorch or another peer, as a process that a bench.worker.Worker starts.
 
-    python -m bench.reference torch|onnxruntime [MODEL.pt]
+    python -m bench.reference PEER [MODEL.pt]
+
+PEER is one of bench/worker.py's PEERS; PyTorch is eager unless it says otherwise, the others compute what it exports.
 
 The towers are OpenAI's own code; the search over alpha and beta and the fine-tuning follow the pseudocode and
 constants of Tip-Adapter (arXiv:2207.09519 and github.com/gaopengcuhk/Tip-Adapter). bench/worker.py has the environment.
 """
 
+import importlib.util
+import re
 import sys
 import tempfile
 import time
@@ -20,6 +24,17 @@ from bench.worker import serve
 
 TEXT_BATCH = 64  # as jclip's
 TRAIN_ALPHA, TRAIN_BETA, BATCH = 4.0, 1.0, 256
+PEER, _, VARIANT = sys.argv[1].partition("-")  # such as torch-bfloat16
+
+
+def missing():
+    """Return what this peer needs and does not find, or ""."""
+    if PEER != "torch" and not all(map(importlib.util.find_spec, (PEER, "onnx"))):
+        return f"{PEER} is not installed"
+    flags = Path("/proc/cpuinfo")
+    if VARIANT == "bfloat16" and flags.exists() and not re.search("avx512_bf16|amx_bf16", flags.read_text()):
+        return "this CPU has no instructions for bfloat16"
+    return ""
 
 
 def version():
@@ -91,14 +106,14 @@ def tower(name, device, precision):
     """Return a function from an array, or a tensor on the device, to features in host memory."""
     clip, model = openai(device, precision)
     encode = {"image": model.encode_image, "text": model.encode_text}[name]
-    if sys.argv[1] == "torch":
+    if PEER == "torch":
+        encode = torch.compile(encode) if VARIANT == "compile" else encode
 
         def run(x):
-            with torch.inference_mode():
-                return encode(torch.as_tensor(x, device=device)).cpu().numpy()
+            with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=VARIANT == "bfloat16"):
+                return encode(torch.as_tensor(x, device=device)).cpu().float().numpy()
 
         return run
-    import onnxruntime
 
     class Tower(torch.nn.Module):
         def __init__(self):
@@ -115,8 +130,30 @@ def tower(name, device, precision):
         torch.onnx.export(
             Tower(), (example,), f"{folder}/tower.onnx", input_names=["x"], dynamic_axes={"x": {0: "n"}}, dynamo=False
         )
-        session = onnxruntime.InferenceSession(f"{folder}/tower.onnx", providers=["CPUExecutionProvider"])
+        return {"onnxruntime": onnxruntime_session, "openvino": openvino_session}[PEER](f"{folder}/tower.onnx")
+
+
+def onnxruntime_session(path):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda x: session.run(None, {"x": x})[0]
+
+
+def openvino_session(path):
+    """Return a function that compiles the model for each shape once: OpenVINO is faster where it knows the shape."""
+    import openvino
+
+    core, content = openvino.Core(), Path(path).read_bytes()
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "bf16" if VARIANT == "bfloat16" else "f32"}
+
+    @cache
+    def compiled(shape):
+        model = core.read_model(content)
+        model.reshape(list(shape))
+        return core.compile_model(model, "CPU", hints)
+
+    return lambda x: compiled(x.shape)(x)[0]
 
 
 # ---- the adapter ----
@@ -176,4 +213,9 @@ def tip_f(folder, device="cpu"):
 
 
 if __name__ == "__main__":
-    serve({function.__name__: function for function in (version, make_model, images, texts, product, search, tip_f)})
+    serve(
+        {
+            function.__name__: function
+            for function in (missing, version, make_model, images, texts, product, search, tip_f)
+        }
+    )

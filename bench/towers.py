@@ -1,11 +1,12 @@
-"""Compare images and texts per second of jclip, OpenAI's code on PyTorch (eager, float32) and onnxruntime on one CPU.
+"""Compare images and texts per second of jclip and of OpenAI's code on PyTorch, onnxruntime and OpenVINO on one CPU.
 
     python -m bench.towers MODEL.pt --torch PYTHON [--batch 32] [--rounds 7] [--only images]
     python -m bench.towers --model RN50 --torch PYTHON ...
 
 MODEL.pt comes from bench/parity_reference.py (random weights in the release format); --model makes such a file for the
-time of the comparison. PYTHON is the interpreter of an environment with PyTorch and onnxruntime. The three take turns;
-medians are printed, and their ratios, and how close the image tower comes to the matrix products it is made of.
+time of the comparison. PYTHON is the interpreter of an environment with PyTorch; peers that it lacks are left out, and
+so is bfloat16 where the CPU has no instructions for it. All take turns; medians are printed, and their ratios, also to
+the best peer, and how close the image tower comes to the matrix products it is made of.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.worker import PROJECT, SETUP, Worker, in_turn
+from bench.worker import PEERS, PROJECT, SETUP, Worker, in_turn
 from fewshot import prompts
 from fewshot.data import read_classes
 from jclip import available_models, resnet_weights, weights
@@ -25,6 +26,7 @@ from jclip.paths import expand
 
 CLASSES = PROJECT / "Dataset" / "classes_b.txt"
 SQUARE = 2048  # rows of a matrix whose product with another shows what the processor can do
+OURS = {"jclip": "float32", "jclip-half": "half"}  # by precision
 
 
 def main(argv=None):
@@ -37,6 +39,13 @@ def main(argv=None):
     p.add_argument("--batch", type=int, default=32)
     p.add_argument("--rounds", type=int, default=7)
     p.add_argument("--only", choices=("images", "texts"))
+    p.add_argument(
+        "--peers",
+        type=lambda text: text.split(","),
+        default=PEERS,
+        metavar="LIST",
+        help=f"whom to compare with (default: {','.join(PEERS)}, where they are installed)",
+    )
     a = p.parse_args(argv)
     if bool(a.file) == bool(a.model):
         p.error("give a file or --model")
@@ -44,12 +53,22 @@ def main(argv=None):
         file = a.file or Path(folder) / "model.pt"
         if a.model:
             Worker("PyTorch", a.torch, "reference", "torch").ask("make_model", path=str(file), name=a.model)
-        others = [Worker(name, a.torch, "reference", name, file) for name in ("torch", "onnxruntime")]
-        workers = [Worker("jclip", sys.executable, "ours", file), *others]
+        workers = [Worker(name, sys.executable, "ours", file, precision) for name, precision in OURS.items()]
+        workers += [Worker(name, a.torch, "reference", name, file) for name in a.peers]
+        workers = [worker for worker in workers if can_work(worker)]
         if a.only != "texts":
             compare_images(workers, architecture_of(weights.read(file)), a.batch, a.rounds)
         if a.only != "images":
             compare_texts(workers, a.rounds)
+
+
+def can_work(worker: Worker) -> bool:
+    """Return whether a worker has what it needs; if not, say what is missing, and end it."""
+    _, missing = worker.ask("missing")
+    if missing:
+        print(f"without {worker.name}: {missing}", flush=True)
+        worker.process.kill()
+    return not missing
 
 
 def compare_images(workers: list[Worker], a: Architecture, batch: int, rounds: int) -> None:
@@ -121,14 +140,14 @@ def convolution_flops(a: Architecture) -> int:
 
 
 def report(what: str, n: int, seconds: dict[str, float]) -> None:
-    """Print the rate of each side for n items, and how many times as fast jclip is."""
-    print(
-        f"{what}: "
-        + ", ".join(f"{name} {n / s:.1f}/s" for name, s in seconds.items())
-        + "; jclip is "
-        + " and ".join(f"{s / seconds['jclip']:.2f} x {name}" for name, s in seconds.items() if name != "jclip"),
-        flush=True,
-    )
+    """Print the rate of each side for n items, and how many times as fast this program is as each, and as the best."""
+    print(f"{what}: {', '.join(f'{name} {n / s:.1f}/s' for name, s in seconds.items())}")
+    peers = {name: s for name, s in seconds.items() if name not in OURS}
+    for ours in OURS.keys() & seconds.keys():
+        others = {**peers, **({"jclip": seconds["jclip"]} if ours != "jclip" else {})}
+        ratios = ", ".join(f"{s / seconds[ours]:.2f} x {name}" for name, s in others.items())
+        best = min(peers, key=peers.get, default="")
+        print(f"  {ours} is {ratios}" + (f"; the best of them is {best}" if len(peers) > 1 else ""), flush=True)
 
 
 if __name__ == "__main__":

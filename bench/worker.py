@@ -16,9 +16,11 @@ from typing import Callable
 PROJECT = Path(__file__).parent.parent
 # How to make the environment of the other side; PyTorch needs another numpy than the project.
 SETUP = (
-    'pip install torch==2.13.0 "numpy<2" pillow ftfy regex tqdm onnx onnxruntime\n'
+    'pip install torch==2.13.0 "numpy<2" pillow ftfy regex tqdm onnx onnxruntime openvino\n'
     "    pip install --no-deps clip-anytorch torchvision      (of PyTorch a build for the CPU is enough)"
 )
+# Sides of bench/reference.py; in float32 unless the name says bfloat16, which is PyTorch's autocast, OpenVINO's hint.
+PEERS = ("torch", "torch-compile", "torch-bfloat16", "onnxruntime", "openvino", "openvino-bfloat16")
 
 
 class Worker:
