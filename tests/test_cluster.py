@@ -40,6 +40,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ne
 OUTPUTS = ("text.npz", "support.npz", "val.npz", "test.npz")
 BATCH, N_PHOTOS = 4, 60
 VIEWS = ("plain", "flip", "jitter")
+MEANS = ("plain", "mirror")  # of test photographs
 SENTENCES = [[f"a photo of {i} {'very ' * (i % 5)}large dogs" for i in range(90)], ["a cat"]]
 OBJECT_STORE = 80 * 2**20  # bytes; Ray's least is 75 MB
 
@@ -71,12 +72,13 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(photos, tiny_weights):
-    """Return what one process makes of photographs, views and sentences."""
+    """Return what one process makes of photographs, views, means of views, and sentences."""
     return everything(Encoder.load(tiny_weights, "cpu", BATCH), photos)
 
 
 def everything(encoder, photos):
-    return encoder.encode_photos(photos), encoder.encode_views(photos[:9], VIEWS, 3), encoder.encode_prompts(SENTENCES)
+    views = encoder.encode_views(photos[:9], VIEWS, 3), encoder.encode_means(photos[:5], MEANS, "test", "test")
+    return encoder.encode_photos(photos), *views, encoder.encode_prompts(SENTENCES)
 
 
 @contextmanager
@@ -88,10 +90,10 @@ def encoder(cluster, weights, **options):
 
 
 def check_equal(made, expected):
-    for found, wanted in zip(made[:2], expected[:2]):
+    for found, wanted in zip(made[:3], expected[:3]):
         assert found.failures == wanted.failures
         assert found.rows.tobytes() == wanted.rows.tobytes()
-    assert made[2].tobytes() == expected[2].tobytes()
+    assert made[3].tobytes() == expected[3].tobytes()
 
 
 def workers(of):
@@ -125,7 +127,7 @@ def test_workers_make_the_rows_of_one_process(
     local = Encoder.load(tiny_weights, "cpu", BATCH, tmp_path)
     n_rows = len(local.store._locations)
     check_equal(everything(local, photos), expected)
-    assert local.store.computed == 0 and n_rows == N_PHOTOS - 1 + 8 * (len(VIEWS) - 1) + 91
+    assert local.store.computed == 0 and n_rows == N_PHOTOS - 1 + 8 * (len(VIEWS) - 1) + 5 * len(MEANS) + 91
 
 
 def far_away():
