@@ -71,6 +71,30 @@ inline void convert(const float* x, Bfloat16* out, Int n) {
     for (Int i = 0; i < n; i++) out[i] = x[i];
 }
 
+// out (n·grid², 3·size²) = the patches of x (n, 3, side, side), grid = side / size in each direction
+template <class T>
+inline void patches(const float* x, T* out, Int n, Int side, Int size) {
+    const Int grid = side / size, area = size * size;
+#pragma omp parallel for schedule(static)
+    for (Int patch = 0; patch < n * grid * grid; patch++) {
+        const Int image = patch / (grid * grid), down = patch / grid % grid * size, across = patch % grid * size;
+        for (Int i = 0; i < 3 * size; i++) {  // a line of one channel
+            const float* from = x + ((image * 3 + i / size) * side + down + i % size) * side + across;
+            std::copy_n(from, size, out + patch * 3 * area + i * size);
+        }
+    }
+}
+
+// out (n, l, w) = the class token (w), then the patches (n, l - 1, w), plus the positional embedding (l, w)
+inline void tokens(const float* patches, const float* first, const float* positions, float* out, Int n, Int l, Int w) {
+#pragma omp parallel for schedule(static)
+    for (Int row = 0; row < n * l; row++) {
+        const Int image = row / l, position = row % l;
+        const float* from = position ? patches + (row - image - 1) * w : first;
+        for (Int i = 0; i < w; i++) out[row * w + i] = from[i] + positions[position * w + i];
+    }
+}
+
 // out (rows, w) = layer norm of x (rows, w): first the mean, then the variance.
 template <class T>
 inline void layer_norm(const float* x, const float* weight, const float* bias, T* out, Int rows, Int w, float epsilon) {

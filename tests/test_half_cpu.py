@@ -83,7 +83,9 @@ def test_kernels_write_bfloat16_themselves(jt, shape):
 
     x, bias = jt.array(normal(shape, 3)), jt.array(normal(shape[-1:], seed=1))
     qkv, biases = jt.array(normal((*shape[:2], 3 * shape[2]))), jt.array(normal((3 * shape[2],), seed=1))
+    images = jt.array(normal((2, 3, 12, 12)))
     for kernel, *arguments in (
+        (kernels.patches, images, 4),
         (kernels.layer_norm, x, bias, bias),
         (kernels.quick_gelu, x, bias),
         (kernels.gelu, x, bias),
