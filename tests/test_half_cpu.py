@@ -299,6 +299,14 @@ def test_where_onednn_cannot_the_model_is_not_loaded(jt, monkeypatch):
         jclip.load(GOLDEN / "clip_weights.npz", "cpu", precision="half")
 
 
+@pytest.mark.skipif(runtime.has_bfloat16(), reason="this CPU has AVX512-BF16")
+def test_a_command_on_a_cpu_without_the_instructions_says_so_in_one_line(work, run):
+    done = run("extract_feature.py", "--device", "cpu", "--precision", "half", cwd=work, check=False)
+    message = "error: --precision half needs CUDA or a CPU with AVX512-BF16, which this CPU lacks; run with --precision"
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == f"{message} float32" and not done.stdout
+    assert "Traceback" not in done.stderr and not list((work / "output").glob("*.npz"))
+
+
 @needs_bfloat16
 @pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize("n, a, b", [(1600, 768, 2304), (1600, 3072, 768), (32, 768, 512), (7, 588, 100), (3, 33, 50)])
