@@ -66,7 +66,7 @@ def packed_product(rows, matrix, transposed: bool):
 def _packed(matrix, transposed: bool):
     """Return a matrix in oneDNN's layout; Jittor gives a Var whose value is replaced another id."""
     made_from, packed = getattr(matrix, "packed", (None, None))
-    if made_from != matrix.id:
+    if made_from != (matrix.id, transposed):
         dtype = str(matrix.dtype)
         outputs = "in0_shape0" if transposed else "in0_shape1"
         product = f"clip::Product<{PACKED[dtype]}>({outputs}, in0->num / {outputs})"
@@ -74,7 +74,7 @@ def _packed(matrix, transposed: bool):
         width = matrix.shape[0 if transposed else 1]
         size = _padded(width) * _padded(int(np.prod(matrix.shape)) // width)
         packed = onednn.run((size,), dtype, SOURCE, call, matrix)
-        matrix.packed = matrix.id, packed
+        matrix.packed = (matrix.id, transposed), packed
     return packed
 
 
@@ -91,11 +91,12 @@ def check_bfloat16() -> None:
     try:
         with jt.no_grad():
             product = matmul(jt.array(x.astype(np.float32)), kernels.bfloat16(jt.array(matrix.astype(np.float32))))
-            found = product.numpy()
-    except RuntimeError:
-        found = None
+            found, problem = product.numpy(), None
+    except RuntimeError as error:
+        found, problem = None, error
     if not np.array_equal(found, x @ matrix.T):
-        raise ClipError(f"--precision half: Jittor's oneDNN cannot compute bfloat16 products on this CPU; {advice}")
+        message = f"--precision half: Jittor's oneDNN cannot compute bfloat16 products on this CPU; {advice}"
+        raise ClipError(message) from problem
 
 
 class Linear(Module):
