@@ -62,7 +62,9 @@ SHARED = {
     ),
     "--device": dict(choices=runtime.DEVICES, default="auto", help="auto takes CUDA where it works (default: auto)"),
     "--precision": dict(
-        choices=runtime.PRECISIONS, default="float32", help="half computes in float16, on CUDA (default: float32)"
+        choices=runtime.PRECISIONS,
+        default="float32",
+        help="half computes in float16 on CUDA, in bfloat16 on a CPU with AVX512-BF16 (default: float32)",
     ),
     "--seed": dict(type=whole_number(0, 2**32 - 1), default=1, metavar="N", help="random seed (default: 1)"),
 }

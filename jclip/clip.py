@@ -34,7 +34,8 @@ def load(name, device: str = "auto", jit: bool = False, download_root: str | Non
     download_root : str, Path or None
         The folder of official files; None means ~/.cache/clip.
     precision : "float32" or "half"
-        "half" needs CUDA: the inputs and results of matrix products are float16, as in OpenAI's own code on CUDA.
+        "half" on CUDA: the inputs and results of matrix products are float16, as in OpenAI's own code. "half" on the
+        CPU: the inputs are bfloat16, the results float32; the CPU needs AVX512-BF16, and ResNets have none.
 
     Returns
     -------

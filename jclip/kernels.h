@@ -1,6 +1,6 @@
 // CPU kernels for the operations of CLIP's transformer other than matrix products: float32, all cores, one pass over
-// memory. kernels.py has the same operations in plain Jittor, equal but for rounding, and says what the letters in
-// shapes mean.
+// memory. A result that is a factor of the next product may be bfloat16. kernels.py has the same operations in plain
+// Jittor, equal but for rounding, and says what the letters in shapes mean.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -14,6 +14,8 @@ typedef int64_t Int;
 // GCC's vector type: one register of AVX-512, two of AVX2, four of SSE or NEON.
 typedef float Vec __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t IntVec __attribute__((vector_size(64)));
+typedef uint32_t BitsVec __attribute__((vector_size(64)));
+typedef uint16_t HalfVec __attribute__((vector_size(32), aligned(2), may_alias));
 const Int LANES = sizeof(Vec) / sizeof(float);
 
 inline Int padded(Int n) { return (n + LANES - 1) / LANES * LANES; }
@@ -24,6 +26,25 @@ inline float sum(Vec v) {
     for (Int i = 0; i < LANES; i++) s += v[i];
     return s;
 }
+
+// The bits of float32 numbers, one or a vector of them, rounded to bfloat16: to nearest, and to even between two. A NaN
+// stays one; its comparison is that of integers, since -Ofast takes every float for a number.
+template <class Bits>
+inline Bits rounded(Bits x) {
+    return ((x & 0x7fffffffu) > 0x7f800000u ? Bits{} + 0x7fc00000u : x + 0x7fffu + (x >> 16 & 1u)) >> 16;
+}
+// A float32 without the lower half of its bits. (Jittor's own type is cut off, not rounded.)
+struct Bfloat16 {
+    uint16_t bits;
+
+    Bfloat16() = default;
+    Bfloat16(float value) {
+        uint32_t x;
+        std::memcpy(&x, &value, sizeof x);
+        bits = uint16_t(rounded(x));
+    }
+};
+inline void store(Bfloat16* p, Vec v) { *(HalfVec*)p = __builtin_convertvector(rounded((BitsVec)v), HalfVec); }
 
 // e^x = 2^n · e^r with x = n·ln 2 + r, |r| <= ln 2 / 2, and the Taylor series of e^r, whose error is below 2e-8. x is
 // clamped to [-87, 88], where the result is a normal number of float32.
@@ -44,13 +65,43 @@ inline Vec exponential(Vec x) {
     return e * (Vec)power;
 }
 
+// out (n) = x
+inline void convert(const float* x, Bfloat16* out, Int n) {
+#pragma omp parallel for schedule(static)
+    for (Int i = 0; i < n; i++) out[i] = x[i];
+}
+
+// out (n·grid², 3·size²) = the patches of x (n, 3, side, side), grid = side / size in each direction
+template <class T>
+inline void patches(const float* x, T* out, Int n, Int side, Int size) {
+    const Int grid = side / size, area = size * size;
+#pragma omp parallel for schedule(static)
+    for (Int patch = 0; patch < n * grid * grid; patch++) {
+        const Int image = patch / (grid * grid), down = patch / grid % grid * size, across = patch % grid * size;
+        for (Int i = 0; i < 3 * size; i++) {  // a line of one channel
+            const float* from = x + ((image * 3 + i / size) * side + down + i % size) * side + across;
+            std::copy_n(from, size, out + patch * 3 * area + i * size);
+        }
+    }
+}
+
+// out (n, l, w) = the class token (w), then the patches (n, l - 1, w), plus the positional embedding (l, w)
+inline void tokens(const float* patches, const float* first, const float* positions, float* out, Int n, Int l, Int w) {
+#pragma omp parallel for schedule(static)
+    for (Int row = 0; row < n * l; row++) {
+        const Int image = row / l, position = row % l;
+        const float* from = position ? patches + (row - image - 1) * w : first;
+        for (Int i = 0; i < w; i++) out[row * w + i] = from[i] + positions[position * w + i];
+    }
+}
+
 // out (rows, w) = layer norm of x (rows, w): first the mean, then the variance.
-inline void layer_norm(const float* x, const float* weight, const float* bias, float* out, Int rows, Int w,
-                       float epsilon) {
+template <class T>
+inline void layer_norm(const float* x, const float* weight, const float* bias, T* out, Int rows, Int w, float epsilon) {
 #pragma omp parallel for schedule(static)
     for (Int row = 0; row < rows; row++) {
         const float* from = x + row * w;
-        float* to = out + row * w;
+        T* to = out + row * w;
         float total = 0, squares = 0;
         for (Int i = 0; i < w; i++) total += from[i];
         const float mean = total / w;
@@ -68,11 +119,12 @@ inline void residual(const float* x, const float* y, const float* bias, float* o
 }
 
 // out (rows, w) = z · sigmoid(1.702 z) with z = x + bias
-inline void quick_gelu(const float* x, const float* bias, float* out, Int rows, Int w) {
+template <class T>
+inline void quick_gelu(const float* x, const float* bias, T* out, Int rows, Int w) {
 #pragma omp parallel for schedule(static)
     for (Int row = 0; row < rows; row++) {
         const float* from = x + row * w;
-        float* to = out + row * w;
+        T* to = out + row * w;
         Int i = 0;
         for (; i + LANES <= w; i += LANES) {
             const Vec z = load(from + i) + load(bias + i);
@@ -106,11 +158,12 @@ inline Vec gelu(Vec z) {
 }
 
 // out (rows, w) = z · Φ(z) with z = x + bias
-inline void gelu(const float* x, const float* bias, float* out, Int rows, Int w) {
+template <class T>
+inline void gelu(const float* x, const float* bias, T* out, Int rows, Int w) {
 #pragma omp parallel for schedule(static)
     for (Int row = 0; row < rows; row++) {
         const float* from = x + row * w;
-        float* to = out + row * w;
+        T* to = out + row * w;
         Int i = 0;
         for (; i + LANES <= w; i += LANES) store(to + i, gelu(load(from + i) + load(bias + i)));
         for (; i < w; i++) to[i] = gelu(Vec{} + (from[i] + bias[i]))[0];
@@ -177,7 +230,8 @@ public:
           scores(QUERIES * keys_n),
           mixed(QUERIES * values_n) {}
 
-    void run(const float* qkv, const float* bias, float* out, bool causal) {
+    template <class T>
+    void run(const float* qkv, const float* bias, T* out, bool causal) {
         copy(qkv, bias);
         for (Int first = 0; first < l; first += QUERIES) {
             const Int count = std::min(QUERIES + 0, l - first), seen = causal ? first + count : l;
@@ -201,7 +255,8 @@ private:
 };
 
 // out (n, l, w) = attention of qkv + bias, for qkv (n, l, 3w) and bias (3w).
-inline void attention(const float* qkv, const float* bias, float* out, Int n, Int l, Int w, Int heads, bool causal) {
+template <class T>
+inline void attention(const float* qkv, const float* bias, T* out, Int n, Int l, Int w, Int heads, bool causal) {
     const Int depth = w / heads;
 #pragma omp parallel
     {

@@ -7,7 +7,8 @@ on the CPU does have one and is always used. On CUDA a whole block of the transf
 takes longer to start an operator than the GPU to compute it.
 
 Letters in shapes: n sequences, l positions, w width, h heads. Arrays are float32. On CUDA, the inputs and results of
-matrix products may be float16; sums are float32 all the same.
+matrix products may be float16, on the CPU the inputs bfloat16 (float32 where gradients are wanted); sums are float32
+all the same.
 """
 
 from __future__ import annotations
@@ -62,12 +63,12 @@ def patches(x, size: int, dtype: str = "float32"):
     """
     n, channels, side, _ = x.shape
     grid = side // size
-    # In Jittor's own transposition a thread copies whole patches: 7 of 8 ms for 32 images, H100.
-    if _device() == "cuda":
+    # In Jittor's own transposition a thread copies whole patches, on CUDA as well: 7 of 8 ms for 32 images, H100.
+    if _device():
         shape = (n, grid * grid, channels * size**2)
-        return _run(shape, dtype, f"patches(in0_p, out0_p, in0_shape0, in0_shape2, {size})", x)
+        return _run(shape, dtype, f"patches(in0_p, {_out(dtype)}, in0_shape0, in0_shape2, {size})", x)
     x = x.reshape(n, channels, grid, size, grid, size).permute((0, 2, 4, 1, 3, 5))  # (n, grid, grid, 3, size, size)
-    return x.reshape(n, grid * grid, -1).cast(dtype)
+    return _cast(x.reshape(n, grid * grid, -1), dtype)
 
 
 def tokens(patches, first, positions):
@@ -84,7 +85,7 @@ def tokens(patches, first, positions):
     Var, float32 (n, l, w)
     """
     n, l, w = patches.shape[0], *positions.shape
-    if _device() == "cuda":
+    if _device():
         call = "tokens(in0_p, in1_p, in2_p, out0_p, out0_shape0, out0_shape1, out0_shape2)"
         return _run((n, l, w), "float32", call, patches, first, positions)
     return jt.concat([first.broadcast((n, 1, w)), patches], dim=1) + positions
@@ -106,15 +107,15 @@ def layer_norm(x, weight, bias, dtype: str = "float32"):
     Var, the shape of x
     """
     if _device():
-        call = f"layer_norm(in0_p, in1_p, in2_p, out0_p, in0->num / in1->num, in1->num, {EPSILON}f)"
+        call = f"layer_norm(in0_p, in1_p, in2_p, {_out(dtype)}, in0->num / in1->num, in1->num, {EPSILON}f)"
         return _run(x.shape, dtype, call, x, weight, bias)
     width = x.shape[-1]
     centred = x - x.sum(-1, keepdims=True) / width
     variance = centred.sqr().sum(-1, keepdims=True) / width
-    return (centred / (variance + EPSILON).sqrt() * weight + bias).cast(dtype)
+    return _cast(centred / (variance + EPSILON).sqrt() * weight + bias, dtype)
 
 
-def quick_gelu(x, bias):
+def quick_gelu(x, bias, dtype: str | None = None):
     """Add a bias and apply QuickGELU, z · sigmoid(1.702 z) (Hendrycks & Gimpel, arXiv:1606.08415, section 2).
 
     OpenAI trained CLIP with this approximation of GELU.
@@ -123,18 +124,19 @@ def quick_gelu(x, bias):
     ----------
     x : Var, (..., w)
     bias : Var, float32 (w,)
+    dtype : dtype of the result, by default that of x
 
     Returns
     -------
-    Var, the shape and dtype of x
+    Var, the shape of x
     """
     if _device():
-        return _run(x.shape, str(x.dtype), "quick_gelu(in0_p, in1_p, out0_p, in0->num / in1->num, in1->num)", x, bias)
+        return _activation("quick_gelu", x, bias, dtype)
     z = x + bias
-    return (z * (z * 1.702).sigmoid()).cast(str(x.dtype))
+    return _cast(z * (z * 1.702).sigmoid(), dtype or str(x.dtype))
 
 
-def gelu(x, bias):
+def gelu(x, bias, dtype: str | None = None):
     """Add a bias and apply GELU, z · Φ(z), in its exact form (Hendrycks & Gimpel, arXiv:1606.08415, section 2).
 
     Most models of open_clip have it.
@@ -143,15 +145,21 @@ def gelu(x, bias):
     ----------
     x : Var, (..., w)
     bias : Var, float32 (w,)
+    dtype : dtype of the result, by default that of x
 
     Returns
     -------
-    Var, the shape and dtype of x
+    Var, the shape of x
     """
     if _device():
-        return _run(x.shape, str(x.dtype), "gelu(in0_p, in1_p, out0_p, in0->num / in1->num, in1->num)", x, bias)
+        return _activation("gelu", x, bias, dtype)
     z = x + bias
-    return (z * ((z * 0.5**0.5).erf() + 1) * 0.5).cast(str(x.dtype))
+    return _cast(z * ((z * 0.5**0.5).erf() + 1) * 0.5, dtype or str(x.dtype))
+
+
+def _activation(name: str, x, bias, dtype: str | None):
+    dtype = dtype or str(x.dtype)
+    return _run(x.shape, dtype, f"{name}(in0_p, in1_p, {_out(dtype)}, in0->num / in1->num, in1->num)", x, bias)
 
 
 ACTIVATIONS = {"quickgelu": quick_gelu, "gelu": gelu}  # by the names of jclip/settings.py
@@ -176,7 +184,7 @@ def residual(x, branch, bias):
     return x + (branch + bias)
 
 
-def attention(qkv, bias, heads: int, causal: bool):
+def attention(qkv, bias, heads: int, causal: bool, dtype: str | None = None):
     """Compute scaled dot-product attention within each sequence (Vaswani et al., arXiv:1706.03762, section 3.2).
 
     The CPU kernel has a first derivative only; a second one raises ClipError. `plain_attention`, which CUDA uses where
@@ -191,20 +199,22 @@ def attention(qkv, bias, heads: int, causal: bool):
     heads : int
     causal : bool
         Whether a position attends to itself and earlier ones only.
+    dtype : dtype of the result, by default that of qkv
 
     Returns
     -------
-    Var, (n, l, w) of the dtype of qkv
+    Var, (n, l, w)
     """
+    dtype = dtype or str(qkv.dtype)
     n, l, w3 = qkv.shape
     device, shape, sizes = _device(), (n, l, w3 // 3), f"in0_shape0, in0_shape1, in0_shape2 / 3, {heads}, {int(causal)}"
     if device == "cuda":
-        return _run(shape, str(qkv.dtype), f"attention<{w3 // 3 // heads}>(in0_p, in1_p, out0_p, {sizes})", qkv, bias)
+        return _run(shape, dtype, f"attention<{w3 // 3 // heads}>(in0_p, in1_p, out0_p, {sizes})", qkv, bias)
     if jt.flags.use_cuda:
         return plain_attention(qkv, bias, heads, causal)
     if device is None:
         return _Attention(heads, causal)(qkv + bias)
-    return _run(shape, "float32", f"attention(in0_p, in1_p, out0_p, {sizes})", qkv, bias)
+    return _run(shape, dtype, f"attention(in0_p, in1_p, {_out(dtype)}, {sizes})", qkv, bias)
 
 
 class _Attention(jt.Function):
@@ -285,6 +295,32 @@ def block(x, rows, parameters: list, heads: int, causal: bool, activation: str):
     call = f"block<{w // heads}, {int(activation == 'gelu')}>({', '.join([*arguments, f'{EPSILON}f'])})"
     shapes = [(n, w) if optional else (n, l, w), (n * l * (wide + w),)]  # the result and scratch memory
     return _run(shapes, ["float32", str(parameters[2].dtype)], call, x, *parameters, *optional)[0]
+
+
+def bfloat16(x):
+    """Round x to bfloat16, to nearest and to even between two; Jittor's own cast cuts digits off.
+
+    Parameters
+    ----------
+    x : Var, float32, or bfloat16, which is returned as it is
+
+    Returns
+    -------
+    Var, bfloat16
+    """
+    if str(x.dtype) == "bfloat16":
+        return x
+    return _run(x.shape, "bfloat16", f"convert(in0_p, {_out('bfloat16')}, in0->num)", x)
+
+
+def _cast(x, dtype: str):
+    """Cast what plain Jittor has computed, which stays float32 in the place of bfloat16."""
+    return x if dtype == "bfloat16" else x.cast(dtype)
+
+
+def _out(dtype: str) -> str:
+    """Return the C++ for a pointer to a result; Jittor's own type of bfloat16 does not round."""
+    return "(clip::Bfloat16*)out0_p" if dtype == "bfloat16" else "out0_p"
 
 
 def _device() -> str | None:

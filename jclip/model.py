@@ -3,8 +3,9 @@
 Parameters have the names of OpenAI's state dict. Letters in shapes: n images or texts, l positions (tokens of one image
 or text), w width of the transformer, d width of the features.
 
-`dtype` is the dtype of the inputs and results of matrix products, float32 or float16. Layer norms, softmax, the
-residual stream and the features are computed in float32 in both cases.
+`dtype` is the dtype of the factors of matrix products: float32, on CUDA also float16, on the CPU also bfloat16. Results
+of products in float16 are float16, others float32. Layer norms, softmax, the residual stream and the features are
+computed in float32 in all cases.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import jittor as jt
 import numpy as np
 
-from . import kernels, resnet_weights, runtime
+from . import kernels, products, resnet_weights, runtime
 from .architecture import Architecture, architecture_of, expected_shapes
 from .errors import ClipError
 from .module import Module, Sequential
@@ -20,7 +21,8 @@ from .products import Linear, matmul
 from .resnet import ResNet
 from .settings import OPENAI, ModelSettings
 
-DTYPES = {"float32": "float32", "half": "float16"}  # precision -> dtype of the matrix products
+# device, precision -> dtype of the matrix products
+DTYPES = {"cpu": {"float32": "float32", "half": "bfloat16"}, "cuda": {"float32": "float32", "half": "float16"}}
 
 
 class LayerNorm(Module):
@@ -57,8 +59,7 @@ class PatchEmbedding(Module):
 
     def tokens(self, x):
         """Return the result as (n, grid², w)."""
-        kernel = self.weight.reshape(self.weight.shape[0], -1)  # (w, 3·patch_size²)
-        return matmul(kernels.patches(x, self.weight.shape[-1], str(kernel.dtype)), kernel)
+        return matmul(kernels.patches(x, self.weight.shape[-1], str(self.weight.dtype)), self.weight)
 
 
 class Attention(Module):
@@ -71,7 +72,8 @@ class Attention(Module):
         self.heads, self.causal = heads, causal
 
     def execute(self, x):  # (n, l, w) -> (n, l, w)
-        return kernels.attention(matmul(x, self.in_proj_weight), self.in_proj_bias, self.heads, self.causal)
+        qkv, dtype = matmul(x, self.in_proj_weight), str(self.out_proj.weight.dtype)
+        return kernels.attention(qkv, self.in_proj_bias, self.heads, self.causal, dtype)
 
 
 class MLP(Module):
@@ -83,7 +85,8 @@ class MLP(Module):
         self.activation = activation
 
     def execute(self, x):
-        return self.c_proj(kernels.ACTIVATIONS[self.activation](self.c_fc(x), self.c_fc.bias))
+        activation, dtype = kernels.ACTIVATIONS[self.activation], str(self.c_proj.weight.dtype)
+        return self.c_proj(activation(self.c_fc(x), self.c_fc.bias, dtype))
 
 
 class ResidualAttentionBlock(Module):
@@ -227,7 +230,7 @@ class CLIP(Module):
     Parameters
     ----------
     a : Architecture
-    dtype : "float32" or "float16", of the matrix products
+    dtype : "float32", "float16" (CUDA) or "bfloat16" (CPU), of the matrix products
 
     Attributes
     ----------
@@ -252,7 +255,7 @@ class CLIP(Module):
 
     @property
     def dtype(self):
-        """The dtype of the matrix products; it equals jt.float32 and "float32", or jt.float16 and "float16"."""
+        """The dtype of the matrix products; it equals jt.float32 and "float32", jt.float16 and "float16", and so on."""
         return self.visual.conv1.weight.dtype
 
     def float(self):
@@ -260,6 +263,7 @@ class CLIP(Module):
         for parameter in self.parameters():
             if parameter.dtype != "float32":
                 parameter.assign(parameter.float32())
+                parameter.packed = None, None
         for module in self.modules():
             if isinstance(module, LayerNorm):
                 module.dtype = "float32"
@@ -268,23 +272,28 @@ class CLIP(Module):
     float32 = float
 
     def half(self):
-        """Return the model if its products are float16; a model gets them when it is loaded.
+        """Return the model if its products are float16 or, on the CPU, bfloat16; a model gets them when it is loaded.
 
         Raises ClipError if they are float32.
         """
-        if self.dtype != "float16":
+        if self.dtype == "float32":
             raise ClipError(
-                "this model computes in float32; load it with jclip.load(…, precision='half'), which needs CUDA"
+                "this model computes in float32; load it with jclip.load(…, precision='half'), which needs CUDA or a "
+                "CPU with AVX512-BF16"
             )
         return self
 
     float16 = half
 
     def bfloat16(self):
+        """Return the model if its products are bfloat16, and raise ClipError otherwise."""
+        return self if self.dtype == "bfloat16" else self.float64()
+
+    def float64(self):
         """Raise ClipError; there are no such products."""
         raise ClipError(f"{self.dtype} is what this model computes in; expected float() or half()")
 
-    float64 = double = bfloat16
+    double = float64
 
     def to(self, device=None, dtype=None):
         """Compute on another device, or in another dtype as `float` and `half` do, and return the model.
@@ -294,7 +303,7 @@ class CLIP(Module):
         Parameters
         ----------
         device : device of `jclip.load`, or a dtype
-        dtype : jt.float32, "float32", jt.float16, "float16" or None
+        dtype : jt.float32, "float32", jt.float16, "float16", jt.bfloat16, "bfloat16" or None
 
         Raises
         ------
@@ -302,15 +311,25 @@ class CLIP(Module):
             If the device or dtype cannot be used.
         """
         if device is not None and runtime.is_device(device):
-            runtime.use(device, next(name for name, dtype_ in DTYPES.items() if self.dtype == dtype_))
+            if runtime.device_name(device) in DTYPES:
+                self._check_device(runtime.device_name(device))
+            runtime.use(device, "float32" if self.dtype == "float32" else "half")
         elif device is not None:
             device, dtype = None, device
         if dtype is not None:
             name = getattr(dtype, "__name__", str(dtype)).rpartition(".")[2]
-            if name not in DTYPES.values():
+            if name not in ("float32", "float16", "bfloat16"):
                 raise ClipError(f"to: unknown device or dtype {name!r}; expected a device, float32 or float16")
-            self.float() if name == "float32" else self.half()
+            getattr(self, name)()
         return self
+
+    def _check_device(self, device: str) -> None:
+        """Raise ClipError if the model's products are those of the other device."""
+        if self.dtype not in DTYPES[device].values():
+            raise ClipError(
+                f"this model computes in {self.dtype}, which {device} does not; load it again for {device}, or call "
+                "its float() first"
+            )
 
     def cpu(self):
         """Compute on the CPU from now on, and return the model."""
@@ -343,6 +362,7 @@ class CLIP(Module):
                 f"encode_image: expected images of shape (n, 3, {side}, {side}), found {tuple(image.shape)}; "
                 "use preprocess(image).unsqueeze(0)"
             )
+        self._check_device(_device())
         return self.visual(jt.array(image))
 
     def encode_text(self, text):
@@ -366,6 +386,7 @@ class CLIP(Module):
             If the shape or dtype is another, or an id is not in the vocabulary.
         """
         tokens = self._check_tokens(text)
+        self._check_device(_device())
         end = tokens.argmax(axis=1)  # the end token has the highest id
         n, l = len(tokens), int(end.max()) + 1
         x = self.token_embedding.weight[jt.array(tokens[:, :l])] + self.positional_embedding[:l]  # (n, l, w)
@@ -439,22 +460,38 @@ def build_model(state: dict, precision: str = "float32", settings: ModelSettings
     Raises
     ------
     ClipError
-        If the weights are not those of a CLIP.
+        If the weights are not those of a CLIP, or it has no such precision on the device that computes.
     """
     a = architecture_of(state, settings)
     names = set(expected_shapes(a))
+    dtype = DTYPES[_device()][precision]
+    if dtype == "bfloat16":
+        if a.is_resnet:
+            raise ClipError("ResNets have no half precision on the CPU; run with --precision float32")
+        products.check_bfloat16()
     if a.is_resnet:
         names = resnet_weights.folded(names, a.vision_width, a.vision_layers)
         resnet_weights.fold(state, a.vision_width, a.vision_layers)
-    model = CLIP(a, DTYPES[precision])
+    model = CLIP(a, dtype)
     model.settings = settings
     parameters = model.state_dict()
     assert set(parameters) == names, "model.py and architecture.py disagree about the parameters' names"
     for name, parameter in parameters.items():
         # assign() takes dtype and shape from its argument, and Jittor has no 0-d Vars
-        parameter.assign(jt.array(np.asarray(state.pop(name), str(parameter.dtype)).reshape(parameter.shape)))
+        parameter.assign(_var(np.asarray(state.pop(name)).reshape(parameter.shape), str(parameter.dtype)))
     model.eval()
     return model
+
+
+def _var(array: np.ndarray, dtype: str):
+    """Return an array as a Var; numpy has no bfloat16."""
+    if dtype != "bfloat16":
+        return jt.array(np.asarray(array, dtype))
+    return kernels.bfloat16(jt.array(np.asarray(array, np.float32)).stop_grad()).sync().start_grad()
+
+
+def _device() -> str:
+    return "cuda" if jt.flags.use_cuda else "cpu"
 
 
 def _unit(x):

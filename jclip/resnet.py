@@ -12,17 +12,15 @@ have gradients, and which CUDA computes without cuDNN.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 
 import jittor as jt
 
-from . import jittor_cache, kernels, resnet_weights
+from . import onednn, resnet_weights
 from .architecture import Architecture
 from .module import Module, Sequential
 from .products import Linear, matmul
 
-SOURCE = f'{kernels.CPU_SOURCE}#include "{Path(__file__).with_name("resnet.h").resolve()}"\n'
+SOURCE = onednn.source("resnet.h")
 CHUNK = 8  # images whose activations are in the processor's cache at a time
 
 
@@ -187,17 +185,9 @@ def _average_pool(x):
 
 def _uses_onednn() -> bool:
     """Return whether the functions of resnet.h compute: they have no gradients, and Jittor may be without oneDNN."""
-    return bool(jt.flags.no_grad and not jt.flags.use_cuda and jt.compile_extern.mkl_ops and _headers())
-
-
-@cache
-def _headers() -> Path | None:
-    """Return the folder of the headers of Jittor's oneDNN."""
-    return next(jittor_cache.folder().glob("mkl/dnnl*/include"), None)
+    return bool(jt.flags.no_grad and not jt.flags.use_cuda and onednn.is_there())
 
 
 def _run(shape, call: str, *inputs, declarations: str = ""):
-    """Return the float32 Var that a function of resnet.h fills; `kernels._run` says how."""
-    out = jt.code(shape, "float32", list(inputs), cpu_header=SOURCE, cpu_src=f"{declarations}clip::{call};")
-    out.compile_options = {f'FLAGS: -I"{_headers()}" ': 1}
-    return out
+    """Return the float32 Var that a function of resnet.h fills."""
+    return onednn.run(shape, "float32", SOURCE, f"{declarations}clip::{call};", *inputs)

@@ -207,7 +207,7 @@ def use(device: str = "auto", precision: str = "float32") -> str:
     device : "auto", "cpu" or "cuda"
         "auto" takes CUDA where it works; other spellings of `device_name` are understood.
     precision : "float32" or "half"
-        What the caller computes in; "half" needs CUDA.
+        What the caller computes in; "half" is float16 on CUDA and bfloat16 on a CPU that multiplies such numbers.
 
     Returns
     -------
@@ -225,7 +225,7 @@ def use(device: str = "auto", precision: str = "float32") -> str:
     if device == "cuda":
         _require_cuda()
     if device == "cpu" and precision == "half":
-        raise ClipError("--precision half needs CUDA; run with --precision float32")
+        _check_cpu_half(device)
     with _lock:
         jt = jittor()
         if device == "cuda" and not jt.has_cuda:
@@ -234,9 +234,9 @@ def use(device: str = "auto", precision: str = "float32") -> str:
                 "--device cuda was asked for, but this Jittor was started without CUDA; "
                 "unset nvcc_path or run with --device cpu"
             )
-        if precision == "half":
-            _check_half(jt.has_cuda)
         chosen = "cuda" if device != "cpu" and jt.has_cuda else "cpu"
+        if precision == "half":
+            _check_cpu_half(device) if chosen == "cpu" else _check_cuda_half()
         jt.flags.use_cuda = int(chosen == "cuda")
         _log_device(chosen, device, precision)
         return chosen
@@ -270,12 +270,26 @@ def _require_cuda() -> None:
         )
 
 
-def _check_half(has_cuda: bool) -> None:
-    """Raise ClipError if Jittor has no CUDA, or the GPU's tensor cores are too old for half precision."""
-    if not has_cuda:
-        raise ClipError(
-            f"--precision half needs CUDA, and there is none: {_why_no_cuda()}; run with --precision float32"
-        )
+def has_bfloat16() -> bool:
+    """Return whether this CPU multiplies bfloat16 numbers, by AVX512-BF16; those with AMX-BF16 have that as well."""
+    try:
+        return "avx512_bf16" in Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False  # not Linux
+
+
+def _check_cpu_half(requested: str) -> None:
+    """Raise ClipError if this CPU has no half precision."""
+    if has_bfloat16():
+        return
+    lacking = "--precision half needs CUDA or a CPU with AVX512-BF16, which this CPU lacks"
+    if requested == "auto":
+        lacking += f", and there is no CUDA: {_why_no_cuda()}"
+    raise ClipError(f"{lacking}; run with --precision float32")
+
+
+def _check_cuda_half() -> None:
+    """Raise ClipError if the GPU's tensor cores are too old for half precision."""
     gpu = cuda.first_gpu()
     if gpu.capability < HALF_CAPABILITY:
         raise ClipError(
@@ -297,7 +311,7 @@ def _log_device(chosen: str, requested: str, precision: str) -> None:
         where = f"{cuda.first_gpu().name} (CUDA {version}, {precision})"
     else:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        where = f"the CPU ({cores} core{'s' * (cores != 1)})"
+        where = f"the CPU ({cores} core{'s' * (cores != 1)}, {precision})"
         where += f"; no CUDA: {_why_no_cuda()}" if requested == "auto" else ""
     _log.info("Jittor %s computes on %s", jt.__version__, where)
 

@@ -143,7 +143,7 @@ def test_the_example_is_that_of_the_documents_and_runs_on_the_kernels(jt, tiny_w
     shutil.copy(tiny_weights, tmp_path / "ViT-B-32.pkl")
     monkeypatch.chdir(tmp_path)
     exec(example, {})
-    assert set(ran) == {"layer_norm", "attention", "quick_gelu", "residual"}
+    assert set(ran) == {"patches", "tokens", "layer_norm", "attention", "quick_gelu", "residual"}
 
 
 @pytest.mark.parametrize(

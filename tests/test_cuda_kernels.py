@@ -132,11 +132,12 @@ def test_attention_with_very_different_scores_does_not_overflow(jt, kernels):
 
 @pytest.mark.parametrize("precision", ["float32", "half"])
 @pytest.mark.parametrize("source", ["clip_weights.npz", "open_clip"])  # the latter has plain GELU and other widths
-def test_both_towers(jt, request, precision, source):
+def test_both_towers(jt, request, monkeypatch, precision, source):
     """A model whose blocks are the operators of CUDA has the features of the plain model."""
     from jclip import model as towers
     from jclip import weights
 
+    monkeypatch.setitem(towers.DTYPES, "cpu", towers.DTYPES["cuda"])
     plain, fast = (
         towers.build_model(state, chosen, settings)
         for chosen in ("float32", precision)

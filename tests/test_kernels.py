@@ -57,6 +57,15 @@ def test_kernels_without_a_gradient_are_used_under_no_grad_only(jt, kernels, mon
         called.clear()
 
 
+@pytest.mark.parametrize("n, side, size", [(2, 48, 16), (3, 12, 4), (1, 7, 7), (2, 15, 5)])
+def test_patches_and_tokens_are_those_of_plain_jittor(jt, kernels, n, side, size):
+    x = normal((n, 3, side, side))
+    fused, plain = both(jt, lambda x: kernels.patches(x, size), x)
+    np.testing.assert_array_equal(fused, plain)
+    first, positions = normal((fused.shape[2],)), normal((fused.shape[1] + 1, fused.shape[2]))
+    np.testing.assert_array_equal(*both(jt, kernels.tokens, fused, first, positions))
+
+
 @pytest.mark.parametrize("shape", WIDTHS)
 @pytest.mark.parametrize("mean", [0, 100])
 def test_layer_norm_is_exact_also_far_from_zero(jt, kernels, shape, mean):

@@ -148,6 +148,7 @@ from jclip import cuda, runtime
 jt = types.SimpleNamespace(__version__="1.3.11.0", has_cuda={has_cuda}, flags=types.SimpleNamespace(use_cuda=0),
                            compiler=types.SimpleNamespace(nvcc_version=[13, 0, 88]))
 runtime.jittor = lambda: jt
+runtime.has_bfloat16 = lambda: False
 runtime.cuda_problem = lambda: {problem!r}
 cuda.first_gpu = lambda: cuda.Gpu("NVIDIA H100 80GB HBM3", 90, (13, 0))
 print(runtime.use({device!r}, {precision!r}), jt.flags.use_cuda)
@@ -160,16 +161,23 @@ print(runtime.use({device!r}, {precision!r}), jt.flags.use_cuda)
         ("auto", "float32", 1, "", "cuda 1", "Jittor 1.3.11.0 computes on NVIDIA H100 80GB HBM3 (CUDA 13.0, float32)"),
         ("cuda", "half", 1, "", "cuda 1", "Jittor 1.3.11.0 computes on NVIDIA H100 80GB HBM3 (CUDA 13.0, half)"),
         ("cpu", "float32", 1, "", "cpu 0", "Jittor 1.3.11.0 computes on the CPU ("),
-        ("auto", "float32", 0, "no nvcc", "cpu 0", "; no CUDA: no nvcc"),
+        ("auto", "float32", 0, "no nvcc", "cpu 0", ", float32); no CUDA: no nvcc"),
         ("auto", "float32", 0, "", "cpu 0", "; no CUDA: switched off by nvcc_path"),
-        ("cpu", "half", 1, "", "", "--precision half needs CUDA; run with --precision float32"),
+        (
+            "cpu",
+            "half",
+            1,
+            "",
+            "",
+            "needs CUDA or a CPU with AVX512-BF16, which this CPU lacks; run with --precision float32",
+        ),
         (
             "auto",
             "half",
             0,
             "no nvcc",
             "",
-            "--precision half needs CUDA, and there is none: no nvcc; run with --precision float32",
+            "a CPU with AVX512-BF16, which this CPU lacks, and there is no CUDA: no nvcc; run with --precision float32",
         ),
         ("cuda", "half", 0, "no nvcc", "", "CUDA cannot be used here: no nvcc; run with --device cpu"),
         ("cpu", "double", 0, "", "", "unknown precision 'double'; expected one of float32, half"),
@@ -179,6 +187,34 @@ def test_the_chosen_device_is_logged(device, precision, has_cuda, problem, chose
     done = python(SHOW_LOG + FAKE_JITTOR.format(**locals()))
     assert done.stdout.strip() == chosen and line in done.stderr.splitlines()[-1], done.stderr
     assert len(done.stderr.splitlines()) == 1 or not chosen
+
+
+@pytest.mark.parametrize(
+    "device, has_cuda, chosen, line",
+    [
+        ("cpu", 1, "cpu 0", " computes on the CPU ("),
+        ("auto", 0, "cpu 0", ", half); no CUDA: no nvcc"),
+        ("auto", 1, "cuda 1", "computes on NVIDIA H100 80GB HBM3 (CUDA 13.0, half)"),
+    ],
+)
+def test_half_precision_is_that_of_the_gpu_or_else_of_the_cpu(device, has_cuda, chosen, line):
+    code = FAKE_JITTOR.format(device=device, precision="half", has_cuda=has_cuda, problem="no nvcc")
+    done = python(SHOW_LOG + code.replace("has_bfloat16 = lambda: False", "has_bfloat16 = lambda: True"))
+    assert done.stdout.strip() == chosen and line in done.stderr and "half)" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("flags, has", [("avx512f avx512_bf16 amx_bf16", True), ("avx512f avx512_vnni", False)])
+def test_a_cpu_multiplies_bfloat16_where_its_flags_say_so(monkeypatch, flags, has):
+    read = Path.read_text
+    cpuinfo = f"model name\t: A CPU\nflags\t\t: fpu {flags} vaes\n"
+    monkeypatch.setattr(Path, "read_text", lambda path: cpuinfo if str(path) == "/proc/cpuinfo" else read(path))
+    assert runtime.has_bfloat16() is has
+
+    def absent(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", absent)
+    assert not runtime.has_bfloat16()
 
 
 def test_half_precision_needs_the_tensor_cores_of_its_kernels():

@@ -106,7 +106,7 @@ class ClusterEncoder(Encoder):
         try:
             plan = machines.plan(workers, device)
             if precision == "half" and plan.device == "cpu":
-                raise TaskError("--precision half needs CUDA; run with --precision float32")
+                raise TaskError("--precision half on a cluster needs GPUs; run with --precision float32")
             batch_size = batch_size or features.IMAGE_BATCH[plan.device]
             opened = Store(store, sizes.embed_dim) if store else None
             setup = Setup(str(path), digest, plan.device, precision, batch_size, plan.cpus, pillow.settings())
