@@ -454,8 +454,8 @@ template <class T> void product(const T* x, const T* matrix, T* out, Int m, int 
 
 // A block of the transformer: out = y + MLP of y, where y = x + attention of x, x (n, l, w). With `rows` (n), only
 // those rows of y are computed, and out is (n, w): after the attention, no position depends on another. The MLP has
-// `hidden` numbers inside, and plain GELU or QuickGELU. scratch has n·l·(wide_w + w) numbers; wide_w is a multiple of 8, and
-// neither below 3w nor below hidden.
+// `hidden` numbers inside, and plain GELU or QuickGELU. scratch has n·l·(wide_w + w) numbers; wide_w is a multiple of 8,
+// and neither below 3w nor below hidden.
 template <int DEPTH, bool PLAIN_GELU, class T>
 void block(const float* x, const float* norm_1, const float* norm_1_bias, const T* qkv, const float* qkv_bias,
            const T* projection, const float* projection_bias, const float* norm_2, const float* norm_2_bias,

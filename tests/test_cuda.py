@@ -496,11 +496,12 @@ LAUNCHES = """
 #include "{project}/jclip/kernels.cuh"
 #include "{project}/fewshot/cache_logits.cuh"
 template <class T> void every(float* x, T* t, int* i) {{
+    clip::patches(x, t, 1, 4, 2);
     clip::tokens(t, x, x, x, 1, 1, 4);
     clip::layer_norm(x, x, x, t, 1, 4, 1e-5f);
     clip::residual(x, t, x, x, 1, 4);
-    clip::block<64>(x, x, x, t, x, t, x, x, x, t, x, t, x, i, x, t, 1, 1, 64, 1, true, 1e-5f);
-    clip::block<20>(x, x, x, t, x, t, x, x, x, t, x, t, x, i, x, t, 1, 1, 20, 1, true, 1e-5f);
+    clip::block<64, false>(x, x, x, t, x, t, x, x, x, t, x, t, x, i, x, t, 1, 1, 64, 256, 256, 1, true, 1e-5f);
+    clip::block<20, true>(x, x, x, t, x, t, x, x, x, t, x, t, x, i, x, t, 1, 1, 20, 80, 80, 1, true, 1e-5f);
 }}
 void all(float* x, half* h, uint8_t* bytes, int* i) {{
     clip::normalise(bytes, x, x, 1, 1);
