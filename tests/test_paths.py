@@ -29,6 +29,7 @@ OTHER_TEXTS = {  # options that are text, but no path
     ("bench/cuda.py", "only"),
     ("bench/label_next.py", "shares"),
     ("bench/parity_reference.py", "open_clip"),
+    ("bench/towers.py", "peers"),
 }
 PROGRAMS = [
     path.relative_to(PROJECT)
