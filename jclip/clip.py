@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from . import runtime
@@ -54,12 +53,7 @@ def load(name, device: str = "auto", jit: bool = False, download_root: str | Non
 
     if not isinstance(jit, bool):
         raise ClipError(f"load: jit is True or False, found {jit!r}; give a folder by its name, download_root=…")
-    path = weights_file(name, download_root)
-    with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(weights.read_model, path)
-        if runtime.is_compiled():  # else bad weights are to be known before minutes of compiling
-            runtime.jittor()  # its import takes as long as reading, on another core
-        state, settings = reading.result()
+    state, settings = weights.read_model(weights_file(name, download_root))
     runtime.use(device, precision)
     from .model import build_model  # imports Jittor, which `use` has checked
 

@@ -89,12 +89,6 @@ def _cuda_setup() -> tuple[dict[str, str], str]:
         return {}, str(problem)
 
 
-def is_compiled() -> bool:
-    """Return whether Jittor can be imported without compiling its core first."""
-    prepare()
-    return "jittor" in sys.modules or jittor_cache.has_core(os.environ.get("nvcc_path", ""))
-
-
 def jittor():
     """Import Jittor and return the module.
 
