@@ -1,7 +1,7 @@
 #!/bin/bash
 # The cuda tests and bench/cuda.py on a machine with a GPU, nvcc, g++, Python 3.12 with PyTorch, and no network.
 #
-#   bash bench/offline_gpu.sh pack FOLDER              where there is a network: wheels into FOLDER (50 MB)
+#   bash bench/offline_gpu.sh pack FOLDER              where there is a network: wheels into FOLDER (32 MB)
 #   bash bench/offline_gpu.sh run FOLDER [STEP …]      there, in the project's root; a STEP is build, tests or bench
 #                                                      (default: all)
 #

@@ -9,7 +9,6 @@ constants of Tip-Adapter (arXiv:2207.09519 and github.com/gaopengcuhk/Tip-Adapte
 """
 
 import importlib.util
-import re
 import sys
 import tempfile
 import time
@@ -31,9 +30,11 @@ def missing():
     """Return what this peer needs and does not find, or ""."""
     if PEER != "torch" and not all(map(importlib.util.find_spec, (PEER, "onnx"))):
         return f"{PEER} is not installed"
-    flags = Path("/proc/cpuinfo")
-    if VARIANT == "bfloat16" and flags.exists() and not re.search("avx512_bf16|amx_bf16", flags.read_text()):
-        return "this CPU has no instructions for bfloat16"
+    if VARIANT == "bfloat16":
+        from jclip import runtime  # where it is needed alone: the import sets variables for Jittor
+
+        if not runtime.has_bfloat16():
+            return "this CPU has no instructions for bfloat16"
     return ""
 
 

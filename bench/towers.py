@@ -47,6 +47,8 @@ def main(argv=None):
         help=f"whom to compare with (default: {','.join(PEERS)}, where they are installed)",
     )
     a = p.parse_args(argv)
+    if unknown := set(a.peers) - set(PEERS):
+        p.error(f"no peer {', '.join(sorted(unknown))}; expected some of {','.join(PEERS)}")
     if bool(a.file) == bool(a.model):
         p.error("give a file or --model")
     with tempfile.TemporaryDirectory() as folder:
@@ -143,7 +145,7 @@ def report(what: str, n: int, seconds: dict[str, float]) -> None:
     """Print the rate of each side for n items, and how many times as fast this program is as each, and as the best."""
     print(f"{what}: {', '.join(f'{name} {n / s:.1f}/s' for name, s in seconds.items())}")
     peers = {name: s for name, s in seconds.items() if name not in OURS}
-    for ours in OURS.keys() & seconds.keys():
+    for ours in (name for name in OURS if name in seconds):
         others = {**peers, **({"jclip": seconds["jclip"]} if ours != "jclip" else {})}
         ratios = ", ".join(f"{s / seconds[ours]:.2f} x {name}" for name, s in others.items())
         best = min(peers, key=peers.get, default="")

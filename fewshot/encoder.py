@@ -31,10 +31,10 @@ from .store import Store, make_key
 
 logger = logging.getLogger("fewshot")
 
+PLAIN = ("plain",)  # the one view of a photograph as it is
 MAX_SEQUENTIAL = 64  # up to this many photographs are read without extra processes, which take longer to start
 # Maximum number of reading processes by device. On a CPU, reading takes a twentieth of the time of encoding; a GPU is
 # faster than its readers.
-PLAIN = ("plain",)  # the one view of a photograph as it is
 MAX_READERS = {"cpu": 2, "cuda": 16}
 # Increase it when a change of preprocess, augment, tokenizer or model changes the row of a photograph or sentence.
 FEATURES_VERSION = 2

@@ -203,10 +203,10 @@ def record_test(
 
 
 def has_test(folder: Path) -> bool:
-    """Return whether metrics.json holds something that `record_test` has added; a damaged file does not."""
+    """Return whether metrics.json holds something that `record_test` has added; one that cannot be read does not."""
     try:
         return not _read(folder).keys().isdisjoint(OF_TEST)
-    except TaskError:
+    except (TaskError, OSError):
         return False
 
 

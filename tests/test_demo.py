@@ -34,11 +34,11 @@ def demo_run(tmp_path_factory):
 
 
 def test_shots_help_and_classes_without_shots_keep_their_accuracy(demo_run):
-    n, zero_shot, _, _, _, tip_f, tip_f_5, blend, _, together, _ = demo_run[1]["all"]
+    n, zero_shot, _, _, _, tip_f, tip_f_5, blend, blend_5, together, together_5 = demo_run[1]["all"]
     assert n == 480 and zero_shot >= 40 and tip_f >= zero_shot + 10 and tip_f_5 > tip_f and blend >= tip_f - 1
     # Three standard errors of the difference, some 40 photographs being classified otherwise. It was +0.2 with numpy 1
     # and Pillow 13, -0.8 on a GPU machine and -2.5 on Debian 13, where the default alone is 1.9 better.
-    assert together >= blend - 4
+    assert together >= blend - 4 and together_5 >= blend_5 - 0.5
     n, zero_shot, _, _, _, tip_f, _, blend, *_ = demo_run[1]["classes without shots"]
     assert n == 64 and tip_f >= 0.8 * zero_shot and blend >= 0.8 * zero_shot
 
