@@ -1,6 +1,6 @@
 """Compare the rate at which JPEG files become features with the rate of the image tower alone; measure peak memory.
 
-    python -m bench.extraction WEIGHTS FOLDER [--photos 1920] [--rounds 3]
+    python -m bench.extraction WEIGHTS FOLDER [--photos 1920] [--rounds 3] [--precision half]
 
 Photographs found below FOLDER are written as 500 x 375 JPEGs of quality 90 into a temporary folder. Tower and files
 take turns in one process; both read 32 at a time.
@@ -32,8 +32,9 @@ def main(argv=None):
     p.add_argument("folder", type=expand)
     p.add_argument("--photos", type=int, default=1920)
     p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--precision", choices=runtime.PRECISIONS, default="float32")
     a = p.parse_args(argv)
-    encoder = Encoder.load(a.weights, "cpu", BATCH)
+    encoder = Encoder.load(a.weights, "cpu", BATCH, precision=a.precision)
     with tempfile.TemporaryDirectory() as folder:
         files = write_jpegs(photographs(a.folder), a.photos, Path(folder))
         run_tower(encoder, 2)

@@ -9,6 +9,7 @@ constants of Tip-Adapter (arXiv:2207.09519 and github.com/gaopengcuhk/Tip-Adapte
 """
 
 import importlib.util
+import os
 import sys
 import tempfile
 import time
@@ -24,6 +25,9 @@ from bench.worker import serve
 TEXT_BATCH = 64  # as jclip's
 TRAIN_ALPHA, TRAIN_BETA, BATCH = 4.0, 1.0, 256
 PEER, _, VARIANT = sys.argv[1].partition("-")  # such as torch-bfloat16
+CORES = len(os.sched_getaffinity(0))  # onnxruntime would take all of the machine's, also where taskset allows fewer
+
+torch.set_num_threads(CORES)
 
 
 def missing():
@@ -137,7 +141,9 @@ def tower(name, device, precision):
 def onnxruntime_session(path):
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = CORES
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda x: session.run(None, {"x": x})[0]
 
 
@@ -146,7 +152,11 @@ def openvino_session(path):
     import openvino
 
     core, content = openvino.Core(), Path(path).read_bytes()
-    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "bf16" if VARIANT == "bfloat16" else "f32"}
+    hints = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": CORES,
+        "INFERENCE_PRECISION_HINT": "bf16" if VARIANT == "bfloat16" else "f32",
+    }
 
     @cache
     def compiled(shape):

@@ -11,11 +11,18 @@
 namespace clip {
 
 typedef int64_t Int;
-// GCC's vector type: one register of AVX-512, two of AVX2, four of SSE or NEON.
-typedef float Vec __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t IntVec __attribute__((vector_size(64)));
-typedef uint32_t BitsVec __attribute__((vector_size(64)));
-typedef uint16_t HalfVec __attribute__((vector_size(32), aligned(2), may_alias));
+// One register in GCC's vector types; of larger ones GCC keeps parts in memory, which made attention eight times slower.
+#if defined(__AVX512F__)
+#define CLIP_REGISTER 64
+#elif defined(__AVX__)
+#define CLIP_REGISTER 32
+#else
+#define CLIP_REGISTER 16
+#endif
+typedef float Vec __attribute__((vector_size(CLIP_REGISTER), aligned(4), may_alias));
+typedef int32_t IntVec __attribute__((vector_size(CLIP_REGISTER)));
+typedef uint32_t BitsVec __attribute__((vector_size(CLIP_REGISTER)));
+typedef uint16_t HalfVec __attribute__((vector_size(CLIP_REGISTER / 2), aligned(2), may_alias));
 const Int LANES = sizeof(Vec) / sizeof(float);
 
 inline Int padded(Int n) { return (n + LANES - 1) / LANES * LANES; }
@@ -118,24 +125,7 @@ inline void residual(const float* x, const float* y, const float* bias, float* o
         for (Int i = 0; i < w; i++) out[row * w + i] = x[row * w + i] + (y[row * w + i] + bias[i]);
 }
 
-// out (rows, w) = z · sigmoid(1.702 z) with z = x + bias
-template <class T>
-inline void quick_gelu(const float* x, const float* bias, T* out, Int rows, Int w) {
-#pragma omp parallel for schedule(static)
-    for (Int row = 0; row < rows; row++) {
-        const float* from = x + row * w;
-        T* to = out + row * w;
-        Int i = 0;
-        for (; i + LANES <= w; i += LANES) {
-            const Vec z = load(from + i) + load(bias + i);
-            store(to + i, z / (1.f + exponential(-1.702f * z)));
-        }
-        for (; i < w; i++) {
-            const float z = from[i] + bias[i];
-            to[i] = z / (1 + std::exp(-1.702f * z));
-        }
-    }
-}
+inline Vec quick_gelu(Vec z) { return z / (1.f + exponential(-1.702f * z)); }
 
 // Φ(-|z|), the share of a normal distribution below -|z|. The polynomial is that of erfc in Press et al., Numerical
 // Recipes, 2nd edition, section 6.2, whose relative error is below 1.2e-7; rounding the exponent adds to it far out.
@@ -157,17 +147,26 @@ inline Vec gelu(Vec z) {
     return z * (z < 0.f ? tail : 1.f - tail);
 }
 
+// out (n) = the activation of x + bias
+template <Vec activation(Vec), class T>
+inline void activate(const float* x, const float* bias, T* out, Int n) {
+    Int i = 0;
+    for (; i + LANES <= n; i += LANES) store(out + i, activation(load(x + i) + load(bias + i)));
+    for (; i < n; i++) out[i] = activation(Vec{} + (x[i] + bias[i]))[0];
+}
+
+// out (rows, w) = z · sigmoid(1.702 z) with z = x + bias
+template <class T>
+inline void quick_gelu(const float* x, const float* bias, T* out, Int rows, Int w) {
+#pragma omp parallel for schedule(static)
+    for (Int row = 0; row < rows; row++) activate<quick_gelu>(x + row * w, bias, out + row * w, w);
+}
+
 // out (rows, w) = z · Φ(z) with z = x + bias
 template <class T>
 inline void gelu(const float* x, const float* bias, T* out, Int rows, Int w) {
 #pragma omp parallel for schedule(static)
-    for (Int row = 0; row < rows; row++) {
-        const float* from = x + row * w;
-        T* to = out + row * w;
-        Int i = 0;
-        for (; i + LANES <= w; i += LANES) store(to + i, gelu(load(from + i) + load(bias + i)));
-        for (; i < w; i++) to[i] = gelu(Vec{} + (from[i] + bias[i]))[0];
-    }
+    for (Int row = 0; row < rows; row++) activate<gelu>(x + row * w, bias, out + row * w, w);
 }
 
 // ROWS rows by COLUMNS vectors of c (m, n) = a (m, k) times b (k, n); n is a multiple of LANES.
@@ -185,9 +184,10 @@ inline void product_tile(const float* a, Int a_row, const float* b, Int n, float
 
 template <int ROWS>
 inline void product_rows(const float* a, Int a_row, const float* b, Int n, float* c, Int c_row, Int k) {
+    const int COLUMNS = CLIP_REGISTER == 64 ? 4 : 2;  // AVX-512 has 32 registers, others 16, most of which hold the sums
     Int column = 0;
-    for (; column + 4 * LANES <= n; column += 4 * LANES)
-        product_tile<ROWS, 4>(a, a_row, b + column, n, c + column, c_row, k);
+    for (; column + COLUMNS * LANES <= n; column += COLUMNS * LANES)
+        product_tile<ROWS, COLUMNS>(a, a_row, b + column, n, c + column, c_row, k);
     for (; column < n; column += LANES) product_tile<ROWS, 1>(a, a_row, b + column, n, c + column, c_row, k);
 }
 
@@ -230,8 +230,7 @@ public:
           scores(QUERIES * keys_n),
           mixed(QUERIES * values_n) {}
 
-    template <class T>
-    void run(const float* qkv, const float* bias, T* out, bool causal) {
+    void run(const float* qkv, const float* bias, float* out, bool causal) {
         copy(qkv, bias);
         for (Int first = 0; first < l; first += QUERIES) {
             const Int count = std::min(QUERIES + 0, l - first), seen = causal ? first + count : l;
@@ -255,8 +254,7 @@ private:
 };
 
 // out (n, l, w) = attention of qkv + bias, for qkv (n, l, 3w) and bias (3w).
-template <class T>
-inline void attention(const float* qkv, const float* bias, T* out, Int n, Int l, Int w, Int heads, bool causal) {
+inline void attention(const float* qkv, const float* bias, float* out, Int n, Int l, Int w, Int heads, bool causal) {
     const Int depth = w / heads;
 #pragma omp parallel
     {

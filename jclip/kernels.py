@@ -23,9 +23,11 @@ from .errors import ClipError
 
 EPSILON = 1e-5  # of every layer norm in CLIP, torch.nn.LayerNorm's default
 # Jittor hashes included files and compiles again if one has changed.
-CPU_SOURCE, CUDA_SOURCE = (
-    f'#include "{Path(__file__).with_name(name).resolve()}"\n' for name in ("kernels.h", "kernels.cuh")
+CPU_SOURCE, HALF_SOURCE, CUDA_SOURCE = (
+    f'#include "{Path(__file__).with_name(name).resolve()}"\n' for name in ("kernels.h", "half.h", "kernels.cuh")
 )
+HALF_SOURCE = CPU_SOURCE + HALF_SOURCE
+KERNEL = ""  # a struct of half.h that computes products in bfloat16; by default the fastest that the CPU has
 
 no_grad.share_between_threads(jt)  # a block decides which code computes
 
@@ -214,7 +216,9 @@ def attention(qkv, bias, heads: int, causal: bool, dtype: str | None = None):
         return plain_attention(qkv, bias, heads, causal)
     if device is None:
         return _Attention(heads, causal)(qkv + bias)
-    return _run(shape, dtype, f"attention(in0_p, in1_p, {_out(dtype)}, {sizes})", qkv, bias)
+    if dtype == "bfloat16":
+        return half(shape, dtype, f"half_attention<Kernel>(in0_p, in1_p, {_out(dtype)}, {sizes})", qkv, bias)
+    return _run(shape, dtype, f"attention(in0_p, in1_p, out0_p, {sizes})", qkv, bias)
 
 
 class _Attention(jt.Function):
@@ -311,6 +315,17 @@ def bfloat16(x):
     if str(x.dtype) == "bfloat16":
         return x
     return _run(x.shape, "bfloat16", f"convert(in0_p, {_out('bfloat16')}, in0->num)", x)
+
+
+def half(shape, dtype: str, call: str, *inputs):
+    """Return the Var that a function of half.h fills, whose template argument is Kernel; `_run` says how."""
+    code = (
+        f"if (!clip::with_fastest([&](auto kernel) {{ typedef decltype(kernel) Kernel; clip::{call}; }}))"
+        'throw std::runtime_error("no instructions for bfloat16");'
+    )
+    if KERNEL:
+        code = f"typedef clip::{KERNEL} Kernel; clip::{call};"
+    return jt.code(shape, dtype, list(inputs), cpu_header=HALF_SOURCE, cpu_src=code)
 
 
 def _cast(x, dtype: str):

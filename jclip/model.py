@@ -85,8 +85,11 @@ class MLP(Module):
         self.activation = activation
 
     def execute(self, x):
-        activation, dtype = kernels.ACTIVATIONS[self.activation], str(self.c_proj.weight.dtype)
-        return self.c_proj(activation(self.c_fc(x), self.c_fc.bias, dtype))
+        return self.c_proj(self.hidden(x))
+
+    def hidden(self, x):
+        """Return what the second layer multiplies."""
+        return self.c_fc.activated(x, self.activation, str(self.c_proj.weight.dtype))
 
 
 class ResidualAttentionBlock(Module):
@@ -120,8 +123,8 @@ class ResidualAttentionBlock(Module):
         mixed = attn(self.ln_1(x))
         if rows is not None:
             x, mixed = (values.reshape(-1, values.shape[2])[rows] for values in (x, mixed))
-        x = kernels.residual(x, attn.out_proj(mixed), attn.out_proj.bias)
-        return kernels.residual(x, mlp(self.ln_2(x)), mlp.c_proj.bias)
+        x = attn.out_proj.added(x, mixed)
+        return mlp.c_proj.added(x, mlp.hidden(self.ln_2(x)))
 
     def _block_parameters(self) -> tuple:
         """Return the twelve parameters in the order of `kernels.block`."""

@@ -1,7 +1,8 @@
 """Matrix products, and layers that are made of one.
 
-Products with a bfloat16 matrix are those of the CPU's half precision: oneDNN computes them, called by products.h, and
-their results and sums are float32. They have no gradients; where these are wanted, the matrix is used as float32.
+Products with a bfloat16 matrix are those of the CPU's half precision: half.h computes them, from a copy of the matrix
+in an order of its own, with float32 sums and whatever follows the product. They have no gradients; where these are
+wanted, the matrix is used as float32.
 """
 
 from __future__ import annotations
@@ -9,13 +10,11 @@ from __future__ import annotations
 import jittor as jt
 import numpy as np
 
-from . import kernels, onednn
+from . import kernels
 from .errors import ClipError
 from .module import Module
 
-SOURCE = onednn.source("products.h")
-PACKED = {"bfloat16": "clip::Bfloat16"}  # dtypes of the matrices that are packed -> their types in products.h
-BLOCK = 64  # oneDNN pads the sides of a matrix to multiples of up to this
+SQUARE = 32  # half.h pads both sides of a packed matrix to multiples of it
 
 # Without AVX-512, oneDNN 2.2 computes the last rows of a small product by other code, which rounds differently. It does
 # not do so if the number of rows is a multiple of ROW_MULTIPLE. A product counts as small if it has fewer than FEW_ROWS
@@ -33,8 +32,8 @@ def matmul(x, matrix, transposed: bool = True):
     is nothing to compare with, and none are added.)
     """
     rows, width = x.reshape(-1, x.shape[-1]), matrix.shape[0 if transposed else 1]
-    if str(matrix.dtype) in PACKED and jt.flags.no_grad and not jt.flags.use_cuda:
-        return packed_product(rows, matrix, transposed).reshape(*x.shape[:-1], width)
+    if _is_half(matrix):
+        return _multiply(x, matrix, "float32", "Stored{out0_p, out0_shape1}", transposed=transposed)
     if str(matrix.dtype) == "bfloat16":
         rows, matrix = rows.float32(), matrix.float32()
     matrix = matrix.reshape(matrix.shape[0], -1) if len(matrix.shape) > 2 else matrix
@@ -51,42 +50,43 @@ def matmul(x, matrix, transposed: bool = True):
     return out.reshape(*x.shape[:-1], width)
 
 
-def packed_product(rows, matrix, transposed: bool):
-    """Compute `matmul` of rows (n, a) by oneDNN, whose layout of the matrix is kept with it until it changes.
+def _is_half(matrix) -> bool:
+    return str(matrix.dtype) == "bfloat16" and jt.flags.no_grad and not jt.flags.use_cuda
 
-    The bits of a row depend neither on its index nor on the other rows. The result is float32.
+
+def _multiply(x, matrix, dtype: str, finish: str, *inputs, transposed: bool = True):
+    """Compute `matmul` by half.h, whose struct `finish` writes the result from the sums and the inputs in2, in3, ….
+
+    The bits of a row depend neither on its index nor on the other rows.
     """
-    dtype, width = str(matrix.dtype), matrix.shape[0 if transposed else 1]
-    rows = kernels.bfloat16(rows) if dtype == "bfloat16" else rows.float32()
-    product = f"clip::Product<{PACKED[dtype]}>(out0_shape1, in0_shape1)"
-    call = f"{product}.run(in0_p, in1_p, out0_p, out0_shape0);"
-    return onednn.run((rows.shape[0], width), "float32", SOURCE, call, rows, _packed(matrix, transposed))
+    rows, width = kernels.bfloat16(x).reshape(-1, x.shape[-1]), matrix.shape[0 if transposed else 1]
+    call = (
+        "multiply<Kernel>((clip::Bfloat16*)in0_p, (clip::Bfloat16*)in1_p, in0_shape0, in0_shape1, out0_shape1, "
+        f"clip::{finish})"
+    )
+    inputs = rows, _packed(matrix, transposed), *inputs
+    return kernels.half((rows.shape[0], width), dtype, call, *inputs).reshape(*x.shape[:-1], width)
 
 
 def _packed(matrix, transposed: bool):
-    """Return a matrix in oneDNN's layout; Jittor gives a Var whose value is replaced another id."""
+    """Return a matrix in the order of half.h; Jittor gives a Var whose value is replaced another id."""
     made_from, packed = getattr(matrix, "packed", (None, None))
     if made_from != (matrix.id, transposed):
-        dtype = str(matrix.dtype)
-        outputs = "in0_shape0" if transposed else "in0_shape1"
-        product = f"clip::Product<{PACKED[dtype]}>({outputs}, in0->num / {outputs})"
-        call = f"{product}.pack(in0_p, {int(not transposed)}, out0_p, out0->size);"
         width = matrix.shape[0 if transposed else 1]
         size = _padded(width) * _padded(int(np.prod(matrix.shape)) // width)
-        packed = onednn.run((size,), dtype, SOURCE, call, matrix)
+        pointers = "(clip::Bfloat16*)in0_p, {}, (clip::Bfloat16*)out0_p"
+        call = "pack(" + pointers.format(f"{width}, in0->num / {width}, {int(not transposed)}") + ")"
+        packed = kernels.half((size,), "bfloat16", call, matrix)
         matrix.packed = (matrix.id, transposed), packed
     return packed
 
 
 def _padded(side: int) -> int:
-    return -(-side // BLOCK) * BLOCK
+    return -(-side // SQUARE) * SQUARE
 
 
 def check_bfloat16() -> None:
     """Raise ClipError if bfloat16 products cannot be computed here; Jittor would find out at the first result."""
-    advice = "run with --precision float32"
-    if not onednn.is_there():
-        raise ClipError(f"--precision half needs oneDNN on the CPU, and Jittor is without it; {advice}")
     x, matrix = (np.arange(n * 100).reshape(n, 100) % 13 - 6 for n in (70, 80))  # with sums that are exact
     try:
         with jt.no_grad():
@@ -95,12 +95,14 @@ def check_bfloat16() -> None:
     except RuntimeError as error:
         found, problem = None, error
     if not np.array_equal(found, x @ matrix.T):
-        message = f"--precision half: Jittor's oneDNN cannot compute bfloat16 products on this CPU; {advice}"
-        raise ClipError(message) from problem
+        raise ClipError(
+            "--precision half: the C++ compiler makes no code for bfloat16 products on this CPU; install g++ 11 or "
+            "later, or run with --precision float32"
+        ) from problem
 
 
 class Linear(Module):
-    """A linear layer that multiplies only; the kernel after it adds the bias."""
+    """A linear layer that multiplies only, unless what follows it is computed with it."""
 
     def __init__(self, inputs: int, outputs: int, dtype: str):
         self.weight = jt.zeros((outputs, inputs), dtype)
@@ -108,3 +110,18 @@ class Linear(Module):
 
     def execute(self, x):
         return matmul(x, self.weight)
+
+    def activated(self, x, activation: str, dtype: str):
+        """Compute an activation, one of kernels.ACTIVATIONS, of the product and the bias, as `dtype`."""
+        function = kernels.ACTIVATIONS[activation]
+        if _is_half(self.weight) and dtype == "bfloat16":
+            finish = f"Activated<clip::{function.__name__}>{{in2_p, (clip::Bfloat16*)out0_p, out0_shape1}}"
+            return _multiply(x, self.weight, dtype, finish, self.bias)
+        return function(self(x), self.bias, dtype)
+
+    def added(self, x, branch):
+        """Add the product of a branch, and the bias, to the residual stream x."""
+        if _is_half(self.weight):
+            finish = "Added{in2_p, in3_p, out0_p, out0_shape1}"
+            return _multiply(branch, self.weight, "float32", finish, x, self.bias)
+        return kernels.residual(x, self(branch), self.bias)

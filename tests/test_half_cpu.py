@@ -1,7 +1,6 @@
 """Half precision on the CPU: bfloat16 factors of matrix products.
 
-Where the CPU lacks the instructions, products in plain C++ stand in for oneDNN's (bfloat16_on_cpu.py), and oneDNN's
-code runs on float32 factors; the tests that need the instructions are skipped.
+Each test runs with every kernel of half.h that this CPU has the instructions for, and with the plain one.
 """
 
 import json
@@ -9,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import bfloat16_on_cpu
 import numpy as np
@@ -22,26 +22,21 @@ from jclip import runtime
 from jclip.features import unit
 
 SMALLEST_COSINE, LARGEST_ERROR = 0.9999, 1e-2  # of a row beside that of float32
-needs_bfloat16 = pytest.mark.skipif(
-    not runtime.has_bfloat16(), reason="this CPU has no AVX512-BF16; run where /proc/cpuinfo has avx512_bf16"
-)
+FLAGS = set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").exists() else set()
 
 
-@pytest.fixture(params=["portable", pytest.param("onednn", marks=needs_bfloat16)])
+def needs(flag):
+    return pytest.mark.skipif(flag not in FLAGS, reason=f"this CPU lacks {flag}; run where /proc/cpuinfo has it")
+
+
+KERNELS = ["Plain", pytest.param("Avx512", marks=needs("avx512_bf16")), pytest.param("Amx", marks=needs("amx_bf16"))]
+
+
+@pytest.fixture(params=KERNELS)
 def half(request, jt, monkeypatch):
-    """Who computes bfloat16 products in this process."""
-    if request.param == "portable":
-        bfloat16_on_cpu.install(monkeypatch.setattr)
+    """The kernel that computes bfloat16 products in this process."""
+    bfloat16_on_cpu.install(request.param, monkeypatch.setattr)
     return request.param
-
-
-@pytest.fixture
-def packed_float32(jt, monkeypatch):
-    """jclip.products, whose float32 products are computed by the code of the bfloat16 ones."""
-    from jclip import products
-
-    monkeypatch.setattr(products, "PACKED", {**products.PACKED, "float32": "float"})
-    return products
 
 
 def check_fidelity(actual, expected):
@@ -82,14 +77,12 @@ def test_kernels_write_bfloat16_themselves(jt, shape):
     from jclip import kernels
 
     x, bias = jt.array(normal(shape, 3)), jt.array(normal(shape[-1:], seed=1))
-    qkv, biases = jt.array(normal((*shape[:2], 3 * shape[2]))), jt.array(normal((3 * shape[2],), seed=1))
     images = jt.array(normal((2, 3, 12, 12)))
     for kernel, *arguments in (
         (kernels.patches, images, 4),
         (kernels.layer_norm, x, bias, bias),
         (kernels.quick_gelu, x, bias),
         (kernels.gelu, x, bias),
-        (kernels.attention, qkv, biases, 1, True),
     ):
         with jt.no_grad():
             half, exact = (kernel(*arguments, dtype=dtype) for dtype in ("bfloat16", "float32"))
@@ -98,68 +91,107 @@ def test_kernels_write_bfloat16_themselves(jt, shape):
         assert str(kernel(*arguments, dtype="bfloat16").dtype) == "float32"  # plain Jittor, where gradients are wanted
 
 
-# ---- oneDNN's products, on float32 factors ----
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    "n, l, w, heads", [(3, 50, 128, 2), (2, 77, 64, 1), (1, 9, 40, 5), (2, 33, 96, 2), (1, 1, 32, 1)]
+)
+def test_attention_is_that_of_rounded_factors(jt, half, n, l, w, heads, causal):
+    from jclip import kernels
+
+    qkv, bias = normal((n, l, 3 * w)), normal((3 * w,), seed=1)
+    with jt.no_grad():
+        found = kernels.attention(jt.array(qkv), jt.array(bias), heads, causal, "bfloat16")
+    q, k, v = (part.reshape(n, l, heads, -1).swapaxes(1, 2) for part in np.split(qkv + bias, 3, axis=-1))
+    scores = rounded(q * (w / heads) ** -0.5).astype(np.float64) @ rounded(k).swapaxes(2, 3)
+    scores[..., ~np.tri(l, dtype=bool) & causal] = -np.inf
+    shares = np.exp(scores - scores.max(-1, keepdims=True))
+    shares = rounded(shares / shares.sum(-1, keepdims=True))
+    expected = (shares.astype(np.float64) @ rounded(v)).swapaxes(1, 2).reshape(n, l, w)
+    # a factor that lies between two bfloat16 numbers may be rounded the other way
+    np.testing.assert_allclose(found.float32().numpy(), expected, rtol=2**-7, atol=2**-8)
+
+
+# ---- products ----
+
+
+SIZES = [(7, 33, 50), (1, 64, 64), (130, 768, 300), (24, 100, 1), (3, 1, 40), (1600, 3072, 96), (33, 588, 1024)]
 
 
 @pytest.mark.parametrize("transposed", [True, False])
-@pytest.mark.parametrize("n, a, b", [(7, 33, 50), (1, 64, 64), (130, 768, 300), (24, 100, 1), (3, 1, 40)])
-def test_packed_products_are_exact_for_any_number_of_rows(jt, packed_float32, n, a, b, transposed):
-    matrix = normal((b, a))
-    var = jt.array(matrix if transposed else matrix.T.copy())
+@pytest.mark.parametrize("n, a, b", SIZES)
+def test_products_are_exact_for_any_number_of_rows(jt, half, n, a, b, transposed):
+    from jclip.products import matmul
+
+    matrix = rounded(normal((b, a)))
+    var = as_bfloat16(jt, matrix if transposed else matrix.T.copy())
     with jt.no_grad():
         for rows in (n, 2 * n + 1, n):
             x = normal((2, rows, a), seed=rows)
-            found = packed_float32.matmul(jt.array(x), var, transposed).numpy()
-            np.testing.assert_allclose(found, x @ matrix.T, atol=2e-5 * a**0.5)
+            found = matmul(jt.array(x), var, transposed)
+            assert str(found.dtype) == "float32"
+            np.testing.assert_allclose(found.numpy(), rounded(x) @ matrix.T, atol=1e-5 * a**0.5)
 
 
-def test_a_matrix_is_packed_once_and_again_when_it_has_changed(jt, packed_float32, monkeypatch):
-    packed, run = [], packed_float32.onednn.run
-    monkeypatch.setattr(
-        packed_float32.onednn, "run", lambda *arguments: packed.append("pack(" in arguments[3]) or run(*arguments)
-    )
-    x, first, second = normal((5, 40)), normal((30, 40), seed=1), normal((30, 40), seed=2)
-    matrix = jt.array(first)
+@pytest.mark.parametrize("n, a, b", SIZES)
+def test_what_follows_a_product_is_computed_with_it(jt, half, n, a, b):
+    from jclip import kernels
+    from jclip.products import Linear
+
+    linear = Linear(a, b, "bfloat16")
+    linear.weight.assign(as_bfloat16(jt, normal((b, a)) / a**0.5))
+    linear.bias.assign(jt.array(normal((b,), seed=1)))
+    x, stream = jt.array(normal((n, 2, a))), jt.array(normal((n, 2, b), seed=2))
+    with jt.no_grad():
+        product = linear(x)
+        expected = kernels.residual(stream, product, linear.bias).numpy()
+        np.testing.assert_allclose(linear.added(stream, x).numpy(), expected, rtol=1e-5, atol=1e-5)
+        for name, activation in kernels.ACTIVATIONS.items():
+            found = linear.activated(x, name, "bfloat16")
+            assert str(found.dtype) == "bfloat16"
+            expected = activation(product, linear.bias, "bfloat16").float32().numpy()
+            np.testing.assert_allclose(found.float32().numpy(), expected, rtol=2**-7)
+
+
+def test_a_matrix_is_packed_once_and_again_when_it_has_changed(jt, half, monkeypatch):
+    from jclip import kernels
+    from jclip.products import matmul
+
+    packed, run = [], kernels.half
+    monkeypatch.setattr(kernels, "half", lambda *arguments: packed.append("pack(" in arguments[2]) or run(*arguments))
+    x, first, second = (rounded(normal(shape, seed=i)) for i, shape in enumerate([(5, 40), (30, 40), (30, 40)]))
+    matrix = as_bfloat16(jt, first)
     with jt.no_grad():
         for expected in (first, first, second, second, 2 * second):
             if expected is second and sum(packed) == 1:
-                matrix.assign(jt.array(second))
+                matrix.assign(as_bfloat16(jt, second))
             elif expected is not first and expected is not second:
                 matrix.update(matrix * 2)
-            np.testing.assert_allclose(packed_float32.matmul(jt.array(x), matrix).numpy(), x @ expected.T, atol=1e-4)
+            np.testing.assert_allclose(matmul(jt.array(x), matrix).numpy(), x @ expected.T, atol=1e-4)
     assert sum(packed) == 3 and len(packed) == 8
 
 
-def test_a_square_matrix_is_not_taken_for_its_transpose(jt, packed_float32):
-    x, matrix = normal((5, 40)), normal((40, 40))
-    var = jt.array(matrix)
+def test_a_square_matrix_is_not_taken_for_its_transpose(jt, half):
+    from jclip.products import matmul
+
+    x, matrix = rounded(normal((5, 40))), rounded(normal((40, 40)))
+    var = as_bfloat16(jt, matrix)
     with jt.no_grad():
         for transposed in (True, False, True):
             expected = x @ (matrix.T if transposed else matrix)
-            found = packed_float32.matmul(jt.array(x), var, transposed).numpy()
-            np.testing.assert_allclose(found, expected, atol=1e-4)
+            np.testing.assert_allclose(matmul(jt.array(x), var, transposed).numpy(), expected, atol=1e-4)
 
 
-def test_where_gradients_are_wanted_nothing_is_packed(jt, packed_float32):
-    x, matrix = jt.array(normal((5, 40))), jt.array(normal((30, 40)))
-    gradient = jt.grad(packed_float32.matmul(x, matrix).sum(), matrix).numpy()
-    np.testing.assert_allclose(gradient, np.tile(x.numpy().sum(0), (30, 1)), atol=1e-5)
+def test_where_gradients_are_wanted_nothing_is_packed(jt, half):
+    from jclip.products import matmul
+
+    x, matrix = jt.array(normal((5, 40))), as_bfloat16(jt, normal((30, 40)))
+    gradient = jt.grad(matmul(x, matrix).sum(), x).numpy()
+    np.testing.assert_allclose(gradient, np.tile(rounded(normal((30, 40))).sum(0), (5, 1)), atol=1e-4)
     assert not hasattr(matrix, "packed")
 
 
-@pytest.mark.parametrize("source", ["clip_weights.npz", "open_clip"])
-def test_the_towers_are_those_of_unpacked_products(jt, packed_float32, monkeypatch, source):
-    model = jclip.load(GOLDEN / source, "cpu")[0]
-    features = [encode(jt, model, n) for n in (5, 2, 5)]
-    assert hasattr(model.visual.conv1.weight, "packed") and hasattr(model.text_projection, "packed")
-    monkeypatch.setattr(packed_float32, "PACKED", {})
-    for n, towers in zip((5, 2, 5), features):
-        for packed, plain in zip(towers, encode(jt, model, n)):
-            assert np.linalg.norm(packed - plain) < 1e-5 * np.linalg.norm(plain)
-
-
-def test_threads_share_packed_matrices(jt, packed_float32):
-    model = jclip.load(GOLDEN / "clip_weights.npz", "cpu")[0]
+def test_threads_share_packed_matrices(jt, half):
+    model = jclip.load(GOLDEN / "clip_weights.npz", "cpu", precision="half")[0]
     found = {}
     threads = [threading.Thread(target=lambda n=n: found.update({n: encode(jt, model, n)})) for n in (1, 2, 3, 4)]
     for thread in threads:
@@ -168,7 +200,7 @@ def test_threads_share_packed_matrices(jt, packed_float32):
         thread.join()
     for n in (1, 2, 3, 4):
         for one, again in zip(found[n], encode(jt, model, n)):
-            np.testing.assert_allclose(one, again, rtol=1e-4, atol=1e-5)
+            np.testing.assert_array_equal(one, again)
 
 
 def encode(jt, model, n):
@@ -292,24 +324,23 @@ def test_a_model_of_the_cpu_says_so_on_another_device(jt, half, monkeypatch):
             call()
 
 
-@pytest.mark.skipif(runtime.has_bfloat16(), reason="this CPU has AVX512-BF16")
-def test_where_onednn_cannot_the_model_is_not_loaded(jt, monkeypatch):
+without_bfloat16 = pytest.mark.skipif(runtime.has_bfloat16(), reason="this CPU has AVX512-BF16")
+
+
+@without_bfloat16
+def test_where_there_are_no_instructions_the_model_is_not_loaded(jt, monkeypatch):
     with pytest.raises(
         jclip.ClipError, match="a CPU with AVX512-BF16, which this CPU lacks; run with --precision float"
     ):
         jclip.load(GOLDEN / "clip_weights.npz", "cpu", precision="half")
-    monkeypatch.setattr(runtime, "has_bfloat16", lambda: True)
-    message = "^--precision half: Jittor's oneDNN cannot compute bfloat16 products on this CPU; run with .*float32$"
-    with pytest.raises(jclip.ClipError, match=message):
-        jclip.load(GOLDEN / "clip_weights.npz", "cpu", precision="half")
-    from jclip import onednn
-
-    monkeypatch.setattr(onednn, "is_there", lambda: False)
-    with pytest.raises(jclip.ClipError, match="needs oneDNN on the CPU, and Jittor is without it"):
+    monkeypatch.setattr(runtime, "has_bfloat16", lambda: True)  # the compiler knows better
+    with pytest.raises(
+        jclip.ClipError, match="^--precision half: the C.. compiler makes no code for bfloat16 .*float32$"
+    ):
         jclip.load(GOLDEN / "clip_weights.npz", "cpu", precision="half")
 
 
-@pytest.mark.skipif(runtime.has_bfloat16(), reason="this CPU has AVX512-BF16")
+@without_bfloat16
 def test_a_command_on_a_cpu_without_the_instructions_says_so_in_one_line(work, run):
     done = run("extract_feature.py", "--device", "cpu", "--precision", "half", cwd=work, check=False)
     message = "error: --precision half needs CUDA or a CPU with AVX512-BF16, which this CPU lacks; run with --precision"
@@ -317,35 +348,23 @@ def test_a_command_on_a_cpu_without_the_instructions_says_so_in_one_line(work, r
     assert "Traceback" not in done.stderr and not list((work / "output").glob("*.npz"))
 
 
-@needs_bfloat16
-@pytest.mark.parametrize("transposed", [True, False])
-@pytest.mark.parametrize("n, a, b", [(1600, 768, 2304), (1600, 3072, 768), (32, 768, 512), (7, 588, 100), (3, 33, 50)])
-def test_onednns_products_are_those_of_plain_code(jt, n, a, b, transposed):
-    from jclip.products import packed_product
-
-    rows, matrix = (as_bfloat16(jt, normal(shape)) for shape in ((n, a), (b, a) if transposed else (a, b)))
-    with jt.no_grad():
-        found, expected = (f(rows, matrix, transposed).numpy() for f in (packed_product, bfloat16_on_cpu.product))
-    np.testing.assert_allclose(found, expected, atol=1e-5 * a)
-
-
-@needs_bfloat16
-@pytest.mark.parametrize("source", ["clip_weights.npz", "open_clip"])
-def test_onednns_towers_are_those_of_plain_products(jt, monkeypatch, source):
-    model = jclip.load(GOLDEN / source, "cpu", precision="half")[0]
-    found = encode(jt, model, 8)
-    bfloat16_on_cpu.install(monkeypatch.setattr)
-    for actual, expected in zip(found, encode(jt, model, 8)):
-        check_fidelity(actual, expected)  # another order of additions may round the next factors otherwise
+def test_the_towers_are_those_of_plain_products(jt, half, monkeypatch):
+    for source in ("clip_weights.npz", "open_clip"):
+        model = jclip.load(GOLDEN / source, "cpu", precision="half")[0]
+        found = encode(jt, model, 8)
+        with monkeypatch.context() as patch:
+            bfloat16_on_cpu.install("Plain", patch.setattr)
+            for actual, expected in zip(found, encode(jt, model, 8)):
+                check_fidelity(actual, expected)  # another order of additions may round the next factors otherwise
 
 
 # ---- the commands ----
 
 
-@pytest.fixture(params=["portable", pytest.param("onednn", marks=needs_bfloat16)])
+@pytest.fixture(params=KERNELS)
 def command(request, work):
     """Give command(script, *arguments), which runs it on the CPU in half, and returns the CompletedProcess."""
-    install = "import bfloat16_on_cpu; bfloat16_on_cpu.install()\n" if request.param == "portable" else ""
+    install = f"import bfloat16_on_cpu; bfloat16_on_cpu.install({request.param!r})\n"
 
     def run(code, *arguments, precision="half", check=True):
         done = subprocess.run(
