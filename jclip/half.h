@@ -213,6 +213,17 @@ struct Stored {
     }
 };
 
+// out (rows, w) = sums + bias
+struct Biased {
+    const float* bias;
+    Bfloat16* out;
+    Int w;
+
+    void operator()(Int row, Int column, const float* sums, Int n) const {
+        for (Int i = 0; i < n; i++) out[row * w + column + i] = sums[i] + bias[column + i];
+    }
+};
+
 // out (rows, w) = the activation of sums + bias
 template <Vec activation(Vec)>
 struct Activated {
@@ -240,12 +251,12 @@ struct Added {
 // Attention of one head of one sequence: as `Head`, but the factors of both products are bfloat16.
 template <class Kernel>
 class HalfHead {
-    const Int l, depth, w, l_n, depth_n;      // the last two padded
-    std::vector<Bfloat16> queries;            // (l_n, depth_n)
-    std::vector<Bfloat16> keys, values;       // packed
-    std::vector<Bfloat16> line;               // (depth_n)
-    std::vector<Bfloat16> probabilities;      // (SIDE, l_n)
-    std::vector<float> scores, mixed;         // (SIDE, l_n), (SIDE, depth_n)
+    const Int l, depth, w, l_n, depth_n;   // the last two padded
+    std::vector<Bfloat16> queries;         // (l_n, depth_n)
+    std::vector<Bfloat16> keys, values;    // packed
+    std::vector<Bfloat16> line, nothing;   // (depth_n)
+    std::vector<Bfloat16> shares;          // (SIDE, l_n)
+    std::vector<float> scores, mixed;      // (SIDE, l_n), (SIDE, depth_n)
 
 public:
     HalfHead(Int l, Int depth, Int w)
@@ -258,51 +269,48 @@ public:
           keys(l_n * depth_n, Bfloat16(0.f)),
           values(l_n * depth_n, Bfloat16(0.f)),
           line(depth_n, Bfloat16(0.f)),
-          probabilities(SIDE * l_n, Bfloat16(0.f)),
+          nothing(depth_n, Bfloat16(0.f)),
+          shares(SIDE * l_n, Bfloat16(0.f)),
           scores(SIDE * l_n),
           mixed(SIDE * depth_n) {}
 
-    void run(const float* qkv, const float* bias, Bfloat16* out, bool causal) {
-        copy(qkv, bias);
+    void run(const Bfloat16* qkv, Bfloat16* out, bool causal) {
+        for (Int i = 0; i < l; i++) copy(qkv + i * 3 * w, i);
         for (Int first = 0; first < l; first += SIDE) {
             const Int count = std::min(SIDE + 0, l - first), seen = causal ? first + SIDE : l_n;
             for (Int key = 0; key < seen; key += SIDE)
                 Kernel::square(&queries[first * depth_n], depth_n, &keys[key * depth_n], depth_n, &scores[key], l_n, 0);
-            for (Int i = 0; i < count; i++) {
-                softmax(&scores[i * l_n], causal ? first + i + 1 : l, seen);
-                round(&scores[i * l_n], &probabilities[i * l_n], seen);
-            }
+            for (Int i = 0; i < count; i++)
+                softmax(&scores[i * l_n], causal ? first + i + 1 : l, seen, 1 / std::sqrt(float(depth)), &shares[i * l_n]);
             for (Int column = 0; column < depth_n; column += SIDE)
-                Kernel::square(probabilities.data(), l_n, &values[column * l_n], seen, &mixed[column], depth_n, 0);
+                Kernel::square(shares.data(), l_n, &values[column * l_n], seen, &mixed[column], depth_n, 0);
             for (Int i = 0; i < count; i++) std::copy_n(&mixed[i * depth_n], depth, out + (first + i) * w);
         }
     }
 
 private:
-    static void round(const float* x, Bfloat16* out, Int n) {
-        for (Int i = 0; i < n; i += LANES) store(out + i, load(x + i));
+    void copy(const Bfloat16* from, Int i) {  // the query, key and value of position i
+        for (Int part = 0; part < 3; part++)  // of the next head, which is the next task
+            for (Int d = 0; d < depth; d += 32) __builtin_prefetch(from + part * w + depth + d);
+        std::copy_n(from, depth, &queries[i * depth_n]);
+        std::copy_n(from + w, depth, line.data());
+        Bfloat16* key = &keys[i / SIDE * SIDE * depth_n + i % SIDE * 2];
+        for (Int d = 0; d < depth_n; d += 2) std::memcpy(key + d * SIDE, &line[d], 2 * sizeof *key);
+        if (i % 2 == 0) two_values(from + 2 * w, i + 1 < l ? from + 5 * w : nothing.data(), i);
     }
-    static void add(const float* x, const float* bias, float scale, Bfloat16* out, Int n) {
-        for (Int i = 0; i < n; i++) out[i] = (x[i] + bias[i]) * scale;
-    }
-    void copy(const float* qkv, const float* bias) {
-        for (Int i = 0; i < l; i++, qkv += 3 * w) {
-            add(qkv, bias, 1 / std::sqrt(float(depth)), &queries[i * depth_n], depth);
-            add(qkv + w, bias + w, 1, line.data(), depth);
-            Bfloat16* key = &keys[i / SIDE * SIDE * depth_n + i % SIDE * 2];
-            for (Int d = 0; d < depth_n; d += 2) std::memcpy(key + d * SIDE, &line[d], 2 * sizeof *key);
-            add(qkv + 2 * w, bias + 2 * w, 1, line.data(), depth);
-            for (Int column = 0; column < depth_n; column += SIDE) {
-                Bfloat16* value = &values[column * l_n + i / 2 * 2 * SIDE + i % 2];
-                for (Int d = 0; d < SIDE; d++) value[2 * d] = line[column + d];
-            }
+    void two_values(const Bfloat16* first, const Bfloat16* second, Int i) {
+        for (Int column = 0; column < depth; column += SIDE) {
+            uint32_t pairs[SIDE] = {};
+            for (Int d = 0; d < std::min(SIDE + 0, depth - column); d++)
+                pairs[d] = first[column + d].bits | uint32_t(second[column + d].bits) << 16;
+            std::memcpy(&values[column * l_n + i * SIDE], pairs, sizeof pairs);
         }
     }
 };
 
-// out (n, l, w) = attention of qkv + bias, for qkv (n, l, 3w) and bias (3w).
+// out (n, l, w) = attention of qkv (n, l, 3w).
 template <class Kernel>
-inline void half_attention(const float* qkv, const float* bias, Bfloat16* out, Int n, Int l, Int w, Int heads,
+inline void half_attention(const Bfloat16* qkv, Bfloat16* out, Int n, Int l, Int w, Int heads,
                            bool causal) {
     const Int depth = w / heads;
 #pragma omp parallel
@@ -312,7 +320,7 @@ inline void half_attention(const float* qkv, const float* bias, Bfloat16* out, I
 #pragma omp for schedule(static)
         for (Int task = 0; task < n * heads; task++) {
             const Int row = task / heads * l, head = task % heads * depth;
-            scratch.run(qkv + row * 3 * w + head, bias + head, out + row * w + head, causal);
+            scratch.run(qkv + row * 3 * w + head, out + row * w + head, causal);
         }
     }
 }

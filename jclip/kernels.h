@@ -198,15 +198,29 @@ inline void product(const float* a, Int a_row, const float* b, Int n, float* c, 
     for (; row < m; row++) product_rows<1>(a + row * a_row, a_row, b, n, c + row * c_row, c_row, k);
 }
 
-// Replaces the first `seen` of n scores by their softmax and the others by 0; n is a multiple of LANES.
-inline void softmax(float* scores, Int seen, Int n) {
-    const float most = *std::max_element(scores, scores + seen);
-    for (Int i = 0; i < padded(seen); i += LANES) store(scores + i, exponential(load(scores + i) - most));
+inline float largest(const float* x, Int n) {
+    float most = x[0];
+    Int i = 0;
+    if (n >= LANES) {
+        Vec lanes = load(x);
+        for (; i + LANES <= n; i += LANES) lanes = load(x + i) > lanes ? load(x + i) : lanes;
+        for (Int lane = 0; lane < LANES; lane++) most = std::max(most, lanes[lane]);
+    }
+    for (; i < n; i++) most = std::max(most, x[i]);
+    return most;
+}
+
+// out (n) = the softmax of the first `seen` scores times `factor`, and 0 from there on; n is a multiple of LANES, and the
+// scores are overwritten.
+template <class T>
+inline void softmax(float* scores, Int seen, Int n, float factor, T* out) {
+    const float most = largest(scores, seen);
+    for (Int i = 0; i < padded(seen); i += LANES) store(scores + i, exponential((load(scores + i) - most) * factor));
     std::fill(scores + seen, scores + n, 0.f);
     Vec total = {};
     for (Int i = 0; i < n; i += LANES) total += load(scores + i);
     const float scale = 1 / sum(total);
-    for (Int i = 0; i < n; i += LANES) store(scores + i, load(scores + i) * scale);
+    for (Int i = 0; i < n; i += LANES) store(out + i, load(scores + i) * scale);
 }
 
 // Attention of one head of one sequence: qkv points to its first query, out to its first result. A few queries are
@@ -235,7 +249,10 @@ public:
         for (Int first = 0; first < l; first += QUERIES) {
             const Int count = std::min(QUERIES + 0, l - first), seen = causal ? first + count : l;
             product(&queries[first * depth], depth, keys.data(), keys_n, scores.data(), keys_n, count, depth);
-            for (Int i = 0; i < count; i++) softmax(&scores[i * keys_n], causal ? first + i + 1 : l, keys_n);
+            for (Int i = 0; i < count; i++) {
+                float* row = &scores[i * keys_n];
+                softmax(row, causal ? first + i + 1 : l, keys_n, 1, row);
+            }
             product(scores.data(), keys_n, values.data(), values_n, mixed.data(), values_n, count, seen);
             for (Int i = 0; i < count; i++) std::copy_n(&mixed[i * values_n], depth, out + (first + i) * w);
         }
@@ -303,7 +320,7 @@ public:
         product(grad_out.data(), values_n, values_across.data(), keys_n, grad_scores.data(), keys_n, l, depth);
         for (Int i = 0; i < l; i++) {
             float *p = &probabilities[i * keys_n], *s = &grad_scores[i * keys_n], total = 0;
-            softmax(p, causal ? i + 1 : l, keys_n);
+            softmax(p, causal ? i + 1 : l, keys_n, 1, p);
             for (Int j = 0; j < l; j++) total += p[j] * s[j];
             for (Int j = 0; j < l; j++) s[j] = p[j] * (s[j] - total);
         }

@@ -186,7 +186,7 @@ def residual(x, branch, bias):
     return x + (branch + bias)
 
 
-def attention(qkv, bias, heads: int, causal: bool, dtype: str | None = None):
+def attention(qkv, bias, heads: int, causal: bool):
     """Compute scaled dot-product attention within each sequence (Vaswani et al., arXiv:1706.03762, section 3.2).
 
     The CPU kernel has a first derivative only; a second one raises ClipError. `plain_attention`, which CUDA uses where
@@ -201,13 +201,12 @@ def attention(qkv, bias, heads: int, causal: bool, dtype: str | None = None):
     heads : int
     causal : bool
         Whether a position attends to itself and earlier ones only.
-    dtype : dtype of the result, by default that of qkv
 
     Returns
     -------
-    Var, (n, l, w)
+    Var, (n, l, w), of the dtype of qkv
     """
-    dtype = dtype or str(qkv.dtype)
+    dtype = str(qkv.dtype)
     n, l, w3 = qkv.shape
     device, shape, sizes = _device(), (n, l, w3 // 3), f"in0_shape0, in0_shape1, in0_shape2 / 3, {heads}, {int(causal)}"
     if device == "cuda":
@@ -216,8 +215,6 @@ def attention(qkv, bias, heads: int, causal: bool, dtype: str | None = None):
         return plain_attention(qkv, bias, heads, causal)
     if device is None:
         return _Attention(heads, causal)(qkv + bias)
-    if dtype == "bfloat16":
-        return half(shape, dtype, f"half_attention<Kernel>(in0_p, in1_p, {_out(dtype)}, {sizes})", qkv, bias)
     return _run(shape, dtype, f"attention(in0_p, in1_p, out0_p, {sizes})", qkv, bias)
 
 
@@ -324,7 +321,7 @@ def half(shape, dtype: str, call: str, *inputs):
         'throw std::runtime_error("no instructions for bfloat16");'
     )
     if KERNEL:
-        code = f"typedef clip::{KERNEL} Kernel; clip::{call};"
+        code = f"typedef clip::{KERNEL} Kernel; if (Kernel::is_there()) clip::{call};"
     return jt.code(shape, dtype, list(inputs), cpu_header=HALF_SOURCE, cpu_src=code)
 
 

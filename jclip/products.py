@@ -85,6 +85,19 @@ def _padded(side: int) -> int:
     return -(-side // SQUARE) * SQUARE
 
 
+def attention(x, matrix, bias, heads: int, causal: bool):
+    """Compute `kernels.attention` of the queries, keys and values that x (n, l, w) makes by matrix (3w, w) and bias.
+
+    The result is what the next product multiplies: it has the dtype of the matrix.
+    """
+    if not _is_half(matrix):
+        return kernels.attention(matmul(x, matrix), bias, heads, causal)
+    qkv = _multiply(x, matrix, "bfloat16", "Biased{in2_p, (clip::Bfloat16*)out0_p, out0_shape1}", bias)
+    sizes = f"in0_shape0, in0_shape1, in0_shape2 / 3, {heads}, {int(causal)}"
+    call = f"half_attention<Kernel>((clip::Bfloat16*)in0_p, (clip::Bfloat16*)out0_p, {sizes})"
+    return kernels.half(x.shape, "bfloat16", call, qkv)
+
+
 def check_bfloat16() -> None:
     """Raise ClipError if bfloat16 products cannot be computed here; Jittor would find out at the first result."""
     x, matrix = (np.arange(n * 100).reshape(n, 100) % 13 - 6 for n in (70, 80))  # with sums that are exact
