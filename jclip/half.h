@@ -4,11 +4,9 @@
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif
-#if defined(__AMX_BF16__)
-#include <sys/syscall.h>
-#endif
-#include <unistd.h>
 #include <stdexcept>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 namespace clip {
 
@@ -124,14 +122,22 @@ struct Amx {
 };
 #endif
 
-// Calls f with the fastest of them that works here; false if there is none but Plain.
+// Calls f with a kernel, or returns false where it does not work.
+template <class Kernel, class F>
+inline bool with_kernel(F f) {
+    if (!Kernel::is_there()) return false;
+    f(Kernel());
+    return true;
+}
+
+// Calls f with the fastest kernel that works, or returns false if none but Plain does.
 template <class F>
 inline bool with_fastest(F f) {
 #if defined(__AMX_BF16__)
-    if (Amx::is_there()) return f(Amx()), true;
+    if (with_kernel<Amx>(f)) return true;
 #endif
 #if defined(__AVX512BF16__)
-    return f(Avx512()), true;
+    return with_kernel<Avx512>(f);
 #else
     return false;
 #endif

@@ -315,13 +315,16 @@ def bfloat16(x):
 
 
 def half(shape, dtype: str, call: str, *inputs):
-    """Return the Var that a function of half.h fills, whose template argument is Kernel; `_run` says how."""
-    code = (
-        f"if (!clip::with_fastest([&](auto kernel) {{ typedef decltype(kernel) Kernel; clip::{call}; }}))"
-        'throw std::runtime_error("no instructions for bfloat16");'
-    )
+    """Return the Var that a function of half.h fills; `_run` says how. Its template argument is Kernel.
+
+    Without the instructions for it, RuntimeError is raised where the result is computed.
+    """
+    code = f"clip::with_fastest([&](auto kernel) {{ typedef decltype(kernel) Kernel; clip::{call}; }})"
     if KERNEL:
-        code = f"typedef clip::{KERNEL} Kernel; if (Kernel::is_there()) clip::{call};"
+        code = (
+            f"clip::with_kernel<clip::{KERNEL}>([&](auto kernel) {{ typedef decltype(kernel) Kernel; clip::{call}; }})"
+        )
+    code = f'if (!{code}) throw std::runtime_error("no instructions for bfloat16");'
     return jt.code(shape, dtype, list(inputs), cpu_header=HALF_SOURCE, cpu_src=code)
 
 
