@@ -480,16 +480,16 @@ def build_model(state: dict, precision: str = "float32", settings: ModelSettings
     assert set(parameters) == names, "model.py and architecture.py disagree about the parameters' names"
     for name, parameter in parameters.items():
         # assign() takes dtype and shape from its argument, and Jittor has no 0-d Vars
-        parameter.assign(_var(np.asarray(state.pop(name)).reshape(parameter.shape), str(parameter.dtype)))
+        parameter.assign(_var(state.pop(name).reshape(parameter.shape), str(parameter.dtype)))
     model.eval()
     return model
 
 
 def _var(array: np.ndarray, dtype: str):
-    """Return an array as a Var; numpy has no bfloat16."""
-    if dtype != "bfloat16":
-        return jt.array(np.asarray(array, dtype))
-    return kernels.bfloat16(jt.array(np.asarray(array, np.float32)).stop_grad()).sync().start_grad()
+    """Return an array as a Var of `dtype`; Jittor casts it faster than numpy does, and numpy has no bfloat16."""
+    var = jt.array(array).stop_grad()
+    var = kernels.bfloat16(var.float32()) if dtype == "bfloat16" else var.cast(dtype)
+    return var.sync().start_grad()
 
 
 def _device() -> str:

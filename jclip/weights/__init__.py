@@ -218,12 +218,19 @@ def _check(path: Path, state: dict[str, np.ndarray], expected: dict[str, tuple[i
             if state[name].shape != expected[name]
         ],
         "not floating point": [f"{name} ({state[name].dtype})" for name in present if name not in floats],
-        "NaN or infinite": [name for name in floats if not np.isfinite(state[name]).all()],
+        "NaN or infinite": [name for name in floats if not _is_finite(state[name])],
         "negative variance": [name for name in floats if name.endswith(".running_var") and (state[name] < 0).any()],
     }
     lines = [f"{problem}: {_join(names)}" for problem, names in problems.items() if names]
     if lines:
         raise ClipError(f"{path}: not the weights of one CLIP; {'; '.join(lines)}")
+
+
+def _is_finite(value: np.ndarray) -> bool:
+    if value.dtype != np.float16:
+        return bool(np.isfinite(value).all())
+    exponents = value.view(np.uint16) & 0x7C00  # all ones of an infinite number or a NaN; six times as fast
+    return bool(exponents.max(initial=0) < 0x7C00)
 
 
 def _join(names: list[str]) -> str:
