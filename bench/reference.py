@@ -26,8 +26,7 @@ TEXT_BATCH = 64  # as jclip's
 TRAIN_ALPHA, TRAIN_BETA, BATCH = 4.0, 1.0, 256
 PEER, _, VARIANT = sys.argv[1].partition("-")  # such as torch-bfloat16
 CORES = len(os.sched_getaffinity(0))  # onnxruntime would take all of the machine's, also where taskset allows fewer
-
-torch.set_num_threads(CORES)
+torch.set_num_threads(min(torch.get_num_threads(), CORES))
 
 
 def missing():

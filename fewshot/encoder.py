@@ -38,6 +38,8 @@ MAX_SEQUENTIAL = 64  # up to this many photographs are read without extra proces
 MAX_READERS = {"cpu": 2, "cuda": 16}
 # Increase it when a change of preprocess, augment, tokenizer or model changes the row of a photograph or sentence.
 FEATURES_VERSION = 2
+# The same for half precision on the CPU alone.
+CPU_HALF_VERSION = 2
 # The same for greyscale photographs of more than 8 bits alone (jclip/levels.py).
 LEVELS_VERSION = 1
 
@@ -311,6 +313,7 @@ class Encoder:
 
     def _key(self, *values: object) -> bytes:
         device = self.device if self.precision == "float32" else f"{self.device} {self.precision}"
+        device += f" {CPU_HALF_VERSION}" if device == "cpu half" else ""
         different = self.settings.differences()
         settings = ["settings", different] if different else []  # the keys of OpenAI's models are older
         return make_key(self.weights_sha256, FEATURES_VERSION, device, *values, *settings)

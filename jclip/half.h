@@ -1,7 +1,7 @@
 // Half precision on the CPU: products of bfloat16 factors with float32 sums, with what follows them, and attention, which
 // is made of such products. kernels.h is included before this file; kernels.py says what the letters in shapes mean.
 #pragma once
-#if defined(__AVX512BF16__)
+#if (defined(__AVX512BF16__) || defined(__AMX_BF16__)) && !defined(CLIP_EMULATED_TILES)
 #include <immintrin.h>
 #endif
 #include <stdexcept>
@@ -13,9 +13,24 @@ namespace clip {
 // A product is computed in squares of SIDE x SIDE sums. Both factors are padded with zeros to multiples of SIDE. The
 // second one is packed: for each SIDE columns of the result, and for each two of its inputs, the SIDE pairs of numbers.
 const Int SIDE = 32;
-const Int DEPTH = 768;  // so many inputs of a square are summed before the next square: SIDE columns of them fit in L1
+const Int DEPTH = 768;  // so many inputs of a square are summed before the next one: SIDE columns of them are 48 KB
 
 inline Int squares(Int n) { return (n + SIDE - 1) / SIDE; }
+
+// An array of zeros at the start of a cache line; the rows of squares would lie in two lines each otherwise.
+template <class T>
+class Lines {
+    std::vector<char> memory;
+    T* start;
+
+public:
+    explicit Lines(Int n) : memory(n * sizeof(T) + 63) {
+        start = (T*)((uintptr_t(memory.data()) + 63) / 64 * 64);
+    }
+    Lines(const Lines&) = delete;
+    T& operator[](Int i) { return start[i]; }
+    const T& operator[](Int i) const { return start[i]; }
+};
 
 // Who computes a square: c (SIDE, SIDE) = [c +] a (SIDE, depth) times packed b (depth, SIDE). The rows of a and c are
 // a_row and c_row numbers apart; depth is a multiple of SIDE. A thread holds a Setup meanwhile.
@@ -81,7 +96,7 @@ private:
 };
 #endif
 
-#if defined(__AMX_BF16__)
+#if defined(__AMX_BF16__) && defined(__AMX_TILE__)
 // Eight tiles of 16 rows of 64 bytes: 0 to 3 hold the sums, 4 and 5 numbers of a, 6 and 7 of b. GCC does not know that
 // the instructions read memory, hence the barriers.
 struct Amx {
@@ -133,7 +148,7 @@ inline bool with_kernel(F f) {
 // Calls f with the fastest kernel that works, or returns false if none but Plain does.
 template <class F>
 inline bool with_fastest(F f) {
-#if defined(__AMX_BF16__)
+#if defined(__AMX_BF16__) && defined(__AMX_TILE__)
     if (with_kernel<Amx>(f)) return true;
 #endif
 #if defined(__AVX512BF16__)
@@ -160,7 +175,7 @@ inline void pack(const Bfloat16* weight, Int outputs, Int inputs, bool is_transp
 class PaddedRows {
     const Bfloat16* const x;
     const Int inputs, copied_from;
-    std::vector<Bfloat16> copy;
+    Lines<Bfloat16> copy;
 
 public:
     const Int depth;
@@ -169,7 +184,7 @@ public:
         : x(x),
           inputs(inputs),
           copied_from(inputs % SIDE ? 0 : rows / SIDE * SIDE),
-          copy((squares(rows) * SIDE - copied_from) * squares(inputs) * SIDE, Bfloat16(0.f)),
+          copy((squares(rows) * SIDE - copied_from) * squares(inputs) * SIDE),
           depth(squares(inputs) * SIDE) {
         for (Int row = copied_from; row < rows; row++)
             std::copy_n(x + row * inputs, inputs, &copy[(row - copied_from) * depth]);
@@ -179,10 +194,13 @@ public:
     }
 };
 
-// How many rows of a factor half of the second level cache holds.
-inline Int group_of_rows(Int depth) {
+// In how many rows at a time a product is computed: as many as half of the second level cache holds, but in equal parts,
+// since a thread gets as many of them as another.
+inline Int rows_at_a_time(Int rows, Int depth) {
     static const Int known = sysconf(_SC_LEVEL2_CACHE_SIZE), bytes = std::max(known, Int(512) << 10) / 2;
-    return std::max(Int(1), bytes / Int(depth * sizeof(Bfloat16)) / SIDE) * SIDE;
+    const Int most = std::max(Int(1), bytes / Int(depth * sizeof(Bfloat16)) / SIDE), parts = squares(rows);
+    const Int groups = (parts + most - 1) / most;
+    return (parts + groups - 1) / groups * SIDE;
 }
 
 // Sums (rows, outputs) = x (rows, inputs) times the packed weight (inputs, outputs). finish(row, column, sums, n) gets n
@@ -190,11 +208,11 @@ inline Int group_of_rows(Int depth) {
 template <class Kernel, class Finish>
 inline void multiply(const Bfloat16* x, const Bfloat16* packed, Int rows, Int inputs, Int outputs, Finish finish) {
     const PaddedRows from(x, rows, inputs);
-    const Int depth = from.depth, group = group_of_rows(depth), columns = squares(outputs);
+    const Int depth = from.depth, group = rows_at_a_time(rows, depth), columns = squares(outputs);
 #pragma omp parallel
     {
         typename Kernel::Setup setup;
-        std::vector<float> sums(group * SIDE);
+        Lines<float> sums(group * SIDE);
 #pragma omp for schedule(static)
         for (Int task = 0; task < (rows + group - 1) / group * columns; task++) {
             const Int first = task / columns * group, last = std::min(rows, first + group);
@@ -258,11 +276,11 @@ struct Added {
 template <class Kernel>
 class HalfHead {
     const Int l, depth, w, l_n, depth_n;   // the last two padded
-    std::vector<Bfloat16> queries;         // (l_n, depth_n)
-    std::vector<Bfloat16> keys, values;    // packed
-    std::vector<Bfloat16> line, nothing;   // (depth_n)
-    std::vector<Bfloat16> shares;          // (SIDE, l_n)
-    std::vector<float> scores, mixed;      // (SIDE, l_n), (SIDE, depth_n)
+    Lines<Bfloat16> queries;              // (l_n, depth_n)
+    Lines<Bfloat16> keys, values;         // packed
+    Lines<Bfloat16> line, nothing;        // (depth_n)
+    Lines<Bfloat16> shares;               // (SIDE, l_n)
+    Lines<float> scores, mixed;           // (SIDE, l_n), (SIDE, depth_n)
 
 public:
     HalfHead(Int l, Int depth, Int w)
@@ -271,12 +289,12 @@ public:
           w(w),
           l_n(squares(l) * SIDE),
           depth_n(squares(depth) * SIDE),
-          queries(l_n * depth_n, Bfloat16(0.f)),
-          keys(l_n * depth_n, Bfloat16(0.f)),
-          values(l_n * depth_n, Bfloat16(0.f)),
-          line(depth_n, Bfloat16(0.f)),
-          nothing(depth_n, Bfloat16(0.f)),
-          shares(SIDE * l_n, Bfloat16(0.f)),
+          queries(l_n * depth_n),
+          keys(l_n * depth_n),
+          values(l_n * depth_n),
+          line(depth_n),
+          nothing(depth_n),
+          shares(SIDE * l_n),
           scores(SIDE * l_n),
           mixed(SIDE * depth_n) {}
 
@@ -289,7 +307,7 @@ public:
             for (Int i = 0; i < count; i++)
                 softmax(&scores[i * l_n], causal ? first + i + 1 : l, seen, 1 / std::sqrt(float(depth)), &shares[i * l_n]);
             for (Int column = 0; column < depth_n; column += SIDE)
-                Kernel::square(shares.data(), l_n, &values[column * l_n], seen, &mixed[column], depth_n, 0);
+                Kernel::square(&shares[0], l_n, &values[column * l_n], seen, &mixed[column], depth_n, 0);
             for (Int i = 0; i < count; i++) std::copy_n(&mixed[i * depth_n], depth, out + (first + i) * w);
         }
     }
@@ -299,10 +317,10 @@ private:
         for (Int part = 0; part < 3; part++)  // of the next head, which is the next task
             for (Int d = 0; d < depth; d += 32) __builtin_prefetch(from + part * w + depth + d);
         std::copy_n(from, depth, &queries[i * depth_n]);
-        std::copy_n(from + w, depth, line.data());
+        std::copy_n(from + w, depth, &line[0]);
         Bfloat16* key = &keys[i / SIDE * SIDE * depth_n + i % SIDE * 2];
         for (Int d = 0; d < depth_n; d += 2) std::memcpy(key + d * SIDE, &line[d], 2 * sizeof *key);
-        if (i % 2 == 0) two_values(from + 2 * w, i + 1 < l ? from + 5 * w : nothing.data(), i);
+        if (i % 2 == 0) two_values(from + 2 * w, i + 1 < l ? from + 5 * w : &nothing[0], i);
     }
     void two_values(const Bfloat16* first, const Bfloat16* second, Int i) {
         for (Int column = 0; column < depth; column += SIDE) {

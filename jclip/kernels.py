@@ -27,6 +27,7 @@ CPU_SOURCE, HALF_SOURCE, CUDA_SOURCE = (
     f'#include "{Path(__file__).with_name(name).resolve()}"\n' for name in ("kernels.h", "half.h", "kernels.cuh")
 )
 HALF_SOURCE = CPU_SOURCE + HALF_SOURCE
+NO_BFLOAT16 = "no instructions for bfloat16"  # RuntimeError of `half`
 KERNEL = ""  # a struct of half.h that computes products in bfloat16; by default the fastest that the CPU has
 
 no_grad.share_between_threads(jt)  # a block decides which code computes
@@ -204,7 +205,7 @@ def attention(qkv, bias, heads: int, causal: bool):
 
     Returns
     -------
-    Var, (n, l, w), of the dtype of qkv
+    Var, (n, l, w), of the dtype of qkv, on the CPU float32
     """
     dtype = str(qkv.dtype)
     n, l, w3 = qkv.shape
@@ -324,7 +325,7 @@ def half(shape, dtype: str, call: str, *inputs):
         code = (
             f"clip::with_kernel<clip::{KERNEL}>([&](auto kernel) {{ typedef decltype(kernel) Kernel; clip::{call}; }})"
         )
-    code = f'if (!{code}) throw std::runtime_error("no instructions for bfloat16");'
+    code = f'if (!{code}) throw std::runtime_error("{NO_BFLOAT16}");'
     return jt.code(shape, dtype, list(inputs), cpu_header=HALF_SOURCE, cpu_src=code)
 
 

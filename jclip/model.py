@@ -4,8 +4,8 @@ Parameters have the names of OpenAI's state dict. Letters in shapes: n images or
 or text), w width of the transformer, d width of the features.
 
 `dtype` is the dtype of the factors of matrix products: float32, on CUDA also float16, on the CPU also bfloat16. Results
-of products in float16 are float16, others float32. Layer norms, softmax, the residual stream and the features are
-computed in float32 in all cases.
+of products in float16 are float16; those in bfloat16 are bfloat16 where they are factors of the next product, float32
+elsewhere. Layer norms, softmax, the residual stream and the features are computed in float32 in all cases.
 """
 
 from __future__ import annotations

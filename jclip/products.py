@@ -88,7 +88,7 @@ def _padded(side: int) -> int:
 def attention(x, matrix, bias, heads: int, causal: bool):
     """Compute `kernels.attention` of the queries, keys and values that x (n, l, w) makes by matrix (3w, w) and bias.
 
-    The result is what the next product multiplies: it has the dtype of the matrix.
+    The result is what the next product multiplies: bfloat16 if the matrix is, unless gradients are wanted.
     """
     if not _is_half(matrix):
         return kernels.attention(matmul(x, matrix), bias, heads, causal)
@@ -100,18 +100,21 @@ def attention(x, matrix, bias, heads: int, causal: bool):
 
 def check_bfloat16() -> None:
     """Raise ClipError if bfloat16 products cannot be computed here; Jittor would find out at the first result."""
+    advice = "run with --precision float32"
     x, matrix = (np.arange(n * 100).reshape(n, 100) % 13 - 6 for n in (70, 80))  # with sums that are exact
     try:
         with jt.no_grad():
             product = matmul(jt.array(x.astype(np.float32)), kernels.bfloat16(jt.array(matrix.astype(np.float32))))
-            found, problem = product.numpy(), None
+            found = product.numpy()
     except RuntimeError as error:
-        found, problem = None, error
-    if not np.array_equal(found, x @ matrix.T):
+        if kernels.NO_BFLOAT16 not in str(error):
+            raise
         raise ClipError(
-            "--precision half: the C++ compiler makes no code for bfloat16 products on this CPU; install g++ 11 or "
-            "later, or run with --precision float32"
-        ) from problem
+            "--precision half: the C++ compiler makes no code for bfloat16 on this CPU; install g++ 11 or later, or "
+            f"{advice}"
+        ) from error
+    if not np.array_equal(found, x @ matrix.T):
+        raise ClipError(f"--precision half: this CPU's bfloat16 products are wrong; {advice}")
 
 
 class Linear(Module):

@@ -5,6 +5,7 @@ Each test runs with every kernel of half.h that this CPU has the instructions fo
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -29,7 +30,12 @@ def needs(flag):
     return pytest.mark.skipif(flag not in FLAGS, reason=f"this CPU lacks {flag}; run where /proc/cpuinfo has it")
 
 
-KERNELS = ["Plain", pytest.param("Avx512", marks=needs("avx512_bf16")), pytest.param("Amx", marks=needs("amx_bf16"))]
+OF_THE_CPU = [
+    pytest.param("Avx512", marks=needs("avx512_bf16")),
+    pytest.param("Amx", marks=needs("amx_bf16")),
+    pytest.param("", marks=needs("avx512_bf16"), id="fastest"),  # what users get
+]
+KERNELS = ["Plain", *OF_THE_CPU]
 
 
 @pytest.fixture(params=KERNELS)
@@ -93,7 +99,8 @@ def test_kernels_write_bfloat16_themselves(jt, shape):
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize(
-    "n, l, w, heads", [(3, 50, 128, 2), (2, 77, 64, 1), (1, 9, 40, 5), (2, 33, 96, 2), (1, 1, 32, 1)]
+    "n, l, w, heads",
+    [(3, 50, 128, 2), (2, 77, 64, 1), (1, 9, 40, 5), (1, 32, 39, 3), (2, 31, 5, 1), (2, 33, 96, 2), (1, 1, 32, 1)],
 )
 def test_attention_is_that_of_rounded_factors(jt, half, n, l, w, heads, causal):
     from jclip import products
@@ -350,6 +357,7 @@ def test_a_command_on_a_cpu_without_the_instructions_says_so_in_one_line(work, r
     assert "Traceback" not in done.stderr and not list((work / "output").glob("*.npz"))
 
 
+@pytest.mark.parametrize("half", OF_THE_CPU, indirect=True)
 def test_the_towers_are_those_of_plain_products(jt, half, monkeypatch):
     for source in ("clip_weights.npz", "open_clip"):
         model = jclip.load(GOLDEN / source, "cpu", precision="half")[0]
@@ -358,6 +366,34 @@ def test_the_towers_are_those_of_plain_products(jt, half, monkeypatch):
             bfloat16_on_cpu.install("Plain", patch.setattr)
             for actual, expected in zip(found, encode(jt, model, 8)):
                 check_fidelity(actual, expected)  # another order of additions may round the next factors otherwise
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the instructions are those of x86-64")
+@pytest.mark.parametrize("processor", ["cooperlake", "sapphirerapids"])
+def test_the_kernels_of_other_processors_are_compiled(processor, tmp_path):
+    source = '#include "kernels.h"\n#include "half.h"\nusing namespace clip;\n'
+    for kernel in ("Avx512", "Amx") if processor == "sapphirerapids" else ("Avx512",):
+        source += f"template void half_attention<{kernel}>(const Bfloat16*, Bfloat16*, Int, Int, Int, Int, bool);\n"
+        source += f"template void multiply<{kernel}>(const Bfloat16*, const Bfloat16*, Int, Int, Int, Stored);\n"
+    done = compiled(source, tmp_path, f"-march={processor}", "-fsyntax-only")
+    if "-march" in done.stderr or "-march" in compiled("", tmp_path, f"-march={processor}", "-fsyntax-only").stderr:
+        pytest.skip(f"this g++ does not know {processor}")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+def test_amx_is_right_on_emulated_tiles(tmp_path):
+    source = (PROJECT / "tests" / "amx_tiles.cc").read_text()
+    done = compiled(source, tmp_path, "-O1", "-o", tmp_path / "tiles")
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run([tmp_path / "tiles"], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 2**-6  # an ulp of bfloat16 in the result of an attention
+
+
+def compiled(source, folder, *options):
+    """Compile C++ that includes the files of jclip/."""
+    (folder / "source.cc").write_text(source)
+    command = ["g++", "-std=c++14", "-fopenmp", "-Wall", "-Wno-psabi", "-I", PROJECT / "jclip", *options]
+    return subprocess.run([*command, folder / "source.cc"], capture_output=True, text=True)
 
 
 # ---- the commands ----
