@@ -28,6 +28,18 @@ const Int LANES = sizeof(Vec) / sizeof(float);
 inline Int padded(Int n) { return (n + LANES - 1) / LANES * LANES; }
 inline Vec load(const float* p) { return *(const Vec*)p; }
 inline void store(float* p, Vec v) { *(Vec*)p = v; }
+// v, and where it is computed in a loop: term by term in their order. -Ofast may add up every other term for itself, in
+// one version of a loop and not in another, and the bits of a row would depend on what is beside it.
+inline Vec in_order(Vec v) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(v));
+#elif defined(__x86_64__)
+    asm("" : "+x"(v));
+#elif defined(__aarch64__)
+    asm("" : "+w"(v));
+#endif
+    return v;
+}
 inline float sum(Vec v) {
     float s = 0;
     for (Int i = 0; i < LANES; i++) s += v[i];
@@ -176,7 +188,8 @@ inline void product_tile(const float* a, Int a_row, const float* b, Int n, float
     for (Int i = 0; i < k; i++)
         for (int column = 0; column < COLUMNS; column++) {
             const Vec of_b = load(b + i * n + column * LANES);
-            for (int row = 0; row < ROWS; row++) sums[row][column] += a[row * a_row + i] * of_b;
+            for (int row = 0; row < ROWS; row++)
+                sums[row][column] = in_order(sums[row][column] + a[row * a_row + i] * of_b);
         }
     for (int row = 0; row < ROWS; row++)
         for (int column = 0; column < COLUMNS; column++) store(c + row * c_row + column * LANES, sums[row][column]);
@@ -215,12 +228,14 @@ inline float largest(const float* x, Int n) {
 template <class T>
 inline void softmax(float* scores, Int seen, Int n, float factor, T* out) {
     const float most = largest(scores, seen);
-    for (Int i = 0; i < padded(seen); i += LANES) store(scores + i, exponential((load(scores + i) - most) * factor));
-    std::fill(scores + seen, scores + n, 0.f);
+    const Int end = padded(seen);
+    for (Int i = 0; i < end; i += LANES) store(scores + i, exponential((load(scores + i) - most) * factor));
+    std::fill(scores + seen, scores + end, 0.f);
     Vec total = {};
-    for (Int i = 0; i < n; i += LANES) total += load(scores + i);
+    for (Int i = 0; i < end; i += LANES) total = in_order(total + load(scores + i));
     const float scale = 1 / sum(total);
-    for (Int i = 0; i < n; i += LANES) store(out + i, load(scores + i) * scale);
+    for (Int i = 0; i < end; i += LANES) store(out + i, load(scores + i) * scale);
+    std::fill(out + end, out + n, T(0.f));
 }
 
 // Attention of one head of one sequence: qkv points to its first query, out to its first result. A few queries are

@@ -160,7 +160,7 @@ inline void dot_rows(const float* a, Int a_row, const float* b, Int b_row, float
         Vec sums[ROWS] = {};
         for (Int i = 0; i < k; i += LANES) {
             const Vec of_b = load(b + i);
-            for (int row = 0; row < ROWS; row++) sums[row] += load(a + row * a_row + i) * of_b;
+            for (int row = 0; row < ROWS; row++) sums[row] = in_order(sums[row] + load(a + row * a_row + i) * of_b);
         }
         for (int row = 0; row < ROWS; row++) c[row * c_row + column] = sum(sums[row]);
     }
@@ -208,7 +208,7 @@ inline void attention_pool(const float* tokens, const float* queries, const floa
             for (Int head = 0; head < heads; head++) {
                 float* s = &scores[head * padded_l];
                 for (Int j = 0; j < l; j++) s[j] /= std::sqrt(float(depth));
-                softmax(s, l, padded_l);
+                softmax(s, l, padded_l, 1, s);
             }
             product(scores.data(), padded_l, x, w, rows, w, heads, l);
         }
