@@ -320,11 +320,8 @@ def half(shape, dtype: str, call: str, *inputs):
 
     Without the instructions for it, RuntimeError is raised where the result is computed.
     """
-    code = f"clip::with_fastest([&](auto kernel) {{ typedef decltype(kernel) Kernel; clip::{call}; }})"
-    if KERNEL:
-        code = (
-            f"clip::with_kernel<clip::{KERNEL}>([&](auto kernel) {{ typedef decltype(kernel) Kernel; clip::{call}; }})"
-        )
+    chosen = f"with_kernel<clip::{KERNEL}>" if KERNEL else "with_fastest"
+    code = f"clip::{chosen}([&](auto kernel) {{ typedef decltype(kernel) Kernel; clip::{call}; }})"
     code = f'if (!{code}) throw std::runtime_error("{NO_BFLOAT16}");'
     return jt.code(shape, dtype, list(inputs), cpu_header=HALF_SOURCE, cpu_src=code)
 

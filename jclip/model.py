@@ -88,7 +88,7 @@ class MLP(Module):
 
     def hidden(self, x):
         """Return what the second layer multiplies."""
-        return self.c_fc.activated(x, self.activation, str(self.c_proj.weight.dtype))
+        return self.c_fc.activated(x, self.activation)
 
 
 class ResidualAttentionBlock(Module):

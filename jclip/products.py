@@ -74,8 +74,9 @@ def _packed(matrix, transposed: bool):
     if made_from != (matrix.id, transposed):
         width = matrix.shape[0 if transposed else 1]
         size = _padded(width) * _padded(int(np.prod(matrix.shape)) // width)
-        pointers = "(clip::Bfloat16*)in0_p, {}, (clip::Bfloat16*)out0_p"
-        call = "pack(" + pointers.format(f"{width}, in0->num / {width}, {int(not transposed)}") + ")"
+        outputs = "in0_shape0" if transposed else "in0_shape1"  # no number: each would be compiled for itself
+        sizes = f"{outputs}, in0->num / {outputs}, {int(not transposed)}"
+        call = f"pack((clip::Bfloat16*)in0_p, {sizes}, (clip::Bfloat16*)out0_p)"
         packed = kernels.half((size,), "bfloat16", call, matrix)
         matrix.packed = (matrix.id, transposed), packed
     return packed
@@ -127,10 +128,10 @@ class Linear(Module):
     def execute(self, x):
         return matmul(x, self.weight)
 
-    def activated(self, x, activation: str, dtype: str):
-        """Compute an activation, one of kernels.ACTIVATIONS, of the product and the bias, as `dtype`."""
-        function = kernels.ACTIVATIONS[activation]
-        if _is_half(self.weight) and dtype == "bfloat16":
+    def activated(self, x, activation: str):
+        """Compute an activation, one of kernels.ACTIVATIONS, of the product and the bias; its dtype is the weight's."""
+        function, dtype = kernels.ACTIVATIONS[activation], str(self.weight.dtype)
+        if _is_half(self.weight):
             finish = f"Activated<clip::{function.__name__}>{{in2_p, (clip::Bfloat16*)out0_p, out0_shape1}}"
             return _multiply(x, self.weight, dtype, finish, self.bias)
         return function(self(x), self.bias, dtype)
