@@ -21,7 +21,7 @@ class Classifier(NamedTuple):
 
 
 def load_trained(path: Path, weights: Path | str, **options) -> Classifier:
-    """Load CLIP and the adapter that was trained on its features.
+    """Load CLIP, without its text tower, and the adapter that was trained on its features.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def load_trained(path: Path, weights: Path | str, **options) -> Classifier:
         As in `Encoder.load`.
     """
     adapter = artifacts.read(path, artifacts.Adapter)
-    encoder = Encoder.load(weights, **options)
+    encoder = Encoder.load(weights, text_tower=False, **options)
     trained_on = adapter.meta.get("weights_sha256", encoder.weights_sha256)
     if trained_on != encoder.weights_sha256:
         raise TaskError(

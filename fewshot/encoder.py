@@ -88,6 +88,7 @@ class Encoder:
         store: Path | None = None,
         strict: bool = False,
         precision: str = "float32",
+        text_tower: bool = True,
     ) -> Encoder:
         """Load CLIP from a file or by an official name such as "ViT-B/32".
 
@@ -101,6 +102,8 @@ class Encoder:
             The folder of the store.
         strict : bool
         precision : "float32" or "half"
+        text_tower : bool
+            Without it, the encoder has no prompts, and starts sooner.
 
         Raises
         ------
@@ -110,7 +113,7 @@ class Encoder:
         path = jclip.weights_file(path)
         with ThreadPoolExecutor(1) as pool:
             digest = pool.submit(weights.sha256, path)  # in parallel with loading, which takes twice as long
-            model, preprocess = jclip.load(path, device, precision=precision)
+            model, preprocess = jclip.load(path, device, precision=precision, text_tower=text_tower)
         opened, device = Store(store, model.visual.output_dim) if store else None, runtime.use(device, precision)
         batch_size = batch_size or features.IMAGE_BATCH[device]
         digest = digest.result()

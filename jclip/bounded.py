@@ -20,7 +20,7 @@ import numpy as np
 
 # An archive may unpack to SLACK bytes plus RATIO times its own size; features and weights hardly compress at all.
 RATIO, SLACK = 20, 64 << 20
-CHUNK = 1 << 20  # bytes read at a time
+CHUNK = 1 << 18  # bytes read at a time; they stay in the cache of a core until they are checked
 JSON_BYTES, JSON_DEPTH, JSON_DIGITS = 16 << 20, 32, 20  # largest JSON text, nesting and whole number
 MESSAGE = 1900  # characters of an error message
 DAMAGE = (

@@ -18,7 +18,14 @@ def available_models() -> list[str]:
     return list(OFFICIAL)
 
 
-def load(name, device: str = "auto", jit: bool = False, download_root: str | None = None, precision: str = "float32"):
+def load(
+    name,
+    device: str = "auto",
+    jit: bool = False,
+    download_root: str | None = None,
+    precision: str = "float32",
+    text_tower: bool = True,
+):
     """Load a CLIP model and the preprocessing of its images.
 
     Parameters
@@ -35,6 +42,8 @@ def load(name, device: str = "auto", jit: bool = False, download_root: str | Non
     precision : "float32" or "half"
         "half" on CUDA: the inputs and results of matrix products are float16, as in OpenAI's own code. "half" on the
         CPU: the inputs are bfloat16, the results float32; the CPU needs AVX512-BF16, and ResNets have none.
+    text_tower : bool
+        Without it, the model only encodes images, is loaded sooner and takes less memory.
 
     Returns
     -------
@@ -57,7 +66,7 @@ def load(name, device: str = "auto", jit: bool = False, download_root: str | Non
     runtime.use(device, precision)
     from .model import build_model  # imports Jittor, which `use` has checked
 
-    model = build_model(state, precision, settings)
+    model = build_model(state, precision, settings, text_tower)
     return model, Preprocess(model.visual.input_resolution, settings.preprocess)
 
 

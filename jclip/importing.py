@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from . import compat, compiling, jittor_cache, signals
+from . import bindings, compat, compiling, jittor_cache, signals
 
 
 def install() -> None:
@@ -30,7 +30,8 @@ class _Finder:
 
     @staticmethod
     def find_spec(name: str, path=None, target=None):
-        loader = _GuardedLoader if name == "jittor" else _CompatibleLoader if name in compat.MODULES else None
+        loaders = {"jittor": _GuardedLoader, bindings.MODULE: _KeepingLoader}
+        loader = loaders.get(name, _CompatibleLoader if name in compat.MODULES else None)
         spec = importlib.machinery.PathFinder.find_spec(name, path, target) if loader else None
         if spec and spec.loader and spec.origin:
             spec.loader = loader(name, spec.origin)
@@ -44,6 +45,14 @@ class _CompatibleLoader(importlib.machinery.SourceFileLoader):
         compat.before_import(module)
         super().exec_module(module)
         compat.after_import(module)
+
+
+class _KeepingLoader(importlib.machinery.SourceFileLoader):
+    """Imports the module that writes Jittor's bindings to Python, and lets it keep them."""
+
+    def exec_module(self, module) -> None:
+        super().exec_module(module)
+        bindings.keep(module)
 
 
 class _GuardedLoader(importlib.machinery.SourceFileLoader):

@@ -233,6 +233,8 @@ class CLIP(Module):
     ----------
     a : Architecture
     dtype : "float32", "float16" (CUDA) or "bfloat16" (CPU), of the matrix products
+    text_tower : bool
+        Without it, there is nothing but `visual` and `logit_scale`, and `encode_text` raises ClipError.
 
     Attributes
     ----------
@@ -244,15 +246,16 @@ class CLIP(Module):
 
     settings = OPENAI
 
-    def __init__(self, a: Architecture, dtype: str = "float32"):
+    def __init__(self, a: Architecture, dtype: str = "float32", text_tower: bool = True):
         self.context_length, self.vocab_size = a.context_length, a.vocab_size
         self.visual = (ResNet if a.is_resnet else VisionTransformer)(a, dtype)
-        block = a.text_heads, True, dtype, a.text_mlp_width, a.activation
-        self.transformer = Transformer(a.text_width, a.text_layers, *block)
-        self.token_embedding = Embedding(a.vocab_size, a.text_width)
-        self.positional_embedding = jt.zeros((a.context_length, a.text_width))
-        self.ln_final = LayerNorm(a.text_width, dtype)
-        self.text_projection = jt.zeros((a.text_width, a.embed_dim), dtype)
+        if text_tower:
+            block = a.text_heads, True, dtype, a.text_mlp_width, a.activation
+            self.transformer = Transformer(a.text_width, a.text_layers, *block)
+            self.token_embedding = Embedding(a.vocab_size, a.text_width)
+            self.positional_embedding = jt.zeros((a.context_length, a.text_width))
+            self.ln_final = LayerNorm(a.text_width, dtype)
+            self.text_projection = jt.zeros((a.text_width, a.embed_dim), dtype)
         self.logit_scale = jt.zeros((1,))
 
     @property
@@ -385,8 +388,10 @@ class CLIP(Module):
         Raises
         ------
         ClipError
-            If the shape or dtype is another, or an id is not in the vocabulary.
+            If the shape or dtype is another, an id is not in the vocabulary, or the model has no text tower.
         """
+        if not hasattr(self, "transformer"):
+            raise ClipError("encode_text: the model was loaded without its text tower; leave out text_tower=False")
         tokens = self._check_tokens(text)
         self._check_device(_device())
         end = tokens.argmax(axis=1)  # the end token has the highest id
@@ -444,7 +449,9 @@ def check_ids(ids, vocab_size: int, caller: str) -> np.ndarray:
     return ids.astype(np.int32)
 
 
-def build_model(state: dict, precision: str = "float32", settings: ModelSettings = OPENAI) -> CLIP:
+def build_model(
+    state: dict, precision: str = "float32", settings: ModelSettings = OPENAI, text_tower: bool = True
+) -> CLIP:
     """Build the model whose weights are given; its sizes are those of the weights.
 
     Parameters
@@ -454,6 +461,7 @@ def build_model(state: dict, precision: str = "float32", settings: ModelSettings
         memory does not hold all of them twice.
     precision : "float32" or "half"
     settings : ModelSettings, as `jclip.weights.read_model` returns it
+    text_tower : bool, as of CLIP
 
     Returns
     -------
@@ -474,10 +482,14 @@ def build_model(state: dict, precision: str = "float32", settings: ModelSettings
     if a.is_resnet:
         names = resnet_weights.folded(names, a.vision_width, a.vision_layers)
         resnet_weights.fold(state, a.vision_width, a.vision_layers)
-    model = CLIP(a, dtype)
+    model = CLIP(a, dtype, text_tower)
     model.settings = settings
     parameters = model.state_dict()
+    if not text_tower:
+        names = {name for name in names if name.startswith("visual.") or name == "logit_scale"}
     assert set(parameters) == names, "model.py and architecture.py disagree about the parameters' names"
+    for name in state.keys() - names:
+        del state[name]
     for name, parameter in parameters.items():
         # assign() takes dtype and shape from its argument, and Jittor has no 0-d Vars
         parameter.assign(_var(state.pop(name).reshape(parameter.shape), str(parameter.dtype)))
@@ -489,7 +501,8 @@ def _var(array: np.ndarray, dtype: str):
     """Return an array as a Var of `dtype`; Jittor casts it faster than numpy does, and numpy has no bfloat16."""
     var = jt.array(array).stop_grad()
     var = kernels.bfloat16(var.float32()) if dtype == "bfloat16" else var.cast(dtype)
-    return var.sync().start_grad()
+    # Without weak_sync, which computes all that waits: the zeros in whose place this Var is put.
+    return var.sync(weak_sync=False).start_grad()
 
 
 def _device() -> str:
