@@ -236,7 +236,7 @@ def find_photos(a: argparse.Namespace, adapter: artifacts.Adapter, names: Sequen
 
 def print_photos(a: argparse.Namespace) -> None:
     """Print the likeliest classes and their probabilities for the photographs on the command line."""
-    from fewshot import classifier  # slow imports that --help and test.npz do not need
+    from fewshot import classifier, heap  # slow imports that --help and test.npz do not need
     from fewshot.encoder import balanced_batch_size
     from jclip.features import IMAGE_BATCH
 
@@ -244,6 +244,7 @@ def print_photos(a: argparse.Namespace) -> None:
         file, a.classes = a.classes, class_names.read(a.classes)
         print(f"{file}: {len(a.classes)} classes, from {a.classes[0]!r} to {a.classes[-1]!r}", file=sys.stderr)
     paths = [path for given in a.photos for path in data.photographs(given)]
+    heap.keep_freed_memory()
     # the CPU's size also on CUDA, since there are few photographs
     batch_size = balanced_batch_size(len(paths), IMAGE_BATCH["cpu"])
     options = {"device": a.device, "batch_size": batch_size, "precision": a.precision}
