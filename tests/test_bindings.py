@@ -86,4 +86,4 @@ def test_what_is_kept_is_what_jittor_would_write():
             written += kept(*arguments) is not None
         print(written)"""
     )
-    assert int(done.stdout) > 10, done.stderr
+    assert int(done.stdout.split()[-1]) > 10, done.stderr  # behind what Jittor prints at its first import
