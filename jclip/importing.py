@@ -30,7 +30,7 @@ class _Finder:
 
     @staticmethod
     def find_spec(name: str, path=None, target=None):
-        loaders = {"jittor": _GuardedLoader, bindings.MODULE: _KeepingLoader}
+        loaders = {"jittor": _GuardedLoader, bindings.MODULE: _KeepingLoader, signals.MODULE: _StoppableLoader}
         loader = loaders.get(name, _CompatibleLoader if name in compat.MODULES else None)
         spec = importlib.machinery.PathFinder.find_spec(name, path, target) if loader else None
         if spec and spec.loader and spec.origin:
@@ -53,6 +53,14 @@ class _KeepingLoader(importlib.machinery.SourceFileLoader):
     def exec_module(self, module) -> None:
         super().exec_module(module)
         bindings.keep(module)
+
+
+class _StoppableLoader(importlib.machinery.ExtensionFileLoader):
+    """Imports the library that installs Jittor's signal handlers, before Jittor compiles the rest of its core."""
+
+    def exec_module(self, module) -> None:
+        super().exec_module(module)
+        signals.let_children_stop()
 
 
 class _GuardedLoader(importlib.machinery.SourceFileLoader):

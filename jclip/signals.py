@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 # Jittor also handles SIGSEGV, SIGBUS, SIGFPE and SIGILL: it prints where its C++ code has crashed, and exits.
 REPLACED_BY_JITTOR = ("SIGINT", "SIGCHLD", "SIGQUIT")
+MODULE = "jit_utils_core"  # installs them when it is loaded
+SA_NOCLDSTOP = 1  # Linux's value; Python has no name for it
 
 
 def restore() -> None:
@@ -25,6 +28,32 @@ def restore() -> None:
             if handler is None:  # Python has not known it, either
                 handler = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
             _set_handler(number, handler)
+
+
+class _Action(ctypes.Structure):
+    """`struct sigaction` of Linux's C libraries."""
+
+    _fields_ = [
+        ("handler", ctypes.c_void_p),
+        ("mask", ctypes.c_ulong * (1024 // (8 * ctypes.sizeof(ctypes.c_ulong)))),
+        ("flags", ctypes.c_int),
+        ("restorer", ctypes.c_void_p),
+    ]
+
+
+def let_children_stop() -> None:
+    """Let no handler of SIGCHLD be called for a child process that stops or goes on, on Linux.
+
+    While Jittor compiles its core, its handler takes a compiler that Ctrl-Z has stopped for one that has died, and ends
+    the process. The handler is needed there: without it, the import would wait for ever for a compiler that is killed.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    action = _Action()
+    sigaction = ctypes.CDLL(None).sigaction
+    if sigaction(signal.SIGCHLD, None, ctypes.byref(action)) == 0:
+        action.flags |= SA_NOCLDSTOP
+        sigaction(signal.SIGCHLD, ctypes.byref(action), None)
 
 
 def _set_handler(number: int, handler) -> None:

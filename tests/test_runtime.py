@@ -382,6 +382,26 @@ runtime.use("cpu")
     assert done.returncode == 130 and done.stderr == "\nstopped\n"
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there")
+def test_while_jittor_compiles_a_child_may_be_stopped_but_not_killed():
+    """Ctrl-Z stops the compilers as well, and Jittor's handler took them for dead."""
+    done = python("""
+import signal, subprocess, time
+from jclip import runtime, signals
+signals.restore = lambda: None  # so that Jittor's handlers stay, as they are during the compilation
+runtime.use("cpu")
+child = subprocess.Popen(["sleep", "60"])
+for number in (signal.SIGSTOP, signal.SIGCONT):
+    child.send_signal(number)
+    time.sleep(0.5)
+print("alive", flush=True)
+child.kill()
+time.sleep(30)
+print("not reached")
+""")
+    assert done.stdout.strip() == "alive" and "Caught SIGCHLD" in done.stderr, done.stderr
+
+
 def test_handlers_of_the_users_own_stay():
     done = python("""
 import signal
