@@ -15,9 +15,9 @@ from pathlib import Path
 
 import jclip
 from fewshot import cli
-from fewshot.files import atomic_write
 from jclip import published, weights
 from jclip.architecture import architecture_of
+from jclip.files import atomic_write
 from jclip.paths import expand, literal
 from jclip.settings import ACTIVATIONS
 

@@ -21,9 +21,9 @@ import numpy as np
 
 from demo import world
 from fewshot import cli
-from fewshot.files import atomic_write
 from jclip import runtime
 from jclip.architecture import Architecture, expected_shapes
+from jclip.files import atomic_write
 from jclip.paths import expand
 from jclip.preprocess import pixels
 from jclip.progress import Progress, track

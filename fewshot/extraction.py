@@ -14,13 +14,13 @@ import numpy as np
 
 import jclip
 from jclip import bounded
+from jclip.files import atomic_write
 from jclip.paths import expand
 
 from . import artifacts
 from .data import Photo, Task
 from .encoder import PLAIN, Encoder
 from .errors import TaskError, preview
-from .files import atomic_write
 from .prompts import Prompts
 from .support import select_shots, subsample
 

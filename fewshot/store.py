@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from jclip.files import atomic_write
 from jclip.paths import expand
 
 from .errors import TaskError
-from .files import atomic_write, remove_unfinished
+from .files import remove_unfinished
 
 ROWS_PER_PART = 256  # rows per part; a killed run loses at most this many
 SPARE = 500_000  # unrequested rows that `tidy` keeps: 1 GB for ViT-B/32

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 
 from . import jittor_cache
+from .files import atomic_write
 
 MODULE = "jittor.pyjt_compiler"
 
@@ -61,11 +61,7 @@ def _read(file: Path) -> dict[str, str | None]:
 
 def _save(file: Path, kept: dict[str, str | None]) -> None:
     """Replace the file; where that fails, the next import takes longer."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(kept))
-        os.replace(temporary, file)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()
+        with atomic_write(file) as new:
+            new.write(json.dumps(kept).encode())

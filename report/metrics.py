@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from fewshot.errors import TaskError
-from fewshot.files import atomic_write
 from fewshot.rows import softmax
 from jclip import bounded
+from jclip.files import atomic_write
 from jclip.paths import expand
 
 BINS = 15  # bins of confidence, as in Guo et al.

@@ -13,10 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fewshot.artifacts import Adapter
 from fewshot.errors import TaskError
-from fewshot.files import atomic_write
 from fewshot.prompts import display_names
 from jclip import levels, opening
 from jclip.errors import Unreadable
+from jclip.files import atomic_write
 
 from .metrics import top_classes
 

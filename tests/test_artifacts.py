@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from fewshot import artifacts
 from fewshot.artifacts import Adapter, Split, Support, Text
 from fewshot.errors import TaskError
-from fewshot.files import atomic_write
 from fewshot.rows import unit_rows
+from jclip.files import atomic_write
 
 
 def unit(*shape, seed=0):
@@ -168,7 +168,7 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
     (tmp_path / "a").write_text("old")
     code = """
 import os, sys
-from fewshot.files import atomic_write
+from jclip.files import atomic_write
 with atomic_write(sys.argv[1]) as file:
     file.write(b"new" * 10**6)
     os.kill(os.getpid(), 9)

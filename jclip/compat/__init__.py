@@ -30,6 +30,7 @@ import numpy as np
 
 from .. import home
 from ..errors import ClipError
+from ..files import atomic_write
 
 PYTHON = sys.version_info[:2]
 MODULES = ("jittor_utils", "jittor.compiler")  # those that `before_import` and `after_import` change
@@ -68,9 +69,8 @@ def _write_header(cache: Path) -> Path:
     try:
         if not header.is_file() or header.read_bytes() != content:
             header.parent.mkdir(parents=True, exist_ok=True)
-            temporary = header.with_name(f".numpy.h.{os.getpid()}")
-            temporary.write_bytes(content)
-            os.replace(temporary, header)
+            with atomic_write(header) as file:
+                file.write(content)
     except OSError as error:
         raise home.not_writable(header, error) from None
     return folder
