@@ -33,7 +33,8 @@ public:
 };
 
 // Who computes a square: c (SIDE, SIDE) = [c +] a (SIDE, depth) times packed b (depth, SIDE). The rows of a and c are
-// a_row and c_row numbers apart; depth is a multiple of SIDE. A thread holds a Setup meanwhile.
+// a_row and c_row numbers apart. Only the first `rows` of c are wanted, and a kernel may take more inputs than depth, up
+// to a multiple of SIDE; they are zeros. A thread holds a Setup meanwhile.
 
 // On any processor; slow.
 struct Plain {
@@ -41,8 +42,9 @@ struct Plain {
         Setup() {}
     };
     static bool is_there() { return true; }
-    static void square(const Bfloat16* a, Int a_row, const Bfloat16* b, Int depth, float* c, Int c_row, bool add) {
-        for (Int row = 0; row < SIDE; row++)
+    static void square(const Bfloat16* a, Int a_row, const Bfloat16* b, Int depth, float* c, Int c_row, Int rows,
+                       bool add) {
+        for (Int row = 0; row < rows; row++)
             for (Int column = 0; column < SIDE; column += LANES)
                 store(c + row * c_row + column, sums(a + row * a_row, b + 2 * column, depth,
                                                      add ? load(c + row * c_row + column) : Vec{}));
@@ -69,22 +71,23 @@ struct Avx512 {
         Setup() {}
     };
     static bool is_there() { return true; }
-    static void square(const Bfloat16* a, Int a_row, const Bfloat16* b, Int depth, float* c, Int c_row, bool add) {
-        for (Int row = 0; row < SIDE; row += ROWS) rows(a + row * a_row, a_row, b, depth, c + row * c_row, c_row, add);
+    static void square(const Bfloat16* a, Int a_row, const Bfloat16* b, Int depth, float* c, Int c_row, Int rows,
+                       bool add) {
+        for (Int row = 0; row < rows; row += ROWS) strip(a + row * a_row, a_row, b, depth, c + row * c_row, c_row, add);
     }
 
 private:
     static const Int ROWS = 8;  // 16 sums, 8 numbers of a and 2 vectors of b are in registers
-    static void rows(const Bfloat16* a, Int a_row, const Bfloat16* b, Int depth, float* c, Int c_row, bool add) {
+    static void strip(const Bfloat16* a, Int a_row, const Bfloat16* b, Int depth, float* c, Int c_row, bool add) {
         __m512 sums[ROWS][2];
         for (Int row = 0; row < ROWS; row++)
             for (Int half = 0; half < 2; half++)
                 sums[row][half] = add ? _mm512_loadu_ps(c + row * c_row + half * 16) : _mm512_setzero_ps();
-        for (Int pair = 0; pair < depth / 2; pair++, b += 2 * SIDE) {
+        for (Int i = 0; i < depth; i += 2, b += 2 * SIDE) {
             const __m512bh left = (__m512bh)_mm512_loadu_si512(b), right = (__m512bh)_mm512_loadu_si512(b + SIDE);
             for (Int row = 0; row < ROWS; row++) {
                 int32_t two;
-                std::memcpy(&two, a + row * a_row + 2 * pair, sizeof two);
+                std::memcpy(&two, a + row * a_row + i, sizeof two);
                 const __m512bh of_a = (__m512bh)_mm512_set1_epi32(two);
                 sums[row][0] = _mm512_dpbf16_ps(sums[row][0], of_a, left);
                 sums[row][1] = _mm512_dpbf16_ps(sums[row][1], of_a, right);
@@ -113,7 +116,7 @@ struct Amx {
         }
         ~Setup() { _tile_release(); }
     };
-    static void square(const Bfloat16* a, Int a_row, const Bfloat16* b, Int depth, float* c, Int c_row, bool add) {
+    static void square(const Bfloat16* a, Int a_row, const Bfloat16* b, Int depth, float* c, Int c_row, Int, bool add) {
         const Int line = 2 * SIDE * sizeof *b;  // of packed b
         barrier(c);
         if (add) {
@@ -220,7 +223,8 @@ inline void multiply(const Bfloat16* x, const Bfloat16* packed, Int rows, Int in
             for (Int start = 0; start < depth; start += DEPTH)
                 for (Int row = first; row < last; row += SIDE)
                     Kernel::square(from.at(row) + start, depth, packed + column * depth + start * SIDE,
-                                   std::min(DEPTH + 0, depth - start), &sums[(row - first) * SIDE], SIDE, start > 0);
+                                   std::min(DEPTH + 0, depth - start), &sums[(row - first) * SIDE], SIDE,
+                                   std::min(SIDE + 0, last - row), start > 0);
             for (Int row = first; row < last; row++)
                 finish(row, column, &sums[(row - first) * SIDE], std::min(SIDE + 0, outputs - column));
         }
@@ -237,18 +241,7 @@ struct Stored {
     }
 };
 
-// out (rows, w) = sums + bias
-struct Biased {
-    const float* bias;
-    Bfloat16* out;
-    Int w;
-
-    void operator()(Int row, Int column, const float* sums, Int n) const {
-        for (Int i = 0; i < n; i++) out[row * w + column + i] = sums[i] + bias[column + i];
-    }
-};
-
-// out (rows, w) = the activation of sums + bias
+// out (rows, w) = the activation of sums + bias; `identity` leaves them as they are
 template <Vec activation(Vec)>
 struct Activated {
     const float* bias;
@@ -301,13 +294,15 @@ public:
     void run(const Bfloat16* qkv, Bfloat16* out, bool causal) {
         for (Int i = 0; i < l; i++) copy(qkv + i * 3 * w, i);
         for (Int first = 0; first < l; first += SIDE) {
-            const Int count = std::min(SIDE + 0, l - first), seen = causal ? first + SIDE : l_n;
+            const Int count = std::min(SIDE + 0, l - first), seen = causal ? first + count : l;
             for (Int key = 0; key < seen; key += SIDE)
-                Kernel::square(&queries[first * depth_n], depth_n, &keys[key * depth_n], depth_n, &scores[key], l_n, 0);
+                Kernel::square(&queries[first * depth_n], depth_n, &keys[key * depth_n], depth, &scores[key], l_n, count,
+                               false);
             for (Int i = 0; i < count; i++)
-                softmax(&scores[i * l_n], causal ? first + i + 1 : l, seen, 1 / std::sqrt(float(depth)), &shares[i * l_n]);
-            for (Int column = 0; column < depth_n; column += SIDE)
-                Kernel::square(&shares[0], l_n, &values[column * l_n], seen, &mixed[column], depth_n, 0);
+                softmax(&scores[i * l_n], causal ? first + i + 1 : l, squares(seen) * SIDE,
+                        1 / std::sqrt(float(depth)), &shares[i * l_n]);
+            for (Int column = 0; column < depth; column += SIDE)
+                Kernel::square(&shares[0], l_n, &values[column * l_n], seen, &mixed[column], depth_n, count, false);
             for (Int i = 0; i < count; i++) std::copy_n(&mixed[i * depth_n], depth, out + (first + i) * w);
         }
     }

@@ -7,6 +7,9 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 namespace clip {
 
@@ -63,7 +66,11 @@ struct Bfloat16 {
         bits = uint16_t(rounded(x));
     }
 };
+#if defined(__AVX512BF16__)  // an instruction does it, and takes denormal numbers for zero
+inline void store(Bfloat16* p, Vec v) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)v)); }
+#else
 inline void store(Bfloat16* p, Vec v) { *(HalfVec*)p = __builtin_convertvector(rounded((BitsVec)v), HalfVec); }
+#endif
 
 // e^x = 2^n · e^r with x = n·ln 2 + r, |r| <= ln 2 / 2, and the Taylor series of e^r, whose error is below 2e-8. x is
 // clamped to [-87, 88], where the result is a normal number of float32.
@@ -136,6 +143,8 @@ inline void residual(const float* x, const float* y, const float* bias, float* o
     for (Int row = 0; row < rows; row++)
         for (Int i = 0; i < w; i++) out[row * w + i] = x[row * w + i] + (y[row * w + i] + bias[i]);
 }
+
+inline Vec identity(Vec z) { return z; }
 
 inline Vec quick_gelu(Vec z) { return z / (1.f + exponential(-1.702f * z)); }
 

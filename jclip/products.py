@@ -86,6 +86,11 @@ def _padded(side: int) -> int:
     return -(-side // SQUARE) * SQUARE
 
 
+def _activated(function: str) -> str:
+    """Return the C++ for what follows a product: a function of kernels.h of the sums and the bias, as bfloat16."""
+    return f"Activated<clip::{function}>{{in2_p, (clip::Bfloat16*)out0_p, out0_shape1}}"
+
+
 def attention(x, matrix, bias, heads: int, causal: bool):
     """Compute `kernels.attention` of the queries, keys and values that x (n, l, w) makes by matrix (3w, w) and bias.
 
@@ -93,7 +98,7 @@ def attention(x, matrix, bias, heads: int, causal: bool):
     """
     if not _is_half(matrix):
         return kernels.attention(matmul(x, matrix), bias, heads, causal)
-    qkv = _multiply(x, matrix, "bfloat16", "Biased{in2_p, (clip::Bfloat16*)out0_p, out0_shape1}", bias)
+    qkv = _multiply(x, matrix, "bfloat16", _activated("identity"), bias)
     sizes = f"in0_shape0, in0_shape1, in0_shape2 / 3, {heads}, {int(causal)}"
     call = f"half_attention<Kernel>((clip::Bfloat16*)in0_p, (clip::Bfloat16*)out0_p, {sizes})"
     return kernels.half(x.shape, "bfloat16", call, qkv)
@@ -132,8 +137,7 @@ class Linear(Module):
         """Compute an activation, one of kernels.ACTIVATIONS, of the product and the bias; its dtype is the weight's."""
         function, dtype = kernels.ACTIVATIONS[activation], str(self.weight.dtype)
         if _is_half(self.weight):
-            finish = f"Activated<clip::{function.__name__}>{{in2_p, (clip::Bfloat16*)out0_p, out0_shape1}}"
-            return _multiply(x, self.weight, dtype, finish, self.bias)
+            return _multiply(x, self.weight, dtype, _activated(function.__name__), self.bias)
         return function(self(x), self.bias, dtype)
 
     def added(self, x, branch):
