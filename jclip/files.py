@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from .paths import expand
@@ -18,18 +19,25 @@ def atomic_write(path: Path) -> Iterator:
 
     The content is synced to disk before the file is renamed, so a kill or a power cut leaves the old or the new file.
     """
-    path = expand(path)
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}{PART}")
+    path, temporary = expand(path), None
     try:
-        with open(temporary, "xb") as file:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp gives access only to the owner
         os.replace(temporary, path)
     except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError) and (error.filename is None or str(error.filename).endswith(PART)):
             # the error of a full disk has no file name, other errors have the temporary name
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
